@@ -1,0 +1,77 @@
+# One static library per folder of src/: every .cpp and .S below it but *_test.cpp, plus its
+# .proto files; *_test.cpp become one executable, <folder>_test, registered with ctest.
+set(GODWIT_GEN ${CMAKE_BINARY_DIR}/gen)
+file(MAKE_DIRECTORY ${GODWIT_GEN})
+
+set(GODWIT_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror)
+
+# godwit_library(NAME [DEPS ...] [LIBS ...] [GRPC])
+#   DEPS: other folders; LIBS: libraries of others; GRPC: generate services as well.
+function(godwit_library name)
+  cmake_parse_arguments(ARG "GRPC" "" "DEPS;LIBS" ${ARGN})
+  set(dir ${CMAKE_CURRENT_SOURCE_DIR})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cpp ${dir}/*.S)
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${dir}/*_test.cpp)
+  file(GLOB_RECURSE mains CONFIGURE_DEPENDS ${dir}/*_main.cpp)
+  file(GLOB_RECURSE protos CONFIGURE_DEPENDS ${dir}/*.proto)
+  list(REMOVE_ITEM sources ${tests} ${mains} "")
+
+  set(generated "")
+  foreach(proto ${protos})
+    file(RELATIVE_PATH rel ${CMAKE_SOURCE_DIR}/src ${proto})
+    string(REGEX REPLACE "\\.proto$" "" stem ${rel})
+    set(outs ${GODWIT_GEN}/${stem}.pb.cc ${GODWIT_GEN}/${stem}.pb.h)
+    set(args --cpp_out=${GODWIT_GEN})
+    if(ARG_GRPC)
+      list(APPEND outs ${GODWIT_GEN}/${stem}.grpc.pb.cc ${GODWIT_GEN}/${stem}.grpc.pb.h)
+      list(APPEND args --grpc_out=${GODWIT_GEN} --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin)
+    endif()
+    add_custom_command(OUTPUT ${outs}
+      COMMAND protoc -I ${CMAKE_SOURCE_DIR}/src ${args} ${proto}
+      DEPENDS ${proto} VERBATIM)
+    list(APPEND generated ${outs})
+  endforeach()
+
+  set(deps "")
+  foreach(dep ${ARG_DEPS})
+    list(APPEND deps godwit_${dep})
+  endforeach()
+
+  if(generated)
+    # Generated code does not follow our warnings.
+    add_library(godwit_${name}_proto STATIC ${generated})
+    target_include_directories(godwit_${name}_proto SYSTEM PUBLIC ${GODWIT_GEN})
+    target_link_libraries(godwit_${name}_proto PUBLIC protobuf::libprotobuf)
+    if(ARG_GRPC)
+      target_link_libraries(godwit_${name}_proto PUBLIC PkgConfig::GRPC)
+    endif()
+    # A proto may import the proto of a folder below.
+    foreach(dep ${ARG_DEPS})
+      if(TARGET godwit_${dep}_proto)
+        add_dependencies(godwit_${name}_proto godwit_${dep}_proto)
+        target_link_libraries(godwit_${name}_proto PUBLIC godwit_${dep}_proto)
+      endif()
+    endforeach()
+    list(APPEND deps godwit_${name}_proto)
+  endif()
+
+  if(sources)
+    add_library(godwit_${name} STATIC ${sources})
+    target_compile_options(godwit_${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${GODWIT_WARNINGS}>)
+    target_include_directories(godwit_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
+    target_link_libraries(godwit_${name} PUBLIC ${deps} ${ARG_LIBS} Threads::Threads)
+  else()
+    add_library(godwit_${name} INTERFACE)
+    target_include_directories(godwit_${name} INTERFACE ${CMAKE_SOURCE_DIR}/src)
+    target_link_libraries(godwit_${name} INTERFACE ${deps} ${ARG_LIBS} Threads::Threads)
+  endif()
+
+  if(tests)
+    add_executable(${name}_test ${tests})
+    target_compile_options(${name}_test PRIVATE ${GODWIT_WARNINGS})
+    target_link_libraries(${name}_test PRIVATE godwit_${name} GTest::gmock GTest::gtest
+                          GTest::gtest_main)
+    add_test(NAME ${name} COMMAND ${name}_test)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 120 LABELS unit)
+  endif()
+endfunction()

@@ -1,0 +1,180 @@
+// What a kernel resource has to say to be captured and restored. One folder each, one line in
+// registry.cpp. Two shapes:
+//
+//   TaskResource   state of a task or a thread group (registers, credentials, timers, ...)
+//   FileKind       state of an open file description (pipe, tcp_socket, epoll, ...)
+//
+// process/source and process/replica drive them. State is the bytes of the resource's own protobuf
+// message (<name>.proto, message <Name>State in package godwit.resource): the engine compares
+// those bytes to tell what changed since the last epoch, so capture must be deterministic: the
+// same state gives the same bytes (no map fields).
+#ifndef GODWIT_RESOURCE_RESOURCE_H_
+#define GODWIT_RESOURCE_RESOURCE_H_
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "tracee/batch.h"
+#include "tracee/task.h"
+
+namespace godwit::resource {
+
+// Why something cannot move, and the way out.
+struct Refusal {
+  std::string code;    // stable, for scripts: "fd.unknown", "seccomp.filter"
+  std::string object;  // "process 12 (nginx), descriptor 7 -> /dev/kvm"
+  std::string reason;
+  std::string way_out;
+};
+
+// One task of the source or of a husk, stopped.
+struct TaskView {
+  ImagePid tgid;
+  ImagePid tid;
+  HostPid host_tgid;
+  HostPid host_tid;
+  bool leader = false;
+  int pidfd = -1;  // of the thread group
+  // Null while the program runs (precheck and the rounds): then only /proc is read.
+  tracee::StoppedTask* task = nullptr;
+};
+
+enum class Scope { kInvalid, kProcess, kTask };
+
+enum class Phase {
+  kInvalid,
+  // May be applied to a husk while the source still runs, again whenever it changes.
+  kEarly,
+  // Applied once, from the final epoch, before descriptors and sockets are complete.
+  kFinal,
+  // The very last, by ptrace alone, after the stub is gone: registers, signal mask.
+  kLast,
+};
+
+class TaskResource {
+ public:
+  virtual ~TaskResource() = default;
+  virtual std::string_view name() const = 0;
+  virtual Scope scope() const = 0;
+  virtual Phase phase() const = 0;
+
+  // Reads what it can from outside and adds to `batch` the calls that only the task itself can
+  // make. The returned function runs after the batch and gives the state's bytes. An empty string:
+  // nothing to restore (the default of a new task).
+  using Collect = std::function<absl::StatusOr<std::string>(const tracee::Batch&)>;
+  virtual absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const = 0;
+
+  // Brings the husk's task to `state`: acts from outside, and adds calls to `batch`; the returned
+  // function (may be empty) runs after the batch and checks results. Must be right also when an
+  // earlier state was applied before. kLast resources get an empty batch that is never run.
+  using Check = std::function<absl::Status(const tracee::Batch&)>;
+  virtual absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
+                                        tracee::Batch& batch) const = 0;
+
+  // While the program runs, from /proc only: what of this resource could not be restored.
+  virtual absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const = 0;
+};
+
+// One open file description of the source, with a duplicate of it in our own table.
+struct OpenFile {
+  uint64_t id = 0;         // of the description, stable through the move
+  int fd = -1;             // pidfd_getfd duplicate: shares offset and flags with the target's
+  ImagePid tgid;           // a process that has it open
+  HostPid host_tgid;
+  int remote_fd = -1;      // its number there
+  std::string link;        // readlink /proc/PID/fd/N
+  std::string fdinfo;      // text of /proc/PID/fdinfo/N; empty in the freeze for kinds whose
+                           // needs_fdinfo() is false
+  struct stat stat {};
+  int status_flags = 0;    // F_GETFL
+};
+
+// What a kind may ask while it captures.
+class CaptureContext {
+ public:
+  virtual ~CaptureContext() = default;
+  // True in the last epoch: everything is frozen and the gate is closed.
+  virtual bool final() const = 0;
+  // The description that descriptor `fd` of process `tgid` refers to, 0 if none.
+  virtual uint64_t description_at(ImagePid tgid, int fd) const = 0;
+  // Descriptions of the tree with this (st_dev, st_ino): both ends of a pipe share one inode.
+  virtual std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const = 0;
+  // Inode number of the capsule's own end of the service's stdio pipe: 0 stdin, 1 stdout,
+  // 2 stderr; 0 if that stream is not a pipe of the shim's.
+  virtual ino_t stdio_inode(int stream) const = 0;
+  // Runs on a thread that is in the capsule's mount, network, ipc and uts namespaces, root and cwd
+  // at the capsule's "/".
+  virtual absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const = 0;
+  // pid 1 of the capsule: /proc/<init>/root is its root.
+  virtual HostPid init_pid() const = 0;
+};
+
+class RestoreContext {
+ public:
+  virtual ~RestoreContext() = default;
+  virtual bool final() const = 0;
+  virtual absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const = 0;
+  virtual HostPid init_pid() const = 0;
+  // Our duplicate of a description that was already made, -1 if not (yet).
+  virtual int description(uint64_t id) const = 0;
+  // Kinds whose descriptions come in pairs leave the other one here under a name of theirs.
+  virtual void stash(std::string name, UniqueFd fd) = 0;
+  virtual UniqueFd take(std::string_view name) = 0;
+  // The destination shim's stdio: a descriptor to duplicate, -1 if it has none.
+  virtual int stdio(int stream) const = 0;
+  // Of a restored process here.
+  virtual absl::StatusOr<HostPid> host_pid(ImagePid pid) const = 0;
+};
+
+class FileKind {
+ public:
+  virtual ~FileKind() = default;
+  virtual std::string_view name() const = 0;
+
+  // Exactly one kind answers yes for a description that can move; none: the precheck refuses.
+  virtual bool recognise(const OpenFile& file) const = 0;
+  virtual bool needs_fdinfo() const = 0;
+  // Recognised, but in a state that cannot be restored. Also called while the program runs.
+  virtual absl::Status precheck(const OpenFile& file, const CaptureContext& context,
+                                std::vector<Refusal>& refusals) const = 0;
+
+  virtual absl::StatusOr<std::string> capture(const OpenFile& file,
+                                              const CaptureContext& context) const = 0;
+
+  // True if create() may run from a non-final epoch (context.final() says which it is) and
+  // update() brings it to the final state.
+  virtual bool early() const = 0;
+
+  // Makes the description here. O_CLOEXEC on the returned descriptor is ours, not the program's.
+  virtual absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
+                                          RestoreContext& context) const = 0;
+
+  // Brings a description made from `before` to `now`. false: must be made anew.
+  virtual absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
+                                      RestoreContext& context) const = 0;
+
+  // In the final epoch, after every descriptor is at its number in every husk: things that need
+  // the others (epoll's set). Calls go into `batch`, run in the husk `tgid` that holds the
+  // description at number `remote_fd`.
+  using Check = std::function<absl::Status(const tracee::Batch&)>;
+  virtual absl::StatusOr<Check> finish(int fd, std::string_view state, ImagePid tgid, int remote_fd,
+                                       tracee::Batch& batch, RestoreContext& context) const = 0;
+
+  // One line for `godwit image show`: "tcp 10.0.0.5:6379 -> 10.0.0.9:41234 established, 0/120 B".
+  virtual std::string describe(std::string_view state) const = 0;
+};
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_RESOURCE_H_

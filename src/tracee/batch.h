@@ -1,0 +1,145 @@
+// A table of system calls that the stub runs inside a stopped task in one go: 0.2-0.3 us a call.
+//
+//   Batch batch;
+//   auto set = batch.data(bytes_of(mask));            // copied into the task before the run
+//   auto out = batch.reserve(sizeof(stack_t));        // room for results
+//   size_t c = batch.call(SYS_sigaltstack, {0, out});
+//   GW_RETURN_IF_ERROR(area.run(task, batch));
+//   batch.result(c);  batch.bytes(out);
+#ifndef GODWIT_TRACEE_BATCH_H_
+#define GODWIT_TRACEE_BATCH_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "tracee/remote_syscalls.h"
+#include "tracee/task.h"
+
+namespace godwit::tracee {
+
+class Batch {
+ public:
+  // A place in the batch's data area; becomes an address when the batch runs.
+  struct Data {
+    uint32_t offset = 0;
+    uint32_t size = 0;
+  };
+  // The result of an earlier call of the same batch, as an argument (a new descriptor, say).
+  struct ResultOf {
+    size_t call = 0;
+  };
+  struct Argument {
+    enum class Kind : uint8_t { kValue, kData, kResult } kind = Kind::kValue;
+    uint64_t value = 0;  // value, offset or call index
+    Argument(uint64_t v) : value(v) {}                                // NOLINT: implicit on purpose
+    Argument(int v) : value(static_cast<uint64_t>(int64_t{v})) {}     // NOLINT
+    Argument(long v) : value(static_cast<uint64_t>(v)) {}             // NOLINT
+    Argument(unsigned v) : value(v) {}                                // NOLINT
+    Argument(RemoteAddress a) : value(a.value) {}                     // NOLINT
+    Argument(Data d) : kind(Kind::kData), value(d.offset) {}          // NOLINT
+    Argument(ResultOf r) : kind(Kind::kResult), value(r.call) {}      // NOLINT
+  };
+
+  Data data(std::span<const std::byte> bytes);  // 16-byte aligned
+  Data reserve(size_t bytes);                   // zeroed
+
+  // Address of `d` + `bytes` as a value inside other data (an iovec, a msghdr): patched at run.
+  void patch_pointer(Data where, size_t at, Data target);
+
+  // Adds a call; the index is for result(). With must_succeed an error result (-4095..-1) ends
+  // the batch there: later calls give -ECANCELED.
+  size_t call(long number, std::initializer_list<Argument> arguments, bool must_succeed = false);
+
+  bool empty() const { return calls_.empty(); }
+  size_t size() const { return calls_.size(); }
+
+  // After the run.
+  int64_t result(size_t index) const;
+  std::span<const std::byte> bytes(Data d) const;
+  // OK, or which call failed, with its number's name and arguments; `index` from call().
+  absl::Status check(size_t index) const;
+  // OK, or the first failed call of those added with must_succeed.
+  absl::Status check_all() const;
+
+ private:
+  friend class StubArea;
+  struct Call {
+    long number;
+    Argument arguments[6] = {0, 0, 0, 0, 0, 0};
+    bool must_succeed;
+    int64_t result;
+  };
+  struct Patch {
+    uint32_t where;
+    uint32_t target;
+  };
+  std::vector<Call> calls_;
+  std::vector<Patch> patches_;
+  std::vector<std::byte> data_;
+};
+
+// A mapping of ours inside a target: one page of code (the stub), the rest tables and data. Named
+// "godwit" by PR_SET_VMA_ANON_NAME where the kernel can (5.17, CONFIG_ANON_VMA_NAME), so that a
+// leftover of a killed mover can be told.
+//
+// The stub heals itself: the first call of its table blocks signals, the last restores the mask;
+// then it restores all registers and jumps to the saved instruction. If the tracer dies at any
+// point, the task finishes the batch and goes on as if nothing had been. A batch ends for us by
+// tgkill(self, SIGWINCH), seen as a signal-delivery stop and swallowed; never int3 or single step
+// (both can reset SIGTRAP's disposition).
+class StubArea {
+ public:
+  // Maps at least `table_bytes` for tables and data. `near` of 0 lets the kernel choose; otherwise
+  // the exact address (MAP_FIXED_NOREPLACE).
+  static absl::StatusOr<StubArea> map(StoppedTask& task, ImagePid tgid, size_t table_bytes,
+                                      RemoteAddress near = {0});
+  StubArea(StubArea&&) noexcept = default;
+  StubArea& operator=(StubArea&&) noexcept = default;
+
+  RemoteAddress address() const { return address_; }
+  uint64_t size() const { return size_; }
+  RemoteAddress syscall_instruction() const { return vdso_syscall_; }
+  // After the vDSO was moved (husks): where its `syscall` is now. A husk without a vDSO uses the
+  // stub's own instruction.
+  void set_syscall_instruction(RemoteAddress a) { vdso_syscall_ = a; }
+  RemoteAddress own_syscall_instruction() const;
+
+  // Makes room for a larger table (remaps; the address may change).
+  absl::Status grow(StoppedTask& task, size_t table_bytes);
+
+  // Runs the batch in `task`, which must belong to the mm that this area is mapped in. Registers
+  // and mask of the task are as before afterwards. `tid` is the task's tid in its own pid
+  // namespace (for tgkill). A batch that does not fit makes the area grow.
+  absl::Status run(StoppedTask& task, ImagePid tid, Batch& batch, Deadline deadline);
+
+  struct Run {
+    StoppedTask* task;
+    ImagePid tid;
+    Batch* batch;
+  };
+  // Runs several tasks of this mm side by side, each with its own slice of the area.
+  absl::Status run_all(std::span<Run> runs, Deadline deadline);
+
+  // Removes the mapping: the last thing done in a task.
+  absl::Status unmap(StoppedTask& task);
+
+  // For a forked child (a husk): the same mapping in another mm.
+  StubArea for_child(ImagePid tgid) const;
+
+ private:
+  StubArea() = default;
+  RemoteAddress address_;
+  uint64_t size_ = 0;
+  RemoteAddress vdso_syscall_;
+  ImagePid tgid_;
+};
+
+}  // namespace godwit::tracee
+
+#endif  // GODWIT_TRACEE_BATCH_H_

@@ -1,0 +1,54 @@
+// System calls made by a stopped task on our behalf, one by one: rip is set to a `syscall`
+// instruction inside the task's vDSO and two syscall stops are run, so its text is never written
+// (a POKETEXT would leave a private page behind). 15-25 us a call: use a Batch for more than two.
+#ifndef GODWIT_TRACEE_REMOTE_SYSCALLS_H_
+#define GODWIT_TRACEE_REMOTE_SYSCALLS_H_
+
+#include <array>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "tracee/task.h"
+
+namespace godwit::tracee {
+
+// Address of a `syscall` instruction in the [vdso] of `pid` (0F 05, found by reading it).
+absl::StatusOr<RemoteAddress> find_vdso_syscall(HostPid pid);
+
+// Scope: signals of the task are blocked and its registers saved by the constructor's first use,
+// both restored by finish() or the destructor. If the task dies, every call gives ESRCH and the
+// destructor does nothing.
+class RemoteSyscalls {
+ public:
+  RemoteSyscalls(StoppedTask& task, RemoteAddress syscall_instruction)
+      : task_(task), instruction_(syscall_instruction) {}
+  ~RemoteSyscalls();
+  RemoteSyscalls(const RemoteSyscalls&) = delete;
+  RemoteSyscalls& operator=(const RemoteSyscalls&) = delete;
+
+  // The raw result: -4095..-1 is -errno.
+  absl::StatusOr<int64_t> call(long number, std::array<uint64_t, 6> arguments);
+  // The same, with an error result turned into a status that names the call.
+  absl::StatusOr<uint64_t> must(long number, std::array<uint64_t, 6> arguments);
+
+  // For a call that makes a new task under PTRACE_O_TRACECLONE/TRACEFORK (clone3): runs over the
+  // event stop and gives the new task's tid on this machine, stopped and ours.
+  absl::StatusOr<StoppedTask> call_making_task(long number, std::array<uint64_t, 6> arguments,
+                                               Deadline deadline);
+
+  absl::Status finish();
+
+ private:
+  absl::Status begin();
+  StoppedTask& task_;
+  RemoteAddress instruction_;
+  bool begun_ = false;
+  Registers saved_{};
+  uint64_t saved_mask_ = 0;
+};
+
+}  // namespace godwit::tracee
+
+#endif  // GODWIT_TRACEE_REMOTE_SYSCALLS_H_
