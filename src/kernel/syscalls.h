@@ -27,7 +27,20 @@ absl::StatusOr<std::string> readlinkat(int dirfd, const std::string& path);
 // Whole text of a file of /proc or /sys, or of an ordinary small one; `limit` bytes at most.
 absl::StatusOr<std::string> read_file(const std::string& path, size_t limit = size_t{64} << 20);
 absl::Status write_file(const std::string& path, std::string_view text);  // O_WRONLY, no create
+// Names in a folder without "." and "..", sorted by number where all are numbers, else by bytes.
+absl::StatusOr<std::vector<std::string>> list_folder(const std::string& path);
+// Both ends O_CLOEXEC besides `flags` (O_DIRECT, O_NONBLOCK): read end first.
+struct Pipe {
+  UniqueFd read;
+  UniqueFd write;
+};
+absl::StatusOr<Pipe> pipe2(int flags);
+// F_DUPFD_CLOEXEC: the same open file description.
+absl::StatusOr<UniqueFd> duplicate(int fd);
+// One fcntl(2) with an int argument.
+absl::StatusOr<int> fcntl_int(int fd, int command, int argument = 0);
 absl::StatusOr<UniqueFd> memfd_create(const std::string& name, unsigned flags);
+// kcmp(KCMP_FILE): do both descriptors refer to one open file description?
 absl::Status kcmp_same_file(HostPid a, int fd_a, HostPid b, int fd_b, bool& same);
 
 // Sends or receives one message with descriptors over a unix socket (SCM_RIGHTS). At most 253.

@@ -24,7 +24,7 @@ struct Mapping {
   uint64_t offset = 0;  // bytes into the file
   dev_t dev = 0;        // as maps prints it (overlayfs: may differ from stat(2))
   ino_t inode = 0;
-  std::string path;     // unescaped; "[heap]", "[stack]", "[vdso]", "[anon:name]", "/x (deleted)", ""
+  std::string path;  // unescaped; "[heap]", "[stack]", "[vdso]", "[anon:name]", "/x (deleted)", ""
   // From smaps only: two-letter codes of VmFlags ("rd", "gd", "lo", "hg", "nh", "dd", "wf", ...),
   // space separated as printed.
   std::string vm_flags;
