@@ -3,7 +3,7 @@
 //
 //   stream  = preamble epoch*
 //   epoch   = epoch_begin frame* epoch_end
-//   frame   = header(type, length, sequence, XXH3-64 of payload) payload
+//   frame   = header(magic, type, sequence, length, XXH3-64 of header and payload) payload
 //
 // Bytes that come in are hostile: lengths are bounded before anything is allocated, every frame is
 // checked, an error says the offset in the stream and creates nothing.
@@ -23,6 +23,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "stream/checksum.h"
 
 namespace godwit::stream {
 
@@ -31,6 +33,10 @@ inline constexpr size_t kPageSize = 4096;
 inline constexpr size_t kMaxSectionBytes = size_t{64} << 20;
 inline constexpr size_t kMaxPagesPerFrame = 1024;  // 4 MiB
 inline constexpr size_t kMaxRunsPerFrame = 1024;
+inline constexpr size_t kMaxKindBytes = 64;
+inline constexpr size_t kMaxNameBytes = 255;
+inline constexpr size_t kMaxFileStateBytes = size_t{1} << 20;
+inline constexpr size_t kMaxFileDataBytes = size_t{4} << 20;
 
 enum class FrameType : uint16_t {
   kInvalid = 0,
@@ -104,13 +110,14 @@ struct FileBlocks {
 struct EpochEnd {
   uint64_t number = 0;
   uint64_t frames = 0;    // of this epoch, begin and end counted
-  uint64_t checksum = 0;  // XXH3-64 over the headers of the epoch's frames before this one
+  uint64_t checksum = 0;  // chained XXH3-64 of the headers of the epoch's frames before this one
 };
 
 using Frame = std::variant<Preamble, EpochBegin, Section, SectionRemoved, Pages, PagesDropped,
                            FileBlocks, EpochEnd>;
 
-// Where bytes go. Blocking; all of it or an error.
+// Where bytes go. Blocking; all of it or an error. What was written may wait in a buffer until
+// flush(), but never overtakes.
 class Sink {
  public:
   virtual ~Sink() = default;
@@ -118,19 +125,31 @@ class Sink {
   virtual absl::Status flush() = 0;
 };
 
-// Where bytes come from. Fills `to` wholly; kOutOfRange at a clean end before the first byte.
+// Where bytes come from. Fills `to` wholly; kOutOfRange at a clean end before the first byte,
+// kDataLoss at an end after it.
 class Feed {
  public:
   virtual ~Feed() = default;
   virtual absl::Status read(std::span<std::byte> to) = 0;
+  // The same into several places. By default one read() for each.
+  virtual absl::Status readv(std::span<const iovec> to);
 };
 
-// Over a descriptor: a connected socket (flush corks nothing: MSG_MORE is not used) or a file.
-std::unique_ptr<Sink> fd_sink(int fd);
-std::unique_ptr<Feed> fd_feed(int fd);
+// Over a descriptor, which stays the caller's: a connected socket (blocking or not) or a file.
+// kDeadlineExceeded when not one byte moves for `patience` (sockets only; SO_RCVTIMEO and
+// SO_SNDTIMEO are not needed and not honoured).
+//
+// The sink gathers small writes (below 16 KiB) until 64 KiB, a large write or flush(); no signal
+// is raised when a socket's peer is gone (EPIPE, as a status). The feed reads ahead up to 64 KiB:
+// what follows the stream on the same descriptor must be read through the same feed.
+std::unique_ptr<Sink> fd_sink(int fd, absl::Duration patience = absl::Seconds(60));
+std::unique_ptr<Feed> fd_feed(int fd, absl::Duration patience = absl::Seconds(60));
 
 // Not thread-safe; one writer a stream. Sections and page frames of an epoch come in any order
-// that the registry's restore order allows.
+// that the registry's restore order allows. Arguments out of the format's bounds give
+// kInvalidArgument and write nothing; after an error of the sink every call gives that error.
+// preamble() and end_epoch() flush; between them call flush() when the peer is to see the frames
+// now.
 class Writer {
  public:
   explicit Writer(Sink& sink) : sink_(sink) {}
@@ -139,46 +158,93 @@ class Writer {
   absl::Status section(const SectionKey& key, std::string_view state);
   absl::Status section_removed(const SectionKey& key);
   // `data` in as many parts as the caller has (no copy is made); their sum is the runs' pages.
+  // At most kMaxRunsPerFrame runs and kMaxPagesPerFrame pages; no runs: no frame.
   absl::Status pages(uint64_t space, std::span<const PageRun> runs, std::span<const iovec> data);
+  // Any number of runs: as many frames as they need.
   absl::Status pages_dropped(uint64_t space, std::span<const PageRun> runs);
   absl::Status file_blocks(std::string_view state, std::span<const std::byte> data);
   absl::Status end_epoch();
-  absl::Status flush() { return sink_.flush(); }
+  absl::Status flush();
 
   uint64_t bytes_written() const { return bytes_; }
+  // Number of the epoch that is open, else of the next one.
   uint64_t epoch() const { return epoch_; }
 
  private:
-  absl::Status frame(FrameType type, std::span<const iovec> payload);
+  // Writes `head` (fixed part of the payload), then `tail`.
+  absl::Status frame(FrameType type, std::span<const std::byte> head,
+                     std::span<const iovec> tail = {});
+  absl::Status need_epoch() const;
   Sink& sink_;
+  absl::Status broken_;
+  std::vector<iovec> parts_;
+  std::vector<std::byte> head_;
   uint64_t bytes_ = 0;
   uint64_t epoch_ = 0;
   uint64_t sequence_ = 0;
   uint64_t epoch_frames_ = 0;
   uint64_t running_checksum_ = 0;
+  bool seen_preamble_ = false;
   bool in_epoch_ = false;
+  Checksum checksum_;
+};
+
+// How a reader hands out the data of page frames.
+enum class PageData {
+  kBuffered,  // next() reads and checks it all; Pages::data is the reader's buffer, page-aligned
+  kDeferred,  // Pages::data is empty; read_data() puts it where the caller wants it
 };
 
 class Reader {
  public:
-  explicit Reader(Feed& feed);
-  ~Reader();
+  explicit Reader(Feed& feed, PageData page_data = PageData::kBuffered)
+      : feed_(feed), page_data_(page_data) {}
   // The next frame, checked: order (preamble first, epochs numbered, sequence), bounds, checksum.
   // kOutOfRange "end of stream" at a clean end between epochs; kDataLoss for anything wrong, with
-  // the offset. Spans in the frame stay valid until the next call.
+  // the offset. Spans in the frame stay valid until the next call. After an error every call
+  // gives that error.
   absl::StatusOr<Frame> next();
+
+  // With kDeferred, after next() gave Pages: the frame's data in order, straight into `to`, in as
+  // many calls as wanted; together data_left() bytes. Runs have been checked for bounds, but not
+  // yet against the checksum: the call that takes the last byte does (kDataLoss: what was read is
+  // not to be used). next() reads and checks what was left.
+  absl::Status read_data(std::span<const iovec> to);
+  size_t data_left() const { return data_left_; }
+
   uint64_t bytes_read() const { return bytes_; }
 
  private:
+  struct AlignedFree {
+    void operator()(std::byte* p) const;
+  };
+  absl::StatusOr<Frame> read_frame();
+  absl::Status read_header(struct FrameHeader& header);
+  absl::Status check_order(const struct FrameHeader& header) const;
+  absl::StatusOr<Frame> read_pages(const struct FrameHeader& header);
+  absl::StatusOr<Frame> check_epoch(Frame frame);
+  // Payload bytes into buffer_ behind what is there, hashed.
+  absl::Status read_payload(uint64_t bytes);
+  absl::Status verify(uint64_t at) const;
+  std::byte* data_buffer();
+  absl::Status damaged(std::string_view what) const;
+
   Feed& feed_;
-  std::vector<std::byte> buffer_;
+  const PageData page_data_;
+  absl::Status broken_;
+  std::vector<std::byte> buffer_;                   // payload without page data
+  std::unique_ptr<std::byte[], AlignedFree> data_;  // page data, kMaxPagesPerFrame pages
+  size_t data_left_ = 0;
   uint64_t bytes_ = 0;
+  uint64_t frame_at_ = 0;  // offset of the current frame
+  uint64_t expected_ = 0;  // checksum in its header
   uint64_t sequence_ = 0;
   uint64_t next_epoch_ = 0;
   uint64_t epoch_frames_ = 0;
   uint64_t running_checksum_ = 0;
   bool seen_preamble_ = false;
   bool in_epoch_ = false;
+  Checksum checksum_;
 };
 
 }  // namespace godwit::stream
