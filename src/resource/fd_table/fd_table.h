@@ -1,0 +1,77 @@
+// Which descriptor of which process refers to which open file description.
+//
+// Facts: pidfd_getfd(2) gives us a duplicate that shares offset and status flags; kcmp(2)
+// KCMP_FILE tells whether two descriptors share a description, and is only asked where inode and
+// kind agree; a socket's inode belongs to one description. FD_CLOEXEC is the one thing that a
+// duplicate does not show: it comes from fdinfo, or in the freeze from a batch of F_GETFD.
+// A duplicate of ours keeps a socket open: outside of the freeze it is closed at once.
+#ifndef GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
+#define GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "resource/fd_table/fd_table.pb.h"
+#include "resource/resource.h"
+
+namespace godwit::resource {
+
+struct FdHolder {
+  ImagePid tgid;
+  HostPid host_tgid;
+  int pidfd = -1;
+};
+
+// Every description of a tree, with our duplicates, and every table.
+class Descriptors {
+ public:
+  struct Description {
+    OpenFile file;       // file.fd is owned by `duplicate`
+    UniqueFd duplicate;
+    const FileKind* kind = nullptr;  // null: nobody recognises it
+  };
+
+  // Reads the tables of all processes. close_on_exec is not filled: see below.
+  static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes);
+
+  const std::vector<Description>& descriptions() const { return descriptions_; }
+  const absl::flat_hash_map<ImagePid, FdTableState>& tables() const { return tables_; }
+  const FdTableState& table(ImagePid tgid) const { return tables_.at(tgid); }
+
+  // From /proc/PID/fdinfo, for a running program.
+  absl::Status read_close_on_exec(std::span<const FdHolder> processes);
+  // From a batch: one F_GETFD a descriptor, in the order of the table's entries.
+  std::vector<size_t> add_close_on_exec_calls(ImagePid tgid, tracee::Batch& batch) const;
+  absl::Status set_close_on_exec(ImagePid tgid, const tracee::Batch& batch,
+                                 std::span<const size_t> calls);
+
+  uint64_t description_at(ImagePid tgid, int fd) const;
+  std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const;
+
+ private:
+  absl::Status add(const FdHolder& holder, int fd);
+  absl::StatusOr<size_t> find_or_add(const FdHolder& holder, int fd, UniqueFd duplicate);
+  std::vector<Description> descriptions_;
+  absl::flat_hash_map<ImagePid, FdTableState> tables_;
+  absl::flat_hash_map<std::pair<uint64_t, uint64_t>, std::vector<size_t>> by_inode_;
+};
+
+// What must change in a husk's table.
+struct FdTableChange {
+  std::vector<int> close;
+  std::vector<FdTableState::Entry> place;        // new, or another description than before
+  std::vector<FdTableState::Entry> set_flags;    // only close_on_exec differs
+};
+// `remade`: descriptions that were made anew: their descriptors are placed again.
+FdTableChange compare_fd_tables(const FdTableState& now, const FdTableState& wanted,
+                                absl::FunctionRef<bool(uint64_t)> remade);
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_

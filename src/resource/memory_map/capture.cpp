@@ -1,0 +1,161 @@
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "kernel/proc/stat.h"
+#include "kernel/syscalls.h"
+#include "resource/memory_map/memory_map.h"
+
+namespace godwit::resource {
+namespace {
+
+constexpr std::string_view kDeleted = " (deleted)";
+
+struct FlagName {
+  const char* code;
+  MapFlag flag;
+};
+// Documentation/filesystems/proc.rst, VmFlags.
+constexpr FlagName kFlagNames[] = {
+    {"gd", kMapGrowsDown}, {"lo", kMapLocked},     {"lf", kMapLockOnFault}, {"nr", kMapNoReserve},
+    {"dc", kMapDontFork},  {"dd", kMapDontDump},   {"wf", kMapWipeOnFork},  {"hg", kMapHugePage},
+    {"nh", kMapNoHugePage}, {"mg", kMapMergeable}, {"sr", kMapSequential},  {"rr", kMapRandom},
+};
+
+bool is_shmem_object(const kernel::Mapping& mapping) {
+  return mapping.shared && mapping.inode != 0 &&
+         (mapping.path.starts_with("/memfd:") || mapping.path == "/dev/zero (deleted)");
+}
+
+uint32_t flags_of(const kernel::Mapping& mapping) {
+  uint32_t flags = 0;
+  for (const FlagName& name : kFlagNames)
+    if (mapping.has_flag(name.code)) flags |= name.flag;
+  if (mapping.shared && mapping.has_flag("mw")) flags |= kMapMayWrite;
+  return flags;
+}
+
+MappingState::Kind kind_of(const kernel::Mapping& mapping) {
+  if (mapping.of_kernel()) return MappingState::KIND_KERNEL;
+  if (is_shmem_object(mapping)) return MappingState::KIND_SHARED_OBJECT;
+  if (mapping.anonymous()) return MappingState::KIND_ANONYMOUS;
+  return mapping.shared ? MappingState::KIND_SHARED_FILE : MappingState::KIND_PRIVATE_FILE;
+}
+
+// Flags of the mapping of `before` that covers [start, end) with the same kind, or none.
+const MappingState* covering(const MemoryMapState& before, const MappingState& wanted) {
+  const auto& list = before.mappings();
+  auto at = std::upper_bound(list.begin(), list.end(), wanted.start(),
+                             [](uint64_t a, const MappingState& m) { return a < m.end(); });
+  if (at == list.end() || at->start() > wanted.start() || at->end() < wanted.end()) return nullptr;
+  return at->kind() == wanted.kind() && at->object() == wanted.object() ? &*at : nullptr;
+}
+
+}  // namespace
+
+absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
+  MappingState state;
+  state.set_start(mapping.start);
+  state.set_end(mapping.end);
+  state.set_kind(kind_of(mapping));
+  state.set_protection((mapping.read ? PROT_READ : 0U) | (mapping.write ? PROT_WRITE : 0U) |
+                       (mapping.execute ? PROT_EXEC : 0U));
+  state.set_flags(flags_of(mapping));
+  switch (state.kind()) {
+    case MappingState::KIND_ANONYMOUS:
+      if (mapping.path.starts_with("[anon:"))
+        state.set_name(mapping.path.substr(6, mapping.path.size() - 7));
+      break;
+    case MappingState::KIND_SHARED_OBJECT:
+      state.set_offset(mapping.offset);
+      state.set_object(mapping.inode);
+      state.set_path(mapping.path.substr(0, mapping.path.size() - (mapping.path.ends_with(kDeleted)
+                                                                       ? kDeleted.size()
+                                                                       : 0)));
+      break;
+    default:
+      state.set_offset(mapping.offset);
+      state.set_path(mapping.path);
+  }
+  return state;
+}
+
+absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
+                              std::vector<Refusal>& refusals) {
+  const auto refuse = [&](std::string code, std::string reason, std::string way_out) {
+    refusals.push_back({std::move(code),
+                        fmt::format("{}, mapping {:x}-{:x} {}", process, mapping.start, mapping.end,
+                                    mapping.path),
+                        std::move(reason), std::move(way_out)});
+  };
+  const MappingState::Kind kind = kind_of(mapping);
+  if (mapping.has_flag("ht"))
+    refuse("mapping.hugetlb", "explicit huge pages (hugetlbfs) are not carried",
+           "use transparent huge pages (madvise) instead");
+  else if (mapping.has_flag("io") || mapping.has_flag("pf"))
+    refuse("mapping.device", "memory of a device cannot move to another machine",
+           "stop using the device");
+  else if (mapping.has_flag("sl"))
+    refuse("mapping.sealed", "mseal(2) makes the mapping unchangeable, also for a restore",
+           "start the program without sealing (glibc.rtld.memory_sealing=0)");
+  else if (mapping.has_flag("ss"))
+    refuse("mapping.shadow_stack", "shadow stacks are not restored",
+           "start the program without them (glibc.cpu.x86_shstk=off)");
+  else if (mapping.has_flag("um") || mapping.has_flag("ui"))
+    refuse("mapping.userfaultfd", "the program handles its own page faults (userfaultfd)",
+           "move it when it has stopped doing so");
+  else if ((kind == MappingState::KIND_PRIVATE_FILE || kind == MappingState::KIND_SHARED_FILE) &&
+           mapping.path.ends_with(kDeleted))
+    refuse("mapping.deleted", "the mapped file has been deleted or replaced",
+           "restart the program, so that it maps the new file");
+  else if (mapping.path.starts_with("/SYSV"))
+    refuse("mapping.sysv", "System V shared memory is not carried", "use POSIX shared memory");
+  else if (mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
+           mapping.path.starts_with("socket:"))
+    refuse("mapping.kernel_object", "rings and buffers shared with the kernel are not carried",
+           "configure the program without them (io_uring, perf, packet rings)");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
+                                                  AddressRange own, const MemoryMapState* before,
+                                                  bool* unknown_flags) {
+  MemoryMapState state;
+  *unknown_flags = false;
+  uint64_t heap_end = 0;
+  for (const kernel::Mapping& mapping : maps) {
+    if (mapping.path == "[vsyscall]") continue;
+    if (own.overlaps(mapping.start, mapping.end)) continue;
+    GW_ASSIGN_OR_RETURN(MappingState one, mapping_state(mapping));
+    if (mapping.vm_flags.empty()) {
+      const MappingState* old = before != nullptr ? covering(*before, one) : nullptr;
+      if (old != nullptr)
+        one.set_flags(old->flags());
+      else
+        *unknown_flags = true;
+    }
+    if (mapping.path == "[heap]") heap_end = mapping.end;
+    *state.add_mappings() = std::move(one);
+  }
+  GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(pid));
+  state.set_start_code(stat.start_code);
+  state.set_end_code(stat.end_code);
+  state.set_start_data(stat.start_data);
+  state.set_end_data(stat.end_data);
+  state.set_start_brk(stat.start_brk);
+  state.set_brk(heap_end != 0 ? heap_end : stat.start_brk);
+  state.set_start_stack(stat.start_stack);
+  state.set_arg_start(stat.arg_start);
+  state.set_arg_end(stat.arg_end);
+  state.set_env_start(stat.env_start);
+  state.set_env_end(stat.env_end);
+  GW_ASSIGN_OR_RETURN(std::string auxv, kernel::read_file(fmt::format("/proc/{}/auxv", pid.value)));
+  state.set_auxv(std::move(auxv));
+  GW_ASSIGN_OR_RETURN(std::string exe,
+                      kernel::readlinkat(-100, fmt::format("/proc/{}/exe", pid.value)));
+  state.set_exe(std::move(exe));
+  return state;
+}
+
+}  // namespace godwit::resource

@@ -1,0 +1,77 @@
+// Mappings, their protections and advice, and the mm's own fields.
+//
+// Facts: /proc/PID/maps and smaps (proc(5)): advice, mlock and growth show only as VmFlags in smaps,
+// whose reading walks the page tables (about a millisecond per GiB), so it is read in the rounds
+// and in the freeze only for mappings that are new. ARCH_MAP_VDSO_64 (arch_prctl, Linux 4.8) maps
+// [vvar], [vvar_vclock] and [vdso] at an address once the old ones are gone. PR_SET_MM_MAP
+// (prctl(2), 3.18) sets all fields at once without CAP_SYS_RESOURCE.
+#ifndef GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
+#define GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "kernel/proc/maps.h"
+#include "resource/memory_map/memory_map.pb.h"
+#include "resource/resource.h"
+#include "tracee/batch.h"
+
+namespace godwit::resource {
+
+enum MapFlag : uint32_t {
+  kMapGrowsDown = 1 << 0,
+  kMapLocked = 1 << 1,
+  kMapLockOnFault = 1 << 2,
+  kMapNoReserve = 1 << 3,
+  kMapDontFork = 1 << 4,
+  kMapDontDump = 1 << 5,
+  kMapWipeOnFork = 1 << 6,
+  kMapHugePage = 1 << 7,
+  kMapNoHugePage = 1 << 8,
+  kMapMergeable = 1 << 9,
+  kMapSequential = 1 << 10,
+  kMapRandom = 1 << 11,
+  kMapMayWrite = 1 << 12,  // of a shared file: was opened for writing
+};
+
+struct AddressRange {
+  uint64_t start = 0;
+  uint64_t end = 0;
+  bool overlaps(uint64_t s, uint64_t e) const { return s < end && start < e; }
+};
+
+// The state of one mapping; refused kinds add to `refusals` (if given) or are an error.
+absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping);
+absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
+                              std::vector<Refusal>& refusals);
+
+// `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where a mapping
+// of the same kind covers the range; `unknown_flags` tells that some had no counterpart and smaps
+// must be read. `own`: the stub's range, left out.
+absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
+                                                  AddressRange own, const MemoryMapState* before,
+                                                  bool* unknown_flags);
+
+// Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
+// `descriptor` names the husk's descriptor open on a mapping's file or object. Unmaps first.
+// Pages of ranges that are mapped anew are gone: the source sends them again, since a new mapping
+// is unregistered there.
+absl::Status add_memory_map_calls(
+    const MemoryMapState& now, const MemoryMapState& wanted,
+    absl::FunctionRef<absl::StatusOr<int>(const MappingState&)> descriptor, tracee::Batch& batch);
+
+// Mappings of `wanted` for which add_memory_map_calls will ask `descriptor`.
+std::vector<const MappingState*> mappings_to_open(const MemoryMapState& now,
+                                                  const MemoryMapState& wanted);
+
+// PR_SET_MM_MAP with everything but the exe link (`exe_fd` -1), or with it. The old exe's mappings
+// must be gone before it can change.
+void add_mm_fields_call(const MemoryMapState& wanted, int exe_fd, tracee::Batch& batch);
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
