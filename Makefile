@@ -1,0 +1,50 @@
+# What people and CI call; CMake does the work. `make help` lists the targets.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+SOURCES = $(shell git ls-files 'src/*.cpp' 'src/*.h' 'tests/*.cpp' 'tests/*.h' 'bench/*.cpp' 'bench/*.h')
+
+.DEFAULT_GOAL := build
+.PHONY: help deps build test check-fast demo bench install format format-check tidy clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+
+deps:  ## install what is missing from Debian
+	@scripts/install-deps.sh run
+
+$(BUILD)/build.ninja: CMakeLists.txt
+	cmake -G Ninja -S . -B $(BUILD) -DCMAKE_INSTALL_PREFIX=$(PREFIX)
+
+build: deps $(BUILD)/build.ninja  ## build/godwit and everything else
+	ninja -C $(BUILD) -j $(JOBS)
+
+test: build  ## all tests, as root
+	ctest --test-dir $(BUILD) --output-on-failure -j 2
+
+check-fast: build  ## the tests that take seconds
+	ctest --test-dir $(BUILD) --output-on-failure -j 2 -L unit
+
+demo: build  ## a redis-server moves between two nodes and back while a client uses it
+	scripts/demo $(BUILD)/godwit
+
+bench: build  ## the figures of docs/performance.md; CRIU=/path compares
+	scripts/bench $(BUILD) $(if $(CRIU),--criu $(CRIU))
+
+install: build  ## into $(PREFIX)
+	cmake --install $(BUILD)
+
+format:  ## rewrite the sources as .clang-format says
+	@scripts/install-deps.sh check
+	clang-format -i $(SOURCES)
+
+format-check:  ## fails where a source differs from .clang-format
+	@scripts/install-deps.sh check
+	clang-format --dry-run --Werror $(SOURCES)
+
+tidy: build  ## clang-tidy with warnings as errors
+	@scripts/install-deps.sh check
+	clang-tidy -p $(BUILD) --quiet $(filter %.cpp,$(SOURCES))
+
+clean:  ## remove the build folder
+	rm -rf $(BUILD)
