@@ -1,0 +1,26 @@
+// Who a task is to the kernel: users, groups, capabilities, securebits, no_new_privs, dumpable
+// (credentials(7), capabilities(7)).
+#ifndef GODWIT_RESOURCE_CREDENTIALS_CREDENTIALS_H_
+#define GODWIT_RESOURCE_CREDENTIALS_CREDENTIALS_H_
+
+#include "resource/resource.h"
+
+namespace godwit::resource {
+
+// Stands after everything for which a husk needs to be root, and before the parent-death signal
+// (identity), which every change of users clears.
+class CredentialsResource final : public TaskResource {
+ public:
+  std::string_view name() const override { return "credentials"; }
+  Scope scope() const override { return Scope::kTask; }
+  Phase phase() const override { return Phase::kFinal; }
+  absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
+  absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
+                                tracee::Batch& batch) const override;
+  absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const override;
+};
+const TaskResource& credentials_resource();
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_CREDENTIALS_CREDENTIALS_H_
