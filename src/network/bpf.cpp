@@ -1,0 +1,166 @@
+#include "network/bpf.h"
+
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+
+#include "base/status.h"
+#include "kernel/syscalls.h"
+
+namespace godwit::network::bpf {
+namespace {
+
+// struct bpf_link_info of 6.6 up to the part that is read; a kernel without it writes less.
+struct TcxLinkInfo {
+  uint32_t type;
+  uint32_t id;
+  uint32_t prog_id;
+  uint32_t pad;
+  uint32_t ifindex;  // union { struct { __u32 ifindex; __u32 attach_type; } tcx; ... }
+  uint32_t attach_type;
+};
+static_assert(sizeof(TcxLinkInfo) == 24);
+
+long call(int command, bpf_attr& attr) {
+  return ::syscall(SYS_bpf, command, &attr, sizeof attr);
+}
+
+uint64_t pointer(const void* p) { return reinterpret_cast<uint64_t>(p); }
+
+void set_name(char (&out)[BPF_OBJ_NAME_LEN], const char* name) {
+  std::strncpy(out, name, BPF_OBJ_NAME_LEN - 1);
+}
+
+// Whoever mounts or unmounts holds the parent folder, so that neither pulls the mount away from
+// under the other.
+absl::StatusOr<UniqueFd> lock_parent(const std::string& folder) {
+  const std::string parent = std::filesystem::path(folder).parent_path().string();
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, kernel::open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  while (::flock(fd.get(), LOCK_EX) != 0) {
+    if (errno != EINTR) return errno_status(errno, fmt::format("flock(\"{}\")", parent));
+  }
+  return fd;
+}
+
+bool is_bpffs(const std::string& folder) {
+  struct statfs fs {};
+  return ::statfs(folder.c_str(), &fs) == 0 && fs.f_type == BPF_FS_MAGIC;
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size) {
+  bpf_attr attr{};
+  attr.map_type = BPF_MAP_TYPE_ARRAY;
+  attr.key_size = 4;
+  attr.value_size = value_size;
+  attr.max_entries = 1;
+  attr.map_flags = BPF_F_MMAPABLE;
+  set_name(attr.map_name, name);
+  const long fd = call(BPF_MAP_CREATE, attr);
+  if (fd < 0) return errno_status(errno, "bpf(BPF_MAP_CREATE, mmapable array)");
+  return UniqueFd(static_cast<int>(fd));
+}
+
+absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program) {
+  std::string log(16384, '\0');
+  bpf_attr attr{};
+  attr.prog_type = BPF_PROG_TYPE_SCHED_CLS;
+  attr.insns = pointer(program.data());
+  attr.insn_cnt = static_cast<uint32_t>(program.size());
+  // Nothing of ours needs a helper that is for GPL-compatible programs only.
+  attr.license = pointer("");
+  set_name(attr.prog_name, name);
+  long fd = call(BPF_PROG_LOAD, attr);
+  if (fd < 0) {
+    attr.log_level = 1;
+    attr.log_buf = pointer(log.data());
+    attr.log_size = static_cast<uint32_t>(log.size());
+    fd = call(BPF_PROG_LOAD, attr);
+  }
+  if (fd < 0) {
+    return errno_status(errno, fmt::format("bpf(BPF_PROG_LOAD, {}) [{}]", name, log.c_str()));
+  }
+  return UniqueFd(static_cast<int>(fd));
+}
+
+absl::StatusOr<UniqueFd> attach_tcx(int program, int ifindex, uint32_t where) {
+  bpf_attr attr{};
+  attr.link_create.prog_fd = static_cast<uint32_t>(program);
+  attr.link_create.target_ifindex = static_cast<uint32_t>(ifindex);
+  attr.link_create.attach_type = where;
+  const long fd = call(BPF_LINK_CREATE, attr);
+  if (fd < 0) {
+    return errno_status(errno, fmt::format("bpf(BPF_LINK_CREATE, TCX {} of link {}): Linux 6.6",
+                                           where == kTcxIngress ? "ingress" : "egress", ifindex));
+  }
+  return UniqueFd(static_cast<int>(fd));
+}
+
+absl::StatusOr<int> tcx_link_ifindex(int link) {
+  TcxLinkInfo info{};
+  bpf_attr attr{};
+  attr.info.bpf_fd = static_cast<uint32_t>(link);
+  attr.info.info_len = sizeof info;
+  attr.info.info = pointer(&info);
+  if (call(BPF_OBJ_GET_INFO_BY_FD, attr) != 0) {
+    return errno_status(errno, fmt::format("bpf(BPF_OBJ_GET_INFO_BY_FD, {})", link));
+  }
+  return static_cast<int>(info.ifindex);
+}
+
+absl::Status pin(int object, const std::string& path) {
+  bpf_attr attr{};
+  attr.pathname = pointer(path.c_str());
+  attr.bpf_fd = static_cast<uint32_t>(object);
+  if (call(BPF_OBJ_PIN, attr) != 0) {
+    return errno_status(errno, fmt::format("bpf(BPF_OBJ_PIN, \"{}\")", path));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UniqueFd> open_pinned(const std::string& path) {
+  bpf_attr attr{};
+  attr.pathname = pointer(path.c_str());
+  const long fd = call(BPF_OBJ_GET, attr);
+  if (fd < 0) return errno_status(errno, fmt::format("bpf(BPF_OBJ_GET, \"{}\")", path));
+  return UniqueFd(static_cast<int>(fd));
+}
+
+absl::Status mount_bpffs(const std::string& folder) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd lock, lock_parent(folder));
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
+    return errno_status(errno, fmt::format("mkdir(\"{}\")", folder));
+  }
+  if (is_bpffs(folder)) return absl::OkStatus();
+  if (::mount("bpffs", folder.c_str(), "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700") != 0) {
+    return errno_status(errno, fmt::format("mount(bpffs on \"{}\"): gates are kept there (needs "
+                                           "CONFIG_BPF_SYSCALL and CAP_SYS_ADMIN)",
+                                           folder));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status unmount_bpffs_if_empty(const std::string& folder) {
+  absl::StatusOr<UniqueFd> lock = lock_parent(folder);
+  if (!lock.ok()) return absl::OkStatus();  // no parent: nothing there
+  std::error_code error;
+  if (!is_bpffs(folder) || !std::filesystem::is_empty(folder, error) || error) {
+    return absl::OkStatus();
+  }
+  if (::umount2(folder.c_str(), UMOUNT_NOFOLLOW) != 0) {
+    if (errno == EBUSY) return absl::OkStatus();
+    return errno_status(errno, fmt::format("umount2(\"{}\")", folder));
+  }
+  ::rmdir(folder.c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace godwit::network::bpf

@@ -1,0 +1,88 @@
+#include "network/overlay.h"
+
+#include "base/status.h"
+#include "network/netlink.h"
+#include "network/netns.h"
+
+namespace godwit::network {
+namespace {
+
+absl::Status raise(Netlink& netlink, int ifindex) {
+  LinkChange up;
+  up.up = true;
+  return netlink.change_link(ifindex, up);
+}
+
+absl::StatusOr<int> bridge_with(Netlink& netlink, const std::string& name, uint32_t mtu,
+                                const std::vector<IpPrefix>& addresses) {
+  absl::StatusOr<int> bridge = netlink.ifindex_of(name);
+  if (!bridge.ok()) {
+    GW_RETURN_IF_ERROR(netlink.create_bridge(name, MacAddress{}, mtu));
+    bridge = netlink.ifindex_of(name);
+    GW_RETURN_IF_ERROR(bridge.status());
+  }
+  for (const IpPrefix& address : addresses) {
+    GW_RETURN_IF_ERROR(netlink.add_address(*bridge, address));
+  }
+  GW_RETURN_IF_ERROR(raise(netlink, *bridge));
+  return bridge;
+}
+
+// No addresses of its own on a port: it would speak for itself on the segment.
+absl::Status enslave(Netlink& netlink, const std::string& port, int ifindex, int bridge) {
+  GW_RETURN_IF_ERROR(
+      write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/disable_ipv6", port), "1"));
+  LinkChange change;
+  change.master = bridge;
+  change.up = true;
+  return netlink.change_link(ifindex, change);
+}
+
+}  // namespace
+
+absl::Status set_up_lan(const LanSpec& spec) {
+  GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+  GW_ASSIGN_OR_RETURN(const int uplink, netlink.ifindex_of(spec.uplink));
+  GW_ASSIGN_OR_RETURN(const int bridge,
+                      bridge_with(netlink, spec.bridge, spec.mtu, spec.addresses));
+  return enslave(netlink, spec.uplink, uplink, bridge);
+}
+
+absl::Status set_up_overlay(const OverlaySpec& spec) {
+  GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+  const uint32_t mtu = overlay_mtu(spec.underlay_mtu);
+  std::vector<IpPrefix> addresses = spec.addresses;
+  // After the node's own, which stays the one that the kernel speaks from.
+  addresses.insert(addresses.end(), spec.gateways.begin(), spec.gateways.end());
+  GW_ASSIGN_OR_RETURN(const int bridge, bridge_with(netlink, spec.bridge, mtu, addresses));
+  absl::StatusOr<int> vxlan = netlink.ifindex_of(spec.vxlan);
+  if (!vxlan.ok()) {
+    GW_RETURN_IF_ERROR(netlink.create_vxlan(spec.vxlan, spec.vni, spec.local, mtu));
+    vxlan = netlink.ifindex_of(spec.vxlan);
+    GW_RETURN_IF_ERROR(vxlan.status());
+  }
+  for (const IpAddress& peer : spec.peers) {
+    GW_RETURN_IF_ERROR(netlink.add_vxlan_peer(*vxlan, peer));
+  }
+  GW_RETURN_IF_ERROR(enslave(netlink, spec.vxlan, *vxlan, bridge));
+  GW_RETURN_IF_ERROR(write_net_sysctl("ipv4/ip_forward", "1"));
+  return write_net_sysctl_if_present("ipv6/conf/all/forwarding", "1");
+}
+
+absl::Status move_forwarding(const OverlaySpec& spec, const MacAddress& mac,
+                             const IpAddress& to_peer) {
+  GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+  GW_ASSIGN_OR_RETURN(const int vxlan, netlink.ifindex_of(spec.vxlan));
+  GW_RETURN_IF_ERROR(netlink.set_vxlan_forwarding(vxlan, mac, to_peer));
+  return netlink.set_bridge_forwarding(vxlan, mac);
+}
+
+absl::Status forget_forwarding(const OverlaySpec& spec, const MacAddress& mac,
+                               const IpAddress& old_peer) {
+  GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+  GW_ASSIGN_OR_RETURN(const int vxlan, netlink.ifindex_of(spec.vxlan));
+  GW_RETURN_IF_ERROR(netlink.delete_vxlan_forwarding(vxlan, mac, old_peer));
+  return netlink.delete_bridge_forwarding(vxlan, mac);
+}
+
+}  // namespace godwit::network
