@@ -9,6 +9,7 @@
 #ifndef GODWIT_TRACEE_BATCH_H_
 #define GODWIT_TRACEE_BATCH_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -22,6 +23,10 @@
 #include "tracee/task.h"
 
 namespace godwit::tracee {
+
+namespace internal {
+struct SignalSets;
+}
 
 class Batch {
  public:
@@ -66,12 +71,15 @@ class Batch {
   absl::Status check(size_t index) const;
   // OK, or the first failed call of those added with must_succeed.
   absl::Status check_all() const;
+  // Tasks made by clone3 or fork calls of a task with PTRACE_O_TRACECLONE/TRACEFORK, in the order
+  // of the calls: to be adopted (StoppedTask::adopt_new_child), given registers and a mask.
+  const std::vector<HostPid>& new_tasks() const { return new_tasks_; }
 
  private:
   friend class StubArea;
   struct Call {
     long number;
-    Argument arguments[6] = {0, 0, 0, 0, 0, 0};
+    std::array<Argument, 6> arguments{0, 0, 0, 0, 0, 0};
     bool must_succeed;
     int64_t result;
   };
@@ -79,20 +87,36 @@ class Batch {
     uint32_t where;
     uint32_t target;
   };
+  // What the stub reads: frame, table, data, for a slice whose frame is at `frame`.
+  uint64_t image_size() const;
+  std::vector<std::byte> image(RemoteAddress frame) const;
+  void take_image(std::span<const std::byte> image);
+
   std::vector<Call> calls_;
   std::vector<Patch> patches_;
   std::vector<std::byte> data_;
+  std::vector<HostPid> new_tasks_;
 };
 
-// A mapping of ours inside a target: one page of code (the stub), the rest tables and data. Named
-// "godwit" by PR_SET_VMA_ANON_NAME where the kernel can (5.17, CONFIG_ANON_VMA_NAME), so that a
-// leftover of a killed mover can be told.
+// A mapping of ours inside a target: one page of code (the stub, read and execute), the rest for
+// slices (read and write). Named "godwit" by PR_SET_VMA_ANON_NAME where the kernel can (5.17,
+// CONFIG_ANON_VMA_NAME), so that a leftover of a killed mover can be told.
 //
-// The stub heals itself: the first call of its table blocks signals, the last restores the mask;
-// then it restores all registers and jumps to the saved instruction. If the tracer dies at any
-// point, the task finishes the batch and goes on as if nothing had been. A batch ends for us by
-// tgkill(self, SIGWINCH), seen as a signal-delivery stop and swallowed; never int3 or single step
-// (both can reset SIGTRAP's disposition).
+//   | code page | slice of run 0                            | slice of run 1 ...
+//   |  stub     | gap, never touched | frame | table | data | gap ...
+//
+// The stub heals itself: the first call of the run blocks signals, the tail restores the mask, all
+// registers, and jumps to the saved instruction. If the tracer dies at any point, the task finishes
+// the batch and goes on as if nothing had been. The gap is for the signal frame of a handler that
+// runs between the tail's last two instructions.
+//
+// The end mark. The stub queues a signal for itself while it is blocked, then unblocks it alone:
+// a signal-delivery stop, which we swallow. (Never int3 or single step: both can reset SIGTRAP's
+// disposition.) The signal is one that the process ignores now, by SIG_IGN or by default, so that
+// nothing happens if we die in between; if the task has it unblocked, it also cannot have been
+// waiting for one. Otherwise it is told from the program's own by its siginfo, and the program's
+// own is put back. A process that handles all signals (Go's runtime) gets no signal: its run goes
+// by syscall stops until the mark's call is seen, which is slower, and as safe.
 class StubArea {
  public:
   // Maps at least `table_bytes` for tables and data. `near` of 0 lets the kernel choose; otherwise
@@ -113,7 +137,7 @@ class StubArea {
   // Makes room for a larger table (remaps; the address may change).
   absl::Status grow(StoppedTask& task, size_t table_bytes);
 
-  // Runs the batch in `task`, which must belong to the mm that this area is mapped in. Registers
+  // Runs the batch in `task` (stopped, 64-bit code), which must belong to the mm that this area is mapped in. Registers
   // and mask of the task are as before afterwards. `tid` is the task's tid in its own pid
   // namespace (for tgkill). A batch that does not fit makes the area grow.
   absl::Status run(StoppedTask& task, ImagePid tid, Batch& batch, Deadline deadline);
@@ -133,7 +157,12 @@ class StubArea {
   StubArea for_child(ImagePid tgid) const;
 
  private:
+  struct Running;
   StubArea() = default;
+  absl::Status start(Running& running, const internal::SignalSets& sets) const;
+  absl::Status wait_mark(Running& running, Deadline deadline) const;
+  absl::Status finish(Running& running, Deadline deadline) const;
+
   RemoteAddress address_;
   uint64_t size_ = 0;
   RemoteAddress vdso_syscall_;

@@ -6,6 +6,8 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,6 +18,9 @@ namespace godwit::tracee {
 
 // Address of a `syscall` instruction in the [vdso] of `pid` (0F 05, found by reading it).
 absl::StatusOr<RemoteAddress> find_vdso_syscall(HostPid pid);
+
+// "mmap(0x0, 0x1000, 0x3, ...)" for messages.
+std::string describe_call(long number, std::span<const uint64_t, 6> arguments);
 
 // Scope: signals of the task are blocked and its registers saved by the constructor's first use,
 // both restored by finish() or the destructor. If the task dies, every call gives ESRCH and the
@@ -34,7 +39,8 @@ class RemoteSyscalls {
   absl::StatusOr<uint64_t> must(long number, std::array<uint64_t, 6> arguments);
 
   // For a call that makes a new task under PTRACE_O_TRACECLONE/TRACEFORK (clone3): runs over the
-  // event stop and gives the new task's tid on this machine, stopped and ours.
+  // event stop and gives the new task, stopped and ours. It has the registers of this scope (a
+  // clone inside the vDSO with rax = 0) and all signals blocked: set both before it may run.
   absl::StatusOr<StoppedTask> call_making_task(long number, std::array<uint64_t, 6> arguments,
                                                Deadline deadline);
 
@@ -42,6 +48,8 @@ class RemoteSyscalls {
 
  private:
   absl::Status begin();
+  absl::StatusOr<int64_t> run(long number, const std::array<uint64_t, 6>& arguments,
+                              Deadline deadline, HostPid* new_task);
   StoppedTask& task_;
   RemoteAddress instruction_;
   bool begun_ = false;

@@ -8,13 +8,22 @@
 //   detach() of either ends our control: the task runs on. So do the destructors (they cannot
 //   fail; a task that has died is nothing to do).
 //
+// A StoppedTask at rest is in a PTRACE_EVENT_STOP or in a signal-delivery stop whose signal will be
+// swallowed: in these the kernel restarts the system call that registers() shows as interrupted
+// (orig_rax >= 0 and rax -512..-516) when the task goes on, here and in a husk.
+//
+// While a task is seized and runs, its next signal stops it until somebody waits: keep that short.
+//
 // All calls for one task come from the thread that seized it (ptrace's rule). A task that died
 // gives a kNotFound status with errno_of() == ESRCH.
 #ifndef GODWIT_TRACEE_TASK_H_
 #define GODWIT_TRACEE_TASK_H_
 
-#include <linux/ptrace.h>
 #include <signal.h>
+// Before <linux/ptrace.h>, whose macros would break its enumeration.
+#include <sys/ptrace.h>
+
+#include <linux/ptrace.h>
 #include <sys/user.h>
 
 #include <cstddef>
@@ -49,15 +58,17 @@ class SeizedTask {
   // Waits for the stop that interrupt() asked for, and repairs an interrupted system call at once
   // (see syscall_restart.h): from here on a detach at any moment leaves the program unharmed.
   // A signal-delivery stop that comes first is passed on with its signal. On error the task is
-  // detached (or dead).
+  // detached (or dead); only one that hangs in an uninterruptible state until the deadline (the
+  // parent of a vfork(2) child, a dead NFS server) cannot be: it stays ours until this thread ends.
   absl::StatusOr<StoppedTask> wait_stopped(Deadline deadline) &&;
 
   absl::Status detach() &&;
 
  private:
   friend class StoppedTask;
-  explicit SeizedTask(HostPid tid) : tid_(tid) {}
+  SeizedTask(HostPid tid, unsigned long options) : tid_(tid), options_(options) {}
   HostPid tid_{0};  // 0: moved from
+  unsigned long options_ = 0;
 };
 
 class StoppedTask {
@@ -89,10 +100,12 @@ class StoppedTask {
   // PTRACE_GET_RSEQ_CONFIGURATION (Linux 5.13); rseq_abi_pointer is 0 when not registered.
   absl::StatusOr<ptrace_rseq_configuration> rseq() const;
 
-  // PTRACE_SETOPTIONS, for husks: PTRACE_O_TRACECLONE, PTRACE_O_EXITKILL, ...
+  // PTRACE_SETOPTIONS, for husks: PTRACE_O_TRACECLONE, PTRACE_O_EXITKILL, ... beside those that
+  // this class needs itself.
   absl::Status set_options(unsigned long options);
   absl::StatusOr<unsigned long> event_message() const;
 
+  // A task whose group is stopped (SIGSTOP) stays stopped, as it would without us.
   absl::StatusOr<SeizedTask> resume() &&;
   absl::Status detach() &&;
 
@@ -100,8 +113,11 @@ class StoppedTask {
   friend class SeizedTask;
   friend class RemoteSyscalls;
   friend class StubArea;
-  explicit StoppedTask(HostPid tid) : tid_(tid) {}
+  StoppedTask(HostPid tid, unsigned long options, bool group_stop)
+      : tid_(tid), options_(options), group_stop_(group_stop) {}
   HostPid tid_{0};  // 0: moved from
+  unsigned long options_ = 0;
+  bool group_stop_ = false;  // a group stop was seen: resume() has to keep it
 };
 
 }  // namespace godwit::tracee

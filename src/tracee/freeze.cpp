@@ -1,0 +1,121 @@
+// Linux facts: children of a seized task are not seized by themselves (without PTRACE_O_TRACE*), so
+// the tasks are listed again once all known ones are stopped: a stopped task makes no new one.
+#include "tracee/freeze.h"
+
+#include <dirent.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+#include "tracee/ptrace_calls.h"
+
+namespace godwit::tracee {
+namespace {
+
+// The tids of a thread group; empty when the process has gone.
+absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid) {
+  const std::string path = fmt::format("/proc/{}/task", pid.value);
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
+  std::vector<HostPid> tids;
+  if (!dir) {
+    if (errno == ENOENT || errno == ESRCH) return tids;
+    return errno_status(errno, fmt::format("opendir(\"{}\")", path));
+  }
+  while (const dirent* entry = ::readdir(dir.get())) {
+    HostPid tid;
+    const char* end = entry->d_name + std::strlen(entry->d_name);
+    if (std::from_chars(entry->d_name, end, tid.value).ptr == end) tids.push_back(tid);
+  }
+  return tids;
+}
+
+bool gone(const absl::Status& status) { return errno_of(status) == ESRCH; }
+
+struct Seized {
+  HostPid pid;
+  SeizedTask task;
+};
+
+using TasksByProcess = std::map<HostPid, std::vector<StoppedTask>>;
+
+class TreeStopper {
+ public:
+  explicit TreeStopper(Deadline deadline) : deadline_(deadline) {}
+
+  // One reading: false when it showed no task that is not stopped already.
+  absl::StatusOr<bool> pass(const std::vector<HostPid>& pids) {
+    std::vector<Seized> fresh;
+    for (const HostPid pid : pids) {
+      GW_ASSIGN_OR_RETURN(const std::vector<HostPid> tids, tasks_of(pid));
+      for (const HostPid tid : tids) {
+        if (!seen_.insert(tid).second) continue;
+        auto task = SeizedTask::seize(tid);
+        if (!task.ok() && gone(task.status())) continue;
+        GW_RETURN_IF_ERROR(task.status());
+        if (absl::Status asked = task->interrupt(); !asked.ok()) {
+          if (gone(asked)) continue;
+          return asked;
+        }
+        fresh.push_back({pid, *std::move(task)});
+      }
+    }
+    const bool any = !fresh.empty();
+    for (Seized& seized : fresh) {
+      auto task = std::move(seized.task).wait_stopped(deadline_);
+      if (!task.ok() && gone(task.status())) continue;
+      GW_RETURN_IF_ERROR(task.status());
+      stopped_[seized.pid].push_back(*std::move(task));
+    }
+    return any;
+  }
+
+  FrozenTree result(const std::vector<HostPid>& order) && {
+    FrozenTree tree;
+    for (const HostPid pid : order) {
+      const auto found = stopped_.find(pid);
+      if (found == stopped_.end()) continue;
+      StoppedProcess process{.pid = pid, .tasks = std::move(found->second)};
+      stopped_.erase(found);
+      // The leader first, the others by their age, as far as the numbers tell.
+      std::sort(process.tasks.begin(), process.tasks.end(),
+                [&](const StoppedTask& a, const StoppedTask& b) {
+                  return std::pair(a.tid() != pid, a.tid()) < std::pair(b.tid() != pid, b.tid());
+                });
+      tree.processes.push_back(std::move(process));
+    }
+    return tree;
+  }
+
+ private:
+  Deadline deadline_;
+  std::set<HostPid> seen_;
+  TasksByProcess stopped_;
+};
+
+}  // namespace
+
+absl::StatusOr<FrozenTree> stop_tree(
+    absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list, Deadline deadline) {
+  TreeStopper stopper(deadline);
+  for (;;) {
+    GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, list());
+    GW_ASSIGN_OR_RETURN(const bool more, stopper.pass(pids));
+    if (!more) return std::move(stopper).result(pids);
+    if (deadline.passed()) {
+      return make_error(absl::StatusCode::kDeadlineExceeded,
+                        "the tree makes tasks faster than they can be stopped");
+    }
+  }
+}
+
+void release_tree(FrozenTree tree) { tree.processes.clear(); }
+
+}  // namespace godwit::tracee
