@@ -1,0 +1,49 @@
+// What capture and restore of TCP sockets share. Internal to this folder.
+#ifndef GODWIT_RESOURCE_TCP_SOCKET_REPAIR_H_
+#define GODWIT_RESOURCE_TCP_SOCKET_REPAIR_H_
+
+#include <linux/tcp.h>
+#include <netinet/in.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "resource/resource.h"
+#include "resource/socket_options/address.h"
+#include "resource/socket_options/options.h"
+#include "resource/tcp_socket/tcp_socket.pb.h"
+
+namespace godwit::resource {
+
+absl::Status tcp_precheck(const OpenFile& file, const CaptureContext& context,
+                          std::vector<Refusal>& refusals);
+absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureContext& context);
+
+absl::StatusOr<UniqueFd> tcp_create(const TcpSocketState& state, RestoreContext& context);
+absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpSocketState& now,
+                                RestoreContext& context);
+absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& context);
+
+// True for the states that TCP_REPAIR can make: those with a peer.
+bool is_connected(TcpState state);
+// Our FIN is part of the send queue (it may be unsent).
+bool fin_sent(TcpState state);
+bool fin_received(TcpState state);
+
+// setsockopt(TCP_REPAIR_QUEUE): which queue send, recv and TCP_QUEUE_SEQ mean.
+absl::Status select_queue(int fd, int queue);
+
+// Hands one segment without data "from the peer" to the socket local <- remote by a raw socket in
+// the capsule's network namespace: routed by the loopback device, seen by nobody else.
+struct Segment {
+  const KernelAddress& from;
+  const KernelAddress& to;
+  uint32_t sequence;
+  uint32_t acknowledge;
+  uint16_t window;  // scaled
+  bool fin;
+};
+absl::Status inject_segment(const Segment& segment, RestoreContext& context);
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_TCP_SOCKET_REPAIR_H_
