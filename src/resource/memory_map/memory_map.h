@@ -57,16 +57,14 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const k
                                                   bool* unknown_flags);
 
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
-// `descriptor` names the husk's descriptor open on a mapping's file or object. Unmaps first.
+// `descriptor` says which descriptor of the husk is open on a mapping's file or object: a number,
+// or the result of an open that it adds to the batch. Unmaps first.
 // Pages of ranges that are mapped anew are gone: the source sends them again, since a new mapping
 // is unregistered there.
 absl::Status add_memory_map_calls(
     const MemoryMapState& now, const MemoryMapState& wanted,
-    absl::FunctionRef<absl::StatusOr<int>(const MappingState&)> descriptor, tracee::Batch& batch);
-
-// Mappings of `wanted` for which add_memory_map_calls will ask `descriptor`.
-std::vector<const MappingState*> mappings_to_open(const MemoryMapState& now,
-                                                  const MemoryMapState& wanted);
+    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
+    tracee::Batch& batch);
 
 // PR_SET_MM_MAP with everything but the exe link (`exe_fd` -1), or with it. The old exe's mappings
 // must be gone before it can change.

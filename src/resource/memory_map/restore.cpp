@@ -122,11 +122,11 @@ void add_advice(const Piece& piece, tracee::Batch& batch) {
 }
 
 absl::Status add_map(const Piece& piece,
-                     absl::FunctionRef<absl::StatusOr<int>(const MappingState&)> descriptor,
+                     absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
                      tracee::Batch& batch) {
   const MappingState& mapping = *piece.mapping;
   uint64_t flags = MAP_FIXED_NOREPLACE;
-  int fd = -1;
+  tracee::Batch::Argument fd = -1;
   uint64_t offset = 0;
   if ((mapping.flags() & kMapNoReserve) != 0) flags |= MAP_NORESERVE;
   if ((mapping.flags() & kMapGrowsDown) != 0) flags |= MAP_GROWSDOWN;
@@ -161,7 +161,7 @@ absl::Status add_map(const Piece& piece,
 
 absl::Status add_memory_map_calls(
     const MemoryMapState& now, const MemoryMapState& wanted,
-    absl::FunctionRef<absl::StatusOr<int>(const MappingState&)> descriptor, tracee::Batch& batch) {
+    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor, tracee::Batch& batch) {
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);
@@ -181,18 +181,6 @@ absl::Status add_memory_map_calls(
     add_advice(piece, batch);
   }
   return absl::OkStatus();
-}
-
-std::vector<const MappingState*> mappings_to_open(const MemoryMapState& now,
-                                                  const MemoryMapState& wanted) {
-  std::vector<const MappingState*> result;
-  for (const Piece& piece : compare(now, wanted).pieces) {
-    if (piece.action != Action::kMap) continue;
-    const auto kind = piece.mapping->kind();
-    if (kind != MappingState::KIND_ANONYMOUS && kind != MappingState::KIND_KERNEL)
-      result.push_back(piece.mapping);
-  }
-  return result;
 }
 
 void add_mm_fields_call(const MemoryMapState& wanted, int exe_fd, tracee::Batch& batch) {

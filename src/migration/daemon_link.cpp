@@ -1,0 +1,67 @@
+#include "migration/daemon_link.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <string>
+
+#include "base/status.h"
+
+namespace godwit::migration {
+namespace {
+constexpr size_t kMaxPacket = 64 << 10;
+}
+
+DaemonLink::~DaemonLink() {
+  if (watcher_.joinable()) {
+    ::shutdown(fd_.get(), SHUT_RD);  // ends the thread's recv
+    watcher_.join();
+  }
+}
+
+absl::Status DaemonLink::send(const MoverToDaemon& message) {
+  const std::string bytes = message.SerializeAsString();
+  if (::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) < 0)
+    return absl::UnavailableError("the node daemon has gone");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DaemonToMover> DaemonLink::receive(Deadline deadline) {
+  std::string bytes(kMaxPacket, '\0');
+  for (;;) {
+    pollfd one{fd_.get(), POLLIN, 0};
+    const int ready = ::poll(&one, 1, deadline.remaining_ms());
+    if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(daemon)");
+    if (ready == 0 && deadline.passed())
+      return absl::DeadlineExceededError("no answer from the node daemon in time");
+    if (ready <= 0) continue;
+    const ssize_t n = ::recv(fd_.get(), bytes.data(), bytes.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return absl::UnavailableError("the node daemon has gone");
+    DaemonToMover message;
+    if (!message.ParseFromArray(bytes.data(), static_cast<int>(n)))
+      return absl::InternalError("a message from the node daemon that cannot be read");
+    return message;
+  }
+}
+
+void DaemonLink::progress(const Progress& progress) {
+  MoverToDaemon message;
+  *message.mutable_progress() = progress;
+  (void)send(message);  // a daemon that has gone is noticed where an answer is needed
+}
+
+void DaemonLink::watch_for_cancel() {
+  watcher_ = std::thread([this] {
+    for (;;) {
+      const auto message = receive(Deadline::in(absl::Hours(24)));
+      if (!message.ok() && absl::IsDeadlineExceeded(message.status())) continue;
+      if (!message.ok() || message->cancel()) {
+        cancelled_ = true;
+        return;
+      }
+    }
+  });
+}
+
+}  // namespace godwit::migration

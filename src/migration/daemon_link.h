@@ -1,0 +1,40 @@
+// The mover's connection to its daemon: descriptor 3, SOCK_SEQPACKET, one protobuf message a
+// packet. A closed connection means that the daemon has gone.
+#ifndef GODWIT_MIGRATION_DAEMON_LINK_H_
+#define GODWIT_MIGRATION_DAEMON_LINK_H_
+
+#include <atomic>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/unique_fd.h"
+#include "migration/mover.pb.h"
+
+namespace godwit::migration {
+
+class DaemonLink {
+ public:
+  explicit DaemonLink(UniqueFd fd) : fd_(std::move(fd)) {}
+  ~DaemonLink();
+
+  absl::Status send(const MoverToDaemon& message);
+  // kUnavailable when the daemon has gone.
+  absl::StatusOr<DaemonToMover> receive(Deadline deadline);
+
+  void progress(const Progress& progress);
+
+  // From here on messages are taken by a thread: cancel, or the daemon's end, sets cancelled().
+  void watch_for_cancel();
+  const std::atomic<bool>& cancelled() const { return cancelled_; }
+
+ private:
+  UniqueFd fd_;
+  std::atomic<bool> cancelled_{false};
+  std::thread watcher_;
+};
+
+}  // namespace godwit::migration
+
+#endif  // GODWIT_MIGRATION_DAEMON_LINK_H_

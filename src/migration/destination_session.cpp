@@ -1,0 +1,197 @@
+#include <sys/socket.h>
+
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "migration/peer.h"
+#include "migration/session.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr absl::Duration kAcceptTimeout = absl::Seconds(30);
+constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
+
+// What was held at the source: collected until the gate opens, delivered at once afterwards.
+class HeldFromSource {
+ public:
+  explicit HeldFromSource(ReplicaWorkload& workload) : workload_(workload) {}
+
+  void add(const HeldFrames& frames) {
+    std::lock_guard lock(mutex_);
+    std::vector<std::string> list(frames.frame().begin(), frames.frame().end());
+    if (open_) {
+      (void)workload_.deliver(list);
+      return;
+    }
+    for (std::string& frame : list) waiting_.push_back(std::move(frame));
+  }
+  absl::StatusOr<uint32_t> open() {
+    std::lock_guard lock(mutex_);
+    open_ = true;
+    return workload_.open(waiting_);
+  }
+
+ private:
+  ReplicaWorkload& workload_;
+  std::mutex mutex_;
+  std::vector<std::string> waiting_;
+  bool open_ = false;
+};
+
+class DestinationSession {
+ public:
+  DestinationSession(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon)
+      : start_(start), workload_(workload), daemon_(daemon), held_(workload) {}
+
+  ~DestinationSession() {
+    if (listener_thread_.joinable()) listener_thread_.join();
+  }
+
+  Finished run() {
+    const absl::Status taken = take();
+    if (taken.ok()) {
+      // Stragglers of the source come until it says that there are no more, or closes.
+      if (listener_thread_.joinable()) listener_thread_.join();
+      Finished finished;
+      finished.set_outcome(OUTCOME_MOVED);
+      fill(*finished.mutable_statistics());
+      return finished;
+    }
+    if (undecided_) return failed(OUTCOME_UNKNOWN, taken);
+    workload_.discard();
+    PeerMessage message;
+    message.set_failed(std::string(message_of(taken)));
+    if (messages_) {
+      (void)messages_->send(message);
+      ::shutdown(messages_->fd(), SHUT_RD);
+    }
+    return failed(OUTCOME_ROLLED_BACK, taken);
+  }
+
+ private:
+  absl::Status take() {
+    GW_RETURN_IF_ERROR(meet());
+    FAULT_POINT("destination.connected");
+    auto feed = stream::fd_feed(stream_fd_.get());
+    stream::Reader reader(*feed);
+    for (bool final = false;;) {
+      GW_ASSIGN_OR_RETURN(const stream::Frame frame, reader.next());
+      if (const auto* preamble = std::get_if<stream::Preamble>(&frame))
+        GW_RETURN_IF_ERROR(check(*preamble));
+      if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) final = begin->final;
+      GW_RETURN_IF_ERROR(workload_.apply(frame));
+      if (!std::holds_alternative<stream::EpochEnd>(frame)) continue;
+      if (final) break;
+      FAULT_POINT("destination.round_done");
+      PeerMessage applied;
+      applied.set_applied(true);
+      GW_RETURN_IF_ERROR(messages_->send(applied));
+    }
+    bytes_ = reader.bytes_read();
+    FAULT_POINT("destination.received");
+    GW_RETURN_IF_ERROR(workload_.make_ready());
+    FAULT_POINT("destination.ready");
+    GW_RETURN_IF_ERROR(commit());
+    // From here on it is ours: nothing below may lead back.
+    FAULT_POINT("destination.committed");
+    GW_RETURN_IF_ERROR(workload_.activate());
+    GW_ASSIGN_OR_RETURN(const uint32_t frames, held_.open());
+    PeerMessage message;
+    Active& active = *message.mutable_active();
+    Statistics statistics;
+    workload_.describe(statistics);
+    for (const Span& span : statistics.spans()) *active.add_spans() = span;
+    active.set_frames_replayed(frames);
+    active.set_cpu_ns(clock_ns(CLOCK_PROCESS_CPUTIME_ID));
+    (void)messages_->send(message);  // a source that has gone asks the store
+    return absl::OkStatus();
+  }
+
+  absl::Status meet() {
+    GW_ASSIGN_OR_RETURN(const Listener listener, listen_on(start_.listen_host()));
+    MoverToDaemon told;
+    told.set_listening(listener.port);
+    GW_RETURN_IF_ERROR(daemon_.send(told));
+    const Deadline deadline = Deadline::in(kAcceptTimeout);
+    while (!stream_fd_ || !messages_) {
+      GW_ASSIGN_OR_RETURN(Accepted accepted,
+                          accept_peer(listener.fd.get(), start_.token(), deadline));
+      if (accepted.purpose == Purpose::kStream) stream_fd_ = std::move(accepted.fd);
+      if (accepted.purpose == Purpose::kMessages)
+        messages_ = std::make_unique<PeerMessages>(std::move(accepted.fd));
+    }
+    listener_thread_ = std::thread([this] { listen(); });
+    return absl::OkStatus();
+  }
+
+  void listen() {
+    for (;;) {
+      const auto message = messages_->receive(Deadline::in(absl::Hours(24)));
+      if (!message.ok() || message->held_end() ||
+          message->message_case() == PeerMessage::kFailed)
+        return;
+      if (message->frozen()) {
+        const absl::Status announced = workload_.announce();
+        if (!announced.ok()) log_warning("announce: {}", message_of(announced));
+      }
+      if (message->message_case() == PeerMessage::kHeld) held_.add(message->held());
+    }
+  }
+
+  absl::Status check(const stream::Preamble& preamble) const {
+    if (preamble.migration_id != start_.migration_id())
+      return make_error(absl::StatusCode::kPermissionDenied,
+                        "the stream belongs to migration \"{}\", not to this one",
+                        preamble.migration_id);
+    return absl::OkStatus();
+  }
+
+  absl::Status commit() {
+    MoverToDaemon request;
+    request.set_commit_request(true);
+    GW_RETURN_IF_ERROR(daemon_.send(request));
+    const Deadline deadline = Deadline::in(kCommitTimeout);
+    for (;;) {
+      const auto answer = daemon_.receive(deadline);
+      if (!answer.ok()) {
+        // Whether it was committed is not known here: it stays frozen, and whoever reads the store
+        // decides.
+        undecided_ = true;
+        return answer.status();
+      }
+      if (answer->message_case() != DaemonToMover::kCommitAnswer) continue;
+      if (!answer->commit_answer().committed())
+        return absl::AbortedError("not committed: " + answer->commit_answer().error());
+      return absl::OkStatus();
+    }
+  }
+
+  void fill(Statistics& statistics) {
+    statistics.set_bytes_wire(bytes_);
+    statistics.set_cpu_ns(clock_ns(CLOCK_PROCESS_CPUTIME_ID));
+    workload_.describe(statistics);
+  }
+
+  const MoverStart& start_;
+  ReplicaWorkload& workload_;
+  DaemonLink& daemon_;
+  UniqueFd stream_fd_;
+  std::unique_ptr<PeerMessages> messages_;
+  HeldFromSource held_;
+  std::thread listener_thread_;
+  bool undecided_ = false;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace
+
+Finished run_destination(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon) {
+  return DestinationSession(start, workload, daemon).run();
+}
+
+}  // namespace godwit::migration

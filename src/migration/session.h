@@ -1,0 +1,26 @@
+// A migration as the two movers live it. docs/wire-protocol.md has the diagram.
+#ifndef GODWIT_MIGRATION_SESSION_H_
+#define GODWIT_MIGRATION_SESSION_H_
+
+#include "migration/daemon_link.h"
+#include "migration/mover.pb.h"
+#include "migration/workload.h"
+
+namespace godwit::migration {
+
+// Precheck, rounds, freeze, end mark, and then either the destination has it or it runs on here.
+Finished run_source(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);
+
+// Listens, applies, asks for the commit, activates.
+Finished run_destination(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon);
+
+// The same stream with a file at its other end: one frozen epoch (after rounds, if it is to run
+// on meanwhile), written beside the target's name and renamed when it is complete and synced.
+Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);
+Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon);
+
+Finished failed(Outcome outcome, const absl::Status& status);
+
+}  // namespace godwit::migration
+
+#endif  // GODWIT_MIGRATION_SESSION_H_

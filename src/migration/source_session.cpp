@@ -1,0 +1,283 @@
+#include <poll.h>
+#include <sys/resource.h>
+
+#include <memory>
+
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "migration/decider.h"
+#include "migration/peer.h"
+#include "migration/session.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+// The replica applies a round in about the time that its sending takes; silence for this long
+// means that it is gone.
+constexpr absl::Duration kPeerTimeout = absl::Seconds(10);
+// After the end mark: no answer for this long and the store has to say who owns the workload.
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
+constexpr int kFreezeAttempts = 20;
+
+int64_t cpu_ns() { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
+
+class SourceSession {
+ public:
+  SourceSession(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon)
+      : start_(start), workload_(workload), daemon_(daemon) {}
+
+  Finished run() {
+    begin_ns_ = monotonic_ns();
+    std::vector<Reason> reasons;
+    const absl::Status checked = workload_.precheck(reasons);
+    if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
+    if (!reasons.empty()) return refused(reasons);
+    daemon_.watch_for_cancel();
+    const absl::Status moved = move();
+    if (moved.ok()) return moved_away();
+    if (end_mark_sent_ && !told_failed_) {
+      Finished finished = failed(OUTCOME_UNKNOWN, moved);
+      fill(*finished.mutable_statistics());
+      return finished;
+    }
+    tell_peer(message_of(moved));
+    const absl::Status thawed = workload_.thaw();
+    return failed(OUTCOME_ROLLED_BACK, thawed.ok() ? moved : thawed);
+  }
+
+ private:
+  absl::Status move() {
+    GW_RETURN_IF_ERROR(connect());
+    FAULT_POINT("source.connected");
+    report("prepare", {});
+    GW_RETURN_IF_ERROR(workload_.prepare());
+    setup_ns_ = monotonic_ns() - begin_ns_;
+    FAULT_POINT("source.prepared");
+    GW_RETURN_IF_ERROR(rounds());
+    GW_RETURN_IF_ERROR(check_cancel());
+    GW_RETURN_IF_ERROR(freeze());
+    GW_RETURN_IF_ERROR(send_last_epoch());
+    return wait_for_active();
+  }
+
+  absl::Status connect() {
+    const Deadline deadline = Deadline::in(kConnectTimeout);
+    const auto port = static_cast<uint16_t>(start_.peer_port());
+    GW_ASSIGN_OR_RETURN(
+        stream_fd_,
+        connect_to_peer(start_.peer_host(), port, start_.token(), Purpose::kStream, deadline));
+    GW_ASSIGN_OR_RETURN(
+        UniqueFd messages,
+        connect_to_peer(start_.peer_host(), port, start_.token(), Purpose::kMessages, deadline));
+    messages_ = std::make_unique<PeerMessages>(std::move(messages));
+    sink_ = stream::fd_sink(stream_fd_.get());
+    writer_ = std::make_unique<stream::Writer>(*sink_);
+    stream::Preamble preamble;
+    preamble.workload = start_.service();
+    preamble.migration_id = start_.migration_id();
+    preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
+    return writer_->preamble(preamble);
+  }
+
+  absl::Status rounds() {
+    if (start_.strategy() == STRATEGY_COLD) return absl::OkStatus();
+    DeciderLimits limits;
+    if (start_.max_downtime_ns() > 0) limits.max_downtime_ns = start_.max_downtime_ns();
+    Decider decider(limits);
+    for (;;) {
+      GW_RETURN_IF_ERROR(check_cancel());
+      const int64_t begin = monotonic_ns();
+      auto round = workload_.round(*writer_);
+      if (!round.ok()) return explain(round.status());
+      GW_RETURN_IF_ERROR(wait_for_applied());
+      round->duration_ns = monotonic_ns() - begin;
+      ++rounds_;
+      FAULT_POINT("source.round_done");
+      const Decision decision = decider.after_round(*round);
+      report("round", decision);
+      if (decision.verdict == Verdict::kSwitchOver) return absl::OkStatus();
+      if (decision.verdict == Verdict::kGiveUp)
+        return make_error(absl::StatusCode::kFailedPrecondition, "does not converge: {}",
+                          decision.reason);
+    }
+  }
+
+  absl::Status freeze() {
+    for (int attempt = 1;; ++attempt) {
+      freeze_begin_ns_ = monotonic_ns();
+      absl::Status frozen = workload_.freeze();
+      if (frozen.ok()) {
+        FAULT_POINT("source.frozen");
+        PeerMessage message;
+        message.set_frozen(true);
+        GW_RETURN_IF_ERROR(messages_->send(message));
+        frozen = workload_.final_state(*writer_);
+        if (frozen.ok()) return absl::OkStatus();
+        return explain(frozen);
+      }
+      if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
+      // Something passing: let it pass.
+      GW_RETURN_IF_ERROR(workload_.thaw());
+      ::poll(nullptr, 0, attempt);
+    }
+  }
+
+  absl::Status send_last_epoch() {
+    const auto pages = workload_.final_pages(*writer_);
+    if (!pages.ok()) return explain(pages.status());
+    FAULT_POINT("source.before_end_mark");
+    // The daemon must know before the destination can: from here on the store decides.
+    MoverToDaemon told;
+    told.set_end_mark_sent(true);
+    GW_RETURN_IF_ERROR(daemon_.send(told));
+    end_mark_sent_ = true;
+    GW_RETURN_IF_ERROR(writer_->end_epoch());
+    GW_RETURN_IF_ERROR(writer_->flush());
+    FAULT_POINT("source.after_end_mark");
+    return absl::OkStatus();
+  }
+
+  absl::Status wait_for_active() {
+    const Deadline deadline = Deadline::in(kAnswerTimeout);
+    for (;;) {
+      GW_RETURN_IF_ERROR(forward_held());
+      pollfd one{messages_->fd(), POLLIN, 0};
+      const timespec soon{0, 200'000};
+      const int ready = ::ppoll(&one, 1, &soon, nullptr);
+      if (ready < 0 && errno != EINTR) return errno_status(errno, "ppoll(peer)");
+      if (ready <= 0) {
+        if (deadline.passed())
+          return absl::DeadlineExceededError("the destination gave no answer after the end mark");
+        continue;
+      }
+      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
+      if (message.message_case() == PeerMessage::kFailed) {
+        // Its word that it has not committed and will not.
+        told_failed_ = true;
+        return absl::AbortedError("the destination could not take it: " + message.failed());
+      }
+      if (message.message_case() != PeerMessage::kActive) continue;
+      freeze_ns_ = monotonic_ns() - freeze_begin_ns_;
+      active_ = message.active();
+      GW_RETURN_IF_ERROR(workload_.commit());
+      (void)forward_held();
+      PeerMessage end;
+      end.set_held_end(true);
+      (void)messages_->send(end);
+      return absl::OkStatus();
+    }
+  }
+
+  absl::Status forward_held() {
+    GW_ASSIGN_OR_RETURN(const std::vector<std::string> frames, workload_.take_held_frames());
+    if (frames.empty()) return absl::OkStatus();
+    PeerMessage message;
+    for (const std::string& frame : frames) message.mutable_held()->add_frame(frame);
+    return messages_->send(message);
+  }
+
+  absl::Status wait_for_applied() {
+    for (;;) {
+      GW_ASSIGN_OR_RETURN(const PeerMessage message,
+                          messages_->receive(Deadline::in(kPeerTimeout)));
+      if (message.message_case() == PeerMessage::kFailed)
+        return absl::AbortedError("the destination: " + message.failed());
+      if (message.applied()) return absl::OkStatus();
+    }
+  }
+
+  // A broken stream is often the second sign of a failure that the peer has put into words.
+  absl::Status explain(const absl::Status& status) {
+    if (!messages_) return status;
+    for (;;) {
+      const auto message = messages_->receive(Deadline::in(absl::Milliseconds(200)));
+      if (!message.ok()) return status;
+      if (message->message_case() == PeerMessage::kFailed)
+        return absl::AbortedError("the destination: " + message->failed());
+    }
+  }
+
+  void tell_peer(std::string_view why) {
+    if (!messages_) return;
+    PeerMessage message;
+    message.set_failed(std::string(why));
+    (void)messages_->send(message);
+  }
+
+  absl::Status check_cancel() const {
+    if (daemon_.cancelled()) return absl::CancelledError("cancelled; the service runs on here");
+    return absl::OkStatus();
+  }
+
+  void report(const char* phase, const Decision& decision) {
+    Progress progress;
+    progress.set_phase(phase);
+    progress.set_round(rounds_);
+    progress.set_pages_left(decision.expected_pages);
+    progress.set_bytes_per_s(static_cast<uint64_t>(decision.bytes_per_s));
+    progress.set_dirty_pages_per_s(static_cast<uint64_t>(decision.dirty_pages_per_s));
+    progress.set_time_left_ns(decision.expected_downtime_ns);
+    daemon_.progress(progress);
+  }
+
+  void fill(Statistics& statistics) {
+    statistics.set_strategy(start_.strategy() == STRATEGY_COLD ? "cold" : "precopy");
+    statistics.set_rounds(rounds_);
+    statistics.set_freeze_ns(freeze_ns_);
+    statistics.set_setup_ns(setup_ns_);
+    statistics.set_total_ns(monotonic_ns() - begin_ns_);
+    if (writer_) statistics.set_bytes_wire(writer_->bytes_written());
+    statistics.set_cpu_ns(cpu_ns());
+    statistics.set_frames_replayed(active_.frames_replayed());
+    workload_.describe(statistics);
+    for (const Span& span : active_.spans()) *statistics.add_spans() = span;
+  }
+
+  Finished moved_away() {
+    Finished finished;
+    finished.set_outcome(OUTCOME_MOVED);
+    fill(*finished.mutable_statistics());
+    return finished;
+  }
+
+  static Finished refused(const std::vector<Reason>& reasons) {
+    Finished finished;
+    finished.set_outcome(OUTCOME_REFUSED);
+    for (const Reason& reason : reasons) *finished.add_reasons() = reason;
+    finished.set_error(fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(),
+                                   reasons[0].way_out()));
+    return finished;
+  }
+
+  const MoverStart& start_;
+  SourceWorkload& workload_;
+  DaemonLink& daemon_;
+  UniqueFd stream_fd_;
+  std::unique_ptr<PeerMessages> messages_;
+  std::unique_ptr<stream::Sink> sink_;
+  std::unique_ptr<stream::Writer> writer_;
+  Active active_;
+  uint32_t rounds_ = 0;
+  bool end_mark_sent_ = false;
+  bool told_failed_ = false;
+  int64_t begin_ns_ = 0;
+  int64_t setup_ns_ = 0;
+  int64_t freeze_begin_ns_ = 0;
+  int64_t freeze_ns_ = 0;
+};
+
+}  // namespace
+
+Finished failed(Outcome outcome, const absl::Status& status) {
+  Finished finished;
+  finished.set_outcome(outcome);
+  finished.set_error(std::string(message_of(status)));
+  return finished;
+}
+
+Finished run_source(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
+  return SourceSession(start, workload, daemon).run();
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,65 @@
+// What a migration needs of a workload, whatever it is. migration/ knows no process and no VM.
+#ifndef GODWIT_MIGRATION_WORKLOAD_H_
+#define GODWIT_MIGRATION_WORKLOAD_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "migration/mover.pb.h"
+#include "stream/stream.h"
+
+namespace godwit::migration {
+
+struct RoundFigures {
+  uint64_t pages = 0;       // with contents
+  uint64_t zero_pages = 0;
+  uint64_t bytes = 0;       // on the wire
+  int64_t duration_ns = 0;
+};
+
+class SourceWorkload {
+ public:
+  virtual ~SourceWorkload() = default;
+  virtual absl::Status precheck(std::vector<Reason>& reasons) = 0;
+  // Dirty tracking on; the workload runs on, but for stops of microseconds.
+  virtual absl::Status prepare() = 0;
+  // One epoch while it runs.
+  virtual absl::StatusOr<RoundFigures> round(stream::Writer& writer) = 0;
+  // Stands still, cannot be reached, and says nothing to the network from here on. kUnavailable:
+  // not now, try again after thaw().
+  virtual absl::Status freeze() = 0;
+  virtual absl::Status final_state(stream::Writer& writer) = 0;
+  virtual absl::StatusOr<RoundFigures> final_pages(stream::Writer& writer) = 0;
+  // Frames that arrived for it since freeze() and were not given yet.
+  virtual absl::StatusOr<std::vector<std::string>> take_held_frames() = 0;
+  // Rollback; idempotent, also when freeze() never ran or failed half-way.
+  virtual absl::Status thaw() = 0;
+  // Committed elsewhere: never runs here again; the caller removes it.
+  virtual absl::Status commit() = 0;
+  virtual void describe(Statistics& statistics) = 0;
+};
+
+class ReplicaWorkload {
+ public:
+  virtual ~ReplicaWorkload() = default;
+  virtual absl::Status apply(const stream::Frame& frame) = 0;
+  // The source stands still: neighbours may learn the new place; frames are held here.
+  virtual absl::Status announce() = 0;
+  // Everything but letting it run; held so that our death changes nothing.
+  virtual absl::Status make_ready() = 0;
+  // Runs, gate still holding.
+  virtual absl::Status activate() = 0;
+  // Gives it `from_source`, then what was held here, and opens the gate. Returns their number.
+  virtual absl::StatusOr<uint32_t> open(const std::vector<std::string>& from_source) = 0;
+  // Frames of the source that come after open().
+  virtual absl::Status deliver(const std::vector<std::string>& frames) = 0;
+  virtual void discard() = 0;
+  virtual void describe(Statistics& statistics) = 0;
+};
+
+}  // namespace godwit::migration
+
+#endif  // GODWIT_MIGRATION_WORKLOAD_H_

@@ -1,0 +1,137 @@
+#include "process/replica.h"
+
+#include <sys/socket.h>
+
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "process/replica_context.h"
+#include "resource/registry.h"
+
+namespace godwit::process {
+namespace {
+
+// At which number husks keep the channel while they are built: below the usual soft limit of
+// 1024 open files, above what programs use; moved when an image needs it.
+constexpr int kChannelNumber = 1000;
+
+}  // namespace
+
+Replica::Replica(ReplicaHost host)
+    : host_(std::move(host)), context_(std::make_unique<Context>(*this)) {}
+
+Replica::~Replica() { discard(); }
+
+absl::StatusOr<std::unique_ptr<Replica>> Replica::create(ReplicaHost host) {
+  std::unique_ptr<Replica> replica(new Replica(std::move(host)));
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+    return errno_status(errno, "socketpair(AF_UNIX, SOCK_SEQPACKET)");
+  replica->channel_.near.reset(ends[0]);
+  replica->channel_far_.reset(ends[1]);
+  replica->channel_.husk_number = kChannelNumber;
+  return replica;
+}
+
+const std::string* Replica::wanted(std::string_view kind, uint64_t id) const {
+  const auto found = sections_.find(stream::SectionKey{std::string(kind), id});
+  return found == sections_.end() ? nullptr : &found->second;
+}
+
+absl::Status Replica::apply(const stream::Frame& frame) {
+  FAULT_POINT("replica.apply");
+  if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) {
+    in_epoch_ = true;
+    final_ = begin->final;
+    epoch_ = begin->number;
+    sections_applied_ = false;
+    changed_.clear();
+    if (final_) spans_.restart();
+    return absl::OkStatus();
+  }
+  if (std::holds_alternative<stream::Preamble>(frame)) return absl::OkStatus();
+  if (const auto* section = std::get_if<stream::Section>(&frame)) {
+    if (sections_applied_)
+      return make_error(absl::StatusCode::kDataLoss, "section {}/{} comes after pages",
+                        section->key.kind, section->key.id);
+    sections_[section->key] = section->state;
+    changed_.insert(section->key);
+    return absl::OkStatus();
+  }
+  if (const auto* removed = std::get_if<stream::SectionRemoved>(&frame)) {
+    sections_.erase(removed->key);
+    return absl::OkStatus();
+  }
+  if (const auto* blocks = std::get_if<stream::FileBlocks>(&frame))
+    return host_.apply_file_blocks(*blocks);
+  if (!sections_applied_) GW_RETURN_IF_ERROR(apply_sections());
+  if (const auto* pages = std::get_if<stream::Pages>(&frame)) return apply_pages(*pages);
+  if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
+  in_epoch_ = false;
+  if (final_) spans_.mark("pages");
+  return absl::OkStatus();
+}
+
+absl::Status Replica::apply_sections() {
+  FAULT_POINT("replica.apply_sections");
+  sections_applied_ = true;
+  if (final_) spans_.mark("receive state");
+  GW_RETURN_IF_ERROR(build_tree());
+  GW_RETURN_IF_ERROR(map_memory());
+  if (final_) spans_.mark("memory map");
+  GW_RETURN_IF_ERROR(make_descriptions());
+  if (final_) spans_.mark("descriptions");
+  GW_RETURN_IF_ERROR(fill_tables());
+  if (final_) spans_.mark("descriptor tables");
+  GW_RETURN_IF_ERROR(build_threads());
+  if (!final_) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(finish_descriptions());
+  GW_RETURN_IF_ERROR(restore_tasks());
+  spans_.mark("tasks");
+  return absl::OkStatus();
+}
+
+absl::Status Replica::make_ready() {
+  FAULT_POINT("replica.make_ready");
+  if (!final_ || in_epoch_)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "the replica has no complete final epoch");
+  GW_RETURN_IF_ERROR(restore_last());
+  spans_.mark("registers");
+  // A duplicate kept here would keep sockets open after the program closes them.
+  descriptions_.clear();
+  context_->drop_stash();
+  objects_.clear();
+  spans_.mark("close duplicates");
+  return absl::OkStatus();
+}
+
+absl::Status Replica::release() {
+  for (auto& [pid, husk] : husks_) GW_RETURN_IF_ERROR(husk.release_from_mover());
+  return absl::OkStatus();
+}
+
+absl::Status Replica::activate() {
+  absl::Status first;
+  for (auto& [pid, husk] : husks_) first.Update(std::move(husk).detach());
+  husks_.clear();
+  return first;
+}
+
+void Replica::discard() {
+  // Children first would matter to nobody: all die by SIGKILL, and init reaps or dies as well.
+  for (auto& [pid, husk] : husks_) (void)husk.kill();
+  husks_.clear();
+  descriptions_.clear();
+  objects_.clear();
+}
+
+ReplicaCounts Replica::counts() const {
+  ReplicaCounts counts;
+  counts.processes = static_cast<uint32_t>(husks_.size());
+  for (const auto& [pid, husk] : husks_)
+    counts.threads += static_cast<uint32_t>(husk.tasks().size());
+  counts.descriptions = static_cast<uint32_t>(descriptions_.size());
+  return counts;
+}
+
+}  // namespace godwit::process

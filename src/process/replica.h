@@ -1,0 +1,122 @@
+// The destination's half of the pipeline: applies epochs to husks as they arrive, and activates.
+//
+//   for each frame: apply(frame)        sections are brought to the husks when the epoch's first
+//                                       page frame (or its end) arrives, pages at once
+//   after the final epoch: make_ready() everything but letting it run: from here on only the commit
+//                                       decides
+//   release()                           the mover's death no longer ends the husks: the cgroup
+//                                       freezer holds them, and whoever owns the commit thaws
+//   activate()                          detach; the caller thaws
+//   discard()                           nothing is left
+//
+// One thread. What a frame says is hostile: a status says what is wrong, and discard() cleans up.
+#ifndef GODWIT_PROCESS_REPLICA_H_
+#define GODWIT_PROCESS_REPLICA_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "process/husk.h"
+#include "process/shared_objects.h"
+#include "process/spans.h"
+#include "resource/process_tree/process_tree.h"
+#include "resource/resource.h"
+#include "stream/stream.h"
+
+namespace godwit::process {
+
+// What a replica needs of its capsule.
+struct ReplicaHost {
+  HostPid init;
+  // Makes a husk that is a child of init; its end of the channel is `socket`, to be kept at `number`.
+  std::function<absl::StatusOr<HostPid>(ImagePid pid, int socket, int number)> spawn_husk;
+  // See CaptureContext::in_capsule.
+  std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
+  std::array<int, 3> stdio = {-1, -1, -1};
+  // A change of the file layer, from a kFileBlocks frame.
+  std::function<absl::Status(const stream::FileBlocks&)> apply_file_blocks;
+};
+
+struct ReplicaCounts {
+  uint32_t processes = 0;
+  uint32_t threads = 0;
+  uint32_t descriptions = 0;
+};
+
+class Replica {
+ public:
+  static absl::StatusOr<std::unique_ptr<Replica>> create(ReplicaHost host);
+  ~Replica();
+
+  absl::Status apply(const stream::Frame& frame);
+  absl::Status make_ready();
+  absl::Status release();
+  absl::Status activate();
+  void discard();
+
+  ReplicaCounts counts() const;
+  // Of the final epoch.
+  const Spans& spans() const { return spans_; }
+  Spans& spans() { return spans_; }
+
+ private:
+  class Context;
+  friend class Context;
+  struct Description {
+    std::string kind;
+    std::string state;
+    UniqueFd fd;
+    uint64_t made_in_epoch = 0;
+  };
+
+  explicit Replica(ReplicaHost host);
+  absl::Status apply_sections();
+  absl::Status build_tree();
+  absl::Status build_threads();
+  absl::Status run_step(const resource::TreeStep& step);
+  absl::Status remove_ended(const std::set<int32_t>& wanted);
+  absl::Status map_memory();
+  absl::Status map_memory_of(Husk& husk);
+  absl::Status make_descriptions();
+  absl::Status make_description(uint64_t id, const std::string& kind, const std::string& state);
+  absl::Status fill_tables();
+  absl::Status fill_table_of(Husk& husk);
+  absl::Status restore_tasks();
+  absl::Status restore_tasks_of(Husk& husk);
+  absl::Status restore_last();
+  absl::Status finish_descriptions();
+  absl::Status apply_pages(const stream::Pages& pages);
+  absl::Status drop_pages(const stream::PagesDropped& dropped);
+  absl::StatusOr<Husk*> husk_of(uint64_t space);
+  const std::string* wanted(std::string_view kind, uint64_t id) const;
+
+  ReplicaHost host_;
+  DescriptorChannel channel_;
+  UniqueFd channel_far_;
+  std::map<stream::SectionKey, std::string> sections_;
+  std::set<stream::SectionKey> changed_;
+  std::map<int32_t, Husk> husks_;
+  std::set<int32_t> zombies_;
+  std::map<uint64_t, Description> descriptions_;
+  std::unique_ptr<Context> context_;
+  SharedObjects objects_;
+  bool in_epoch_ = false;
+  bool final_ = false;
+  bool sections_applied_ = false;
+  uint64_t epoch_ = 0;
+  Spans spans_;
+};
+
+}  // namespace godwit::process
+
+#endif  // GODWIT_PROCESS_REPLICA_H_

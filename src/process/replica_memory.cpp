@@ -1,0 +1,174 @@
+// Mappings and pages of the husks.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+#include <map>
+
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "process/replica.h"
+#include "resource/memory_map/memory_map.h"
+
+namespace godwit::process {
+namespace {
+
+using resource::MappingState;
+
+tracee::Batch::Data path_data(const std::string& path, tracee::Batch& batch) {
+  return batch.data(std::as_bytes(std::span(path.c_str(), path.size() + 1)));
+}
+
+// Opens files of mappings in the husk itself, whose root is the capsule's: one open a file and mode,
+// all closed at the end of the batch.
+class FilesInHusk {
+ public:
+  explicit FilesInHusk(tracee::Batch& batch) : batch_(batch) {}
+
+  tracee::Batch::Argument open(const MappingState& mapping) {
+    const bool write = mapping.kind() == MappingState::KIND_SHARED_FILE &&
+                       (mapping.flags() & resource::kMapMayWrite) != 0;
+    const auto [at, fresh] = opened_.try_emplace({mapping.path(), write}, 0);
+    if (fresh)
+      at->second = batch_.call(SYS_openat,
+                               {AT_FDCWD, path_data(mapping.path(), batch_),
+                                (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY},
+                               true);
+    return tracee::Batch::ResultOf{at->second};
+  }
+
+  void close_all() {
+    for (const auto& [file, call] : opened_)
+      batch_.call(SYS_close, {tracee::Batch::ResultOf{call}}, true);
+  }
+
+ private:
+  tracee::Batch& batch_;
+  std::map<std::pair<std::string, bool>, size_t> opened_;
+};
+
+}  // namespace
+
+absl::Status Replica::map_memory() {
+  for (const auto& [key, bytes] : sections_) {
+    if (key.kind != "shared_object") continue;
+    resource::SharedObjectState state;
+    if (!state.ParseFromString(bytes))
+      return make_error(absl::StatusCode::kDataLoss, "shared_object {} is not valid", key.id);
+    GW_RETURN_IF_ERROR(objects_.ensure(state, -1));
+  }
+  for (auto& [pid, husk] : husks_)
+    if (changed_.contains({"memory_map", static_cast<uint64_t>(pid)}))
+      GW_RETURN_IF_ERROR(
+          annotate(map_memory_of(husk), fmt::format("memory map of process {}", pid)));
+  return absl::OkStatus();
+}
+
+absl::Status Replica::map_memory_of(Husk& husk) {
+  FAULT_POINT("replica.map_memory");
+  resource::MemoryMapState state;
+  if (!state.ParseFromString(*wanted("memory_map", static_cast<uint64_t>(husk.pid().value))))
+    return make_error(absl::StatusCode::kDataLoss, "not a valid state");
+  // Shared objects are ours: lent for the time of the calls.
+  std::map<uint64_t, int> lent;
+  std::vector<int> to_lend;
+  for (const MappingState& mapping : state.mappings())
+    if (mapping.kind() == MappingState::KIND_SHARED_OBJECT &&
+        lent.try_emplace(mapping.object(), -1).second) {
+      const int fd = objects_.descriptor(mapping.object());
+      if (fd < 0)
+        return make_error(absl::StatusCode::kDataLoss, "shared object {} has no section",
+                          mapping.object());
+    }
+  for (auto& [object, number] : lent) to_lend.push_back(objects_.descriptor(object));
+  if (!to_lend.empty()) {
+    GW_ASSIGN_OR_RETURN(const std::vector<int> numbers, husk.lend(channel_, to_lend));
+    size_t i = 0;
+    for (auto& [object, number] : lent) number = numbers[i++];
+  }
+
+  tracee::Batch batch;
+  FilesInHusk files(batch);
+  GW_RETURN_IF_ERROR(resource::add_memory_map_calls(
+      husk.memory_map, state,
+      [&](const MappingState& mapping) -> absl::StatusOr<tracee::Batch::Argument> {
+        if (mapping.kind() == MappingState::KIND_SHARED_OBJECT)
+          return tracee::Batch::Argument(lent.at(mapping.object()));
+        return files.open(mapping);
+      },
+      batch));
+  files.close_all();
+  for (const auto& [object, number] : lent) batch.call(SYS_close, {number}, true);
+  GW_RETURN_IF_ERROR(husk.run(batch));
+  GW_RETURN_IF_ERROR(batch.check_all());
+
+  // The fields name ranges that must be mapped by now. The exe link changes only while none of the
+  // old executable is mapped, which is so since the husk was emptied.
+  const bool first = husk.memory_map.exe().empty();
+  tracee::Batch exe;
+  size_t opened = 0;
+  if (first) {
+    opened = exe.call(SYS_openat, {AT_FDCWD, path_data(state.exe(), exe), O_RDONLY | O_CLOEXEC},
+                      true);
+    GW_RETURN_IF_ERROR(husk.run(exe));
+    GW_RETURN_IF_ERROR(exe.check_all());
+  }
+  tracee::Batch fields;
+  const int exe_fd = first ? static_cast<int>(exe.result(opened)) : -1;
+  resource::add_mm_fields_call(state, exe_fd, fields);
+  if (first) fields.call(SYS_close, {exe_fd}, true);
+  GW_RETURN_IF_ERROR(husk.run(fields));
+  GW_RETURN_IF_ERROR(fields.check_all());
+  husk.memory_map = std::move(state);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Husk*> Replica::husk_of(uint64_t space) {
+  const auto found = husks_.find(static_cast<int32_t>(space));
+  if (found == husks_.end() || space > INT32_MAX)
+    return make_error(absl::StatusCode::kDataLoss, "pages of process {}, which is not in the tree",
+                      space);
+  return &found->second;
+}
+
+absl::Status Replica::apply_pages(const stream::Pages& pages) {
+  FAULT_POINT("replica.apply_pages");
+  if ((pages.space & stream::kSharedSpace) != 0) {
+    const std::byte* from = pages.data.data();
+    for (const stream::PageRun& run : pages.runs) {
+      const uint64_t bytes = uint64_t{run.count} * stream::kPageSize;
+      GW_ASSIGN_OR_RETURN(
+          const std::span<std::byte> to,
+          objects_.at(pages.space & ~stream::kSharedSpace, run.address, bytes));
+      std::memcpy(to.data(), from, bytes);
+      from += bytes;
+    }
+    return absl::OkStatus();
+  }
+  GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(pages.space));
+  return applier_of(*husk).apply(pages);
+}
+
+absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
+  if ((dropped.space & stream::kSharedSpace) != 0) {
+    for (const stream::PageRun& run : dropped.runs) {
+      const uint64_t bytes = uint64_t{run.count} * stream::kPageSize;
+      GW_ASSIGN_OR_RETURN(
+          const std::span<std::byte> at,
+          objects_.at(dropped.space & ~stream::kSharedSpace, run.address, bytes));
+      if (::madvise(at.data(), at.size(), MADV_REMOVE) != 0)
+        return errno_status(errno, "madvise(shared object, MADV_REMOVE)");
+    }
+    return absl::OkStatus();
+  }
+  GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(dropped.space));
+  tracee::Batch batch;
+  for (const stream::PageRun& run : dropped.runs)
+    batch.call(SYS_madvise,
+               {run.address, uint64_t{run.count} * stream::kPageSize, MADV_DONTNEED}, true);
+  GW_RETURN_IF_ERROR(husk->run(batch));
+  return annotate(batch.check_all(), fmt::format("drop pages of process {}", husk->pid().value));
+}
+
+}  // namespace godwit::process

@@ -1,0 +1,50 @@
+// Shared memory objects of a replica: shmem files that only mappings and memfds refer to.
+//
+// A MAP_SHARED|MAP_ANONYMOUS mapping of ours is such an object; /proc/self/map_files/ (proc(5),
+// CAP_CHECKPOINT_RESTORE) gives a descriptor of it, through which husks map the very same one under
+// the same name ("/dev/zero (deleted)").
+#ifndef GODWIT_PROCESS_SHARED_OBJECTS_H_
+#define GODWIT_PROCESS_SHARED_OBJECTS_H_
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/unique_fd.h"
+#include "resource/shared_object/shared_object.pb.h"
+
+namespace godwit::process {
+
+class SharedObjects {
+ public:
+  SharedObjects() = default;
+  SharedObjects(const SharedObjects&) = delete;
+  SharedObjects& operator=(const SharedObjects&) = delete;
+  ~SharedObjects();
+
+  // Makes it or, if it has grown, grows it. `existing`: a memfd that was restored as a
+  // descriptor and is the same object, or -1.
+  absl::Status ensure(const resource::SharedObjectState& state, int existing);
+  // Our descriptor of it, -1 if there is none.
+  int descriptor(uint64_t id) const;
+  // Where its byte `offset` is in our memory, with `bytes` after it inside of the object.
+  absl::StatusOr<std::span<std::byte>> at(uint64_t id, uint64_t offset, uint64_t bytes);
+  // Closes and unmaps all.
+  void clear();
+
+ private:
+  struct Object {
+    UniqueFd fd;
+    void* memory = nullptr;
+    uint64_t size = 0;
+    bool anonymous = false;
+  };
+  static absl::Status map(Object& object, uint64_t size);
+  std::map<uint64_t, Object> objects_;
+};
+
+}  // namespace godwit::process
+
+#endif  // GODWIT_PROCESS_SHARED_OBJECTS_H_

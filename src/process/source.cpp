@@ -1,0 +1,195 @@
+#include "process/source.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "kernel/syscalls.h"
+#include "pages/uffd_tracker.h"
+#include "process/source_context.h"
+#include "process/timeouts.h"
+#include "resource/registry.h"
+#include "tracee/remote_syscalls.h"
+
+namespace godwit::process {
+
+Source::Source(SourceHost host, PageOptions options)
+    : host_(std::move(host)), options_(options), context_(std::make_unique<Context>(*this)) {}
+
+Source::~Source() {
+  if (!frozen_.empty() || holding_) (void)thaw();
+}
+
+absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host, PageOptions options) {
+  std::unique_ptr<Source> source(new Source(std::move(host), options));
+  GW_ASSIGN_OR_RETURN(resource::PidTranslator translate,
+                      resource::PidTranslator::of(source->host_.init));
+  source->translate_ = std::make_unique<resource::PidTranslator>(std::move(translate));
+  GW_RETURN_IF_ERROR(source->read_tree());
+  return source;
+}
+
+absl::Status Source::read_tree() {
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
+  GW_ASSIGN_OR_RETURN(tree_, resource::capture_process_tree(members, host_.init, *translate_));
+  std::set<int32_t> alive;
+  for (const resource::TreeProcess& process : tree_.processes) {
+    if (process.zombie) continue;
+    alive.insert(process.pid.value);
+    SourceProcess& known = processes_[process.pid.value];
+    if (known.host_pid == process.host_pid) continue;
+    known = SourceProcess{};  // new, or its number was used again
+    known.pid = process.pid;
+    known.host_pid = process.host_pid;
+    known.comm = process.comm;
+    GW_ASSIGN_OR_RETURN(known.pidfd, kernel::pidfd_open(process.host_pid));
+  }
+  std::erase_if(processes_, [&](const auto& entry) { return !alive.contains(entry.first); });
+  counts_.processes = static_cast<uint32_t>(tree_.processes.size());
+  counts_.threads = 0;
+  for (const auto& process : tree_.processes)
+    counts_.threads += static_cast<uint32_t>(process.tasks.size());
+  return absl::OkStatus();
+}
+
+std::vector<resource::FdHolder> Source::holders() const {
+  std::vector<resource::FdHolder> list;
+  for (const auto& [pid, process] : processes_)
+    list.push_back({process.pid, process.host_pid, process.pidfd.get()});
+  return list;
+}
+
+absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
+  GW_RETURN_IF_ERROR(read_tree());
+  GW_ASSIGN_OR_RETURN(resource::Descriptors descriptors, resource::Descriptors::read(holders()));
+  descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
+  for (const resource::TreeProcess& process : tree_.processes) {
+    if (process.zombie) continue;
+    const std::string name = fmt::format("process {} ({})", process.pid.value, process.comm);
+    GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_smaps(process.host_pid));
+    for (const kernel::Mapping& mapping : maps)
+      GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
+    for (const resource::TreeTask& task : process.tasks) {
+      resource::TaskView view;
+      view.tgid = process.pid;
+      view.tid = task.tid;
+      view.host_tgid = process.host_pid;
+      view.host_tid = task.host_tid;
+      view.leader = task.tid == process.pid;
+      for (const resource::TaskResource* resource : resource::task_resources())
+        if (resource->scope() == resource::Scope::kTask || view.leader)
+          GW_RETURN_IF_ERROR(resource->precheck(view, refusals));
+    }
+  }
+  for (const auto& description : descriptors_->descriptions()) {
+    const resource::OpenFile& file = description.file;
+    if (description.kind == nullptr)
+      refusals.push_back({"fd.unknown",
+                          fmt::format("process {}, descriptor {} -> {}", file.tgid.value,
+                                      file.remote_fd, file.link),
+                          "this kind of descriptor is not known and could not be restored exactly",
+                          "let the program close it before the move"});
+    else
+      GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
+  }
+  descriptors_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status Source::start_tracking() {
+  FAULT_POINT("source.start_tracking");
+  GW_RETURN_IF_ERROR(read_tree());
+  return track_new_processes();
+}
+
+absl::Status Source::track_new_processes() {
+  for (auto& [pid, process] : processes_) {
+    if (process.tracker) continue;
+    const absl::Status opened = open_tracker(process);
+    // A process that ends right now is missing in the next reading of the tree.
+    if (!opened.ok() && errno_of(opened) != ESRCH)
+      return annotate(opened, fmt::format("track the pages of process {} ({})", pid, process.comm));
+  }
+  return absl::OkStatus();
+}
+
+// userfaultfd(2) must be called by the process whose memory it is for; the descriptor is taken out
+// and closed there in the same stop.
+absl::Status Source::open_tracker(SourceProcess& process) {
+  const int64_t begin = monotonic_ns();
+  GW_ASSIGN_OR_RETURN(const RemoteAddress instruction,
+                      tracee::find_vdso_syscall(process.host_pid));
+  GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
+  GW_RETURN_IF_ERROR(seized.interrupt());
+  GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
+                      std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
+  UniqueFd uffd;
+  {
+    tracee::RemoteSyscalls remote(task, instruction);
+    GW_ASSIGN_OR_RETURN(const uint64_t number,
+                        remote.must(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0, 0}));
+    auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
+    GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
+    GW_RETURN_IF_ERROR(remote.finish());
+    if (!taken.ok()) return taken.status();
+    uffd = *std::move(taken);
+  }
+  GW_RETURN_IF_ERROR(std::move(task).detach());
+  longest_stop_ns_ = std::max(longest_stop_ns_, monotonic_ns() - begin);
+  GW_ASSIGN_OR_RETURN(process.tracker,
+                      pages::make_uffd_tracker(process.host_pid, std::move(uffd)));
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_maps(process.host_pid));
+  return process.tracker->start(pages::private_mappings(process.maps));
+}
+
+absl::StatusOr<RoundResult> Source::round(stream::Writer& writer) {
+  FAULT_POINT("source.round");
+  GW_RETURN_IF_ERROR(read_tree());
+  GW_RETURN_IF_ERROR(track_new_processes());
+  GW_RETURN_IF_ERROR(writer.begin_epoch(false));
+  begin_sections(false);
+  GW_RETURN_IF_ERROR(tree_section(writer));
+  GW_RETURN_IF_ERROR(memory_sections(writer));
+  GW_RETURN_IF_ERROR(descriptor_sections(writer));
+  GW_RETURN_IF_ERROR(end_sections(writer));
+  GW_ASSIGN_OR_RETURN(RoundResult result, send_pages(writer, false));
+  GW_RETURN_IF_ERROR(writer.end_epoch());
+  GW_RETURN_IF_ERROR(writer.flush());
+  return result;
+}
+
+absl::Status Source::final_state(stream::Writer& writer) {
+  FAULT_POINT("source.final_state");
+  GW_RETURN_IF_ERROR(writer.begin_epoch(true));
+  begin_sections(true);
+  GW_RETURN_IF_ERROR(tree_section(writer));
+  GW_RETURN_IF_ERROR(memory_sections(writer));
+  spans_.mark("memory map");
+  GW_RETURN_IF_ERROR(descriptor_sections(writer));
+  spans_.mark("descriptors");
+  GW_RETURN_IF_ERROR(task_sections(writer));
+  GW_RETURN_IF_ERROR(end_sections(writer));
+  GW_RETURN_IF_ERROR(writer.flush());
+  spans_.mark("send state");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RoundResult> Source::final_pages(stream::Writer& writer) {
+  FAULT_POINT("source.final_pages");
+  GW_ASSIGN_OR_RETURN(RoundResult result, send_pages(writer, true));
+  spans_.mark("last pages");
+  return result;
+}
+
+void Source::finish() {
+  // The tasks stay frozen by their cgroup when our ptrace ends; whoever committed kills them.
+  frozen_.clear();
+  descriptors_.reset();
+  holding_ = false;
+}
+
+}  // namespace godwit::process

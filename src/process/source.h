@@ -1,0 +1,127 @@
+// The source's half of the pipeline: captures epochs of a running service, the last one frozen.
+//
+//   precheck()        what stands in the way; reads only, the program runs
+//   start_tracking()  a userfaultfd for every address space (one short stop each), pages watched
+//   round(writer)     an epoch while it runs: what changed since the epoch before
+//   freeze()          every task stopped, state read by batches, the cgroup freezer on
+//   final_state(), final_pages()  the last epoch in two parts: the replica applies the state while
+//                     we scan
+//   thaw()            rollback: everything of ours taken out again, the program runs on
+//   finish()          committed: nothing is given back, the caller ends the processes
+//
+// One thread (ptrace's rule); scanning and reading use helpers of pages/. A destructor after
+// freeze() thaws.
+#ifndef GODWIT_PROCESS_SOURCE_H_
+#define GODWIT_PROCESS_SOURCE_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/ids.h"
+#include "process/spans.h"
+#include "process/source_process.h"
+#include "resource/fd_table/fd_table.h"
+#include "resource/process_tree/process_tree.h"
+#include "resource/resource.h"
+#include "stream/stream.h"
+#include "tracee/freeze.h"
+
+namespace godwit::process {
+
+// What a source needs of its capsule.
+struct SourceHost {
+  HostPid init;
+  // Thread group leaders of the service, init not among them.
+  std::function<absl::StatusOr<std::vector<HostPid>>()> members;
+  // The cgroup freezer: asked for, not waited for.
+  std::function<absl::Status()> hold;
+  std::function<absl::Status()> release;
+  std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
+  std::array<ino_t, 3> stdio_inodes = {0, 0, 0};
+};
+
+struct SourceCounts {
+  uint32_t processes = 0;
+  uint32_t threads = 0;
+  uint32_t descriptors = 0;
+  uint32_t connections = 0;
+};
+
+class Source {
+ public:
+  static absl::StatusOr<std::unique_ptr<Source>> create(SourceHost host, PageOptions options);
+  ~Source();
+
+  absl::Status precheck(std::vector<resource::Refusal>& refusals);
+  absl::Status start_tracking();
+  // Longest time a task was stopped by start_tracking or a round.
+  int64_t longest_stop_ns() const { return longest_stop_ns_; }
+
+  absl::StatusOr<RoundResult> round(stream::Writer& writer);
+
+  // kUnavailable: something passing stands in the way (a connection about to be accepted): thaw,
+  // and try again.
+  absl::Status freeze();
+  absl::Status final_state(stream::Writer& writer);
+  absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
+
+  absl::Status thaw();
+  void finish();
+
+  SourceCounts counts() const { return counts_; }
+  Spans& spans() { return spans_; }
+  PageProgress& progress() { return progress_; }
+
+ private:
+  class Context;
+  friend class Context;
+  Source(SourceHost host, PageOptions options);
+
+  absl::Status read_tree();
+  absl::Status track_new_processes();
+  absl::Status open_tracker(SourceProcess& process);
+  std::vector<resource::FdHolder> holders() const;
+
+  void begin_sections(bool final);
+  absl::Status section(stream::Writer& writer, std::string kind, uint64_t id, std::string state);
+  absl::Status end_sections(stream::Writer& writer);
+  absl::Status tree_section(stream::Writer& writer);
+  absl::Status memory_sections(stream::Writer& writer);
+  absl::Status descriptor_sections(stream::Writer& writer);
+  absl::Status task_sections(stream::Writer& writer);
+  absl::StatusOr<RoundResult> send_pages(stream::Writer& writer, bool frozen);
+
+  absl::Status run_capture_batches();
+  absl::Status capture_process(struct FrozenProcess& frozen);
+  void remove_stubs();
+
+  SourceHost host_;
+  PageOptions options_;
+  std::unique_ptr<resource::PidTranslator> translate_;
+  resource::ProcessTree tree_;
+  std::map<int32_t, SourceProcess> processes_;
+  std::map<stream::SectionKey, std::string> sent_;
+  std::set<stream::SectionKey> seen_;
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<resource::Descriptors> descriptors_;
+  std::vector<struct FrozenProcess> frozen_;
+  std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
+  bool final_ = false;
+  bool holding_ = false;
+  int64_t longest_stop_ns_ = 0;
+  SourceCounts counts_;
+  Spans spans_;
+  PageProgress progress_;
+};
+
+}  // namespace godwit::process
+
+#endif  // GODWIT_PROCESS_SOURCE_H_

@@ -1,0 +1,62 @@
+// One process of the source: what we hold of it while it runs, and while it is frozen.
+#ifndef GODWIT_PROCESS_SOURCE_PROCESS_H_
+#define GODWIT_PROCESS_SOURCE_PROCESS_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/unique_fd.h"
+#include "kernel/proc/maps.h"
+#include "pages/tracker.h"
+#include "resource/memory_map/memory_map.h"
+#include "stream/stream.h"
+#include "tracee/batch.h"
+#include "tracee/freeze.h"
+
+namespace godwit::process {
+
+struct SourceProcess {
+  ImagePid pid;
+  HostPid host_pid;
+  std::string comm;
+  UniqueFd pidfd;
+  std::unique_ptr<pages::DirtyTracker> tracker;
+  std::vector<kernel::Mapping> maps;          // as last read
+  resource::MemoryMapState memory_map;        // as last sent
+};
+
+struct FrozenProcess {
+  SourceProcess* process = nullptr;
+  std::vector<ImagePid> tids;                 // of stopped.tasks, in their order
+  tracee::StoppedProcess stopped;
+  std::optional<tracee::StubArea> area;
+};
+
+struct PageOptions {
+  uint64_t bytes_per_s = 0;  // 0: no limit; not in the freeze
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+// Read by whoever prints progress.
+struct PageProgress {
+  std::atomic<uint64_t> pages_left{0};
+  std::atomic<uint64_t> pages_sent{0};
+};
+
+struct RoundResult {
+  uint64_t pages = 0;        // with contents
+  uint64_t zero_pages = 0;   // and dropped ones
+  uint64_t bytes = 0;        // written to the stream
+  int64_t scan_ns = 0;
+  int64_t total_ns = 0;
+};
+
+}  // namespace godwit::process
+
+#endif  // GODWIT_PROCESS_SOURCE_PROCESS_H_

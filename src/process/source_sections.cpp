@@ -1,0 +1,148 @@
+// Sections of an epoch: only those that differ from what the replica has.
+#include <sys/stat.h>
+
+#include "base/status.h"
+#include "process/source.h"
+#include "process/source_context.h"
+#include "resource/memory_map/memory_map.h"
+#include "resource/registry.h"
+#include "resource/shared_object/shared_object.pb.h"
+
+namespace godwit::process {
+namespace {
+
+using resource::MappingState;
+
+// The object's own size: stat(2) of /proc/PID/map_files/START-END (proc(5)).
+absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
+  const std::string path = fmt::format("/proc/{}/map_files/{:x}-{:x}", pid.value, mapping.start(),
+                                       mapping.end());
+  struct stat stat {};
+  if (::stat(path.c_str(), &stat) != 0) return errno_status(errno, fmt::format("stat({})", path));
+  return static_cast<uint64_t>(stat.st_size);
+}
+
+}  // namespace
+
+void Source::begin_sections(bool final) {
+  final_ = final;
+  seen_.clear();
+}
+
+absl::Status Source::section(stream::Writer& writer, std::string kind, uint64_t id,
+                             std::string state) {
+  stream::SectionKey key{std::move(kind), id};
+  seen_.insert(key);
+  std::string& sent = sent_[key];
+  if (sent == state && !state.empty()) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(writer.section(key, state));
+  sent = std::move(state);
+  return absl::OkStatus();
+}
+
+absl::Status Source::end_sections(stream::Writer& writer) {
+  for (auto at = sent_.begin(); at != sent_.end();) {
+    if (seen_.contains(at->first)) {
+      ++at;
+      continue;
+    }
+    GW_RETURN_IF_ERROR(writer.section_removed(at->first));
+    at = sent_.erase(at);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Source::tree_section(stream::Writer& writer) {
+  return section(writer, "process_tree", 0, tree_.state.SerializeAsString());
+}
+
+absl::Status Source::memory_sections(stream::Writer& writer) {
+  std::set<uint64_t> objects;
+  for (auto& [pid, process] : processes_) {
+    resource::AddressRange own;
+    for (const FrozenProcess& frozen : frozen_)
+      if (frozen.process == &process && frozen.area)
+        own = {frozen.area->address().value, frozen.area->address().value + frozen.area->size()};
+    // In the rounds with flags; in the freeze only if a mapping is new.
+    auto maps = final_ ? kernel::read_maps(process.host_pid) : kernel::read_smaps(process.host_pid);
+    if (!maps.ok()) {
+      if (!final_ && errno_of(maps.status()) != 0) continue;  // has just ended
+      return maps.status();
+    }
+    bool unknown = false;
+    auto state = resource::capture_memory_map(process.host_pid, *maps, own, &process.memory_map,
+                                              &unknown);
+    if (state.ok() && unknown && final_) {
+      GW_ASSIGN_OR_RETURN(*maps, kernel::read_smaps(process.host_pid));
+      state = resource::capture_memory_map(process.host_pid, *maps, own, nullptr, &unknown);
+    }
+    if (!state.ok()) {
+      if (!final_ && errno_of(state.status()) != 0) continue;
+      return state.status();
+    }
+    for (const MappingState& mapping : state->mappings()) {
+      if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
+          !objects.insert(mapping.object()).second)
+        continue;
+      resource::SharedObjectState object;
+      object.set_id(mapping.object());
+      object.set_path(mapping.path());
+      GW_ASSIGN_OR_RETURN(const uint64_t size, object_size(process.host_pid, mapping));
+      object.set_size(size);
+      GW_RETURN_IF_ERROR(
+          section(writer, "shared_object", mapping.object(), object.SerializeAsString()));
+    }
+    process.maps = *std::move(maps);
+    process.memory_map = *std::move(state);
+    GW_RETURN_IF_ERROR(section(writer, "memory_map", static_cast<uint64_t>(pid),
+                               process.memory_map.SerializeAsString()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Source::descriptor_sections(stream::Writer& writer) {
+  if (!final_) {
+    GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders()));
+    GW_RETURN_IF_ERROR(read.read_close_on_exec(holders()));
+    descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
+  }
+  counts_.descriptors = 0;
+  counts_.connections = 0;
+  for (const auto& description : descriptors_->descriptions()) {
+    const resource::OpenFile& file = description.file;
+    if (description.kind == nullptr) {
+      if (!final_) continue;
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "process {}, descriptor {} -> {}: this kind of descriptor is not known",
+                        file.tgid.value, file.remote_fd, file.link);
+    }
+    if (!final_ && !description.kind->early()) continue;
+    auto state = description.kind->capture(file, *context_);
+    if (!state.ok()) {
+      // It may change under us while the program runs; only the last capture has to succeed.
+      if (!final_) continue;
+      return annotate(state.status(), fmt::format("process {}, descriptor {} -> {}",
+                                                  file.tgid.value, file.remote_fd, file.link));
+    }
+    if (description.kind->name() == "tcp_socket") ++counts_.connections;
+    GW_RETURN_IF_ERROR(
+        section(writer, std::string(description.kind->name()), file.id, *std::move(state)));
+  }
+  for (const auto& [tgid, table] : descriptors_->tables()) {
+    counts_.descriptors += static_cast<uint32_t>(table.entries_size());
+    GW_RETURN_IF_ERROR(section(writer, "fd_table", static_cast<uint64_t>(tgid.value),
+                               table.SerializeAsString()));
+  }
+  // A duplicate of ours would keep what the program closes open.
+  if (!final_) descriptors_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status Source::task_sections(stream::Writer& writer) {
+  for (auto& [key, state] : task_states_)
+    GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
+  task_states_.clear();
+  return absl::OkStatus();
+}
+
+}  // namespace godwit::process
