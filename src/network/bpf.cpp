@@ -54,6 +54,15 @@ bool is_bpffs(const std::string& folder) {
   return ::statfs(folder.c_str(), &fs) == 0 && fs.f_type == BPF_FS_MAGIC;
 }
 
+// "maps.debug" and "progs.debug" are the kernel's own; no pin has a dot in its name.
+bool has_pins(const std::string& folder) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.path().filename().string().find('.') == std::string::npos) return true;
+  }
+  return static_cast<bool>(error);
+}
+
 }  // namespace
 
 absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size) {
@@ -151,10 +160,7 @@ absl::Status mount_bpffs(const std::string& folder) {
 absl::Status unmount_bpffs_if_empty(const std::string& folder) {
   absl::StatusOr<UniqueFd> lock = lock_parent(folder);
   if (!lock.ok()) return absl::OkStatus();  // no parent: nothing there
-  std::error_code error;
-  if (!is_bpffs(folder) || !std::filesystem::is_empty(folder, error) || error) {
-    return absl::OkStatus();
-  }
+  if (!is_bpffs(folder) || has_pins(folder)) return absl::OkStatus();
   if (::umount2(folder.c_str(), UMOUNT_NOFOLLOW) != 0) {
     if (errno == EBUSY) return absl::OkStatus();
     return errno_status(errno, fmt::format("umount2(\"{}\")", folder));

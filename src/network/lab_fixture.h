@@ -218,7 +218,8 @@ class LabTest : public testing::Test {
       GW_EXPECT_OK(Port::remove("echo", pin_dir(node)));
     }
     EXPECT_FALSE(std::filesystem::exists(pin_dir(node)));
-    std::filesystem::remove(state_);  // when the last node's has gone
+    std::error_code ignored;
+    std::filesystem::remove(state_, ignored);  // when the last node's has gone
   }
 
   const std::string id_ = fmt::format("gwnet{}", ::getpid());

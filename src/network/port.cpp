@@ -243,7 +243,6 @@ absl::Status Port::set_phase(PortPhase phase) {
       gate_.set_from(GateMode::kPass);
       return absl::OkStatus();
     case PortPhase::kActive:
-      gate_.set_from(GateMode::kPass);
       return replay_and_open().status();
     case PortPhase::kRolledBack:
       GW_RETURN_IF_ERROR(require(false, true, "rolled back"));
@@ -263,6 +262,8 @@ absl::Status Port::inject(const Frames& frames) { return towards_capsule_.send(f
 
 absl::StatusOr<Replay> Port::replay_and_open() {
   Replay result;
+  // First, so that answers to what is replayed get out.
+  gate_.set_from(GateMode::kPass);
   if (!hold_) {
     gate_.set_towards(GateMode::kPass);
     return result;

@@ -88,7 +88,7 @@ class Port {
   absl::StatusOr<size_t> drain(Frames& out);
   // Puts frames into the capsule, past the gate.
   absl::Status inject(const Frames& frames);
-  // Puts all held frames into the capsule and opens the gate towards it. While it works, frames
+  // Puts all held frames into the capsule and opens the gate, both ways. While it works, frames
   // that arrive queue up behind those held, so order stays.
   absl::StatusOr<Replay> replay_and_open();
   // After replay_and_open(): frames that a CPU had on their way into the hold when the gate opened.

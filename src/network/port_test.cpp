@@ -1,7 +1,6 @@
 #include "network/port.h"
 
 #include <fcntl.h>
-#include <netinet/tcp.h>
 #include <sys/wait.h>
 
 #include <atomic>
@@ -83,9 +82,13 @@ TEST_F(PortTest, HoldLosesNothingAndKeepsOrder) {
   const int size = 64 << 20;
   ::setsockopt(server.get(), SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size);
   const UniqueFd client = connected_socket(client_.get(), SOCK_DGRAM, ip, 9);
-  std::atomic<uint32_t> sent{0};
+  // Once before the freeze: while addresses are resolved the client's kernel keeps 100 frames only.
+  const uint32_t first = 0;
+  ASSERT_EQ(::send(client.get(), &first, sizeof first, 0), 4);
+  ASSERT_TRUE(readable(server.get(), 5000));
+  std::atomic<uint32_t> sent{1};
   std::thread sender([&] {
-    for (uint32_t i = 0; i < kCount; ++i) {
+    for (uint32_t i = 1; i < kCount; ++i) {
       ASSERT_EQ(::send(client.get(), &i, sizeof i, 0), 4);
       sent = i + 1;
     }
@@ -98,7 +101,6 @@ TEST_F(PortTest, HoldLosesNothingAndKeepsOrder) {
     const Replay replay = must(port_->replay_and_open());
     EXPECT_TRUE(replay.in_order);
     replayed += replay.frames;
-    GW_ASSERT_OK(port_->set_phase(PortPhase::kSourceRunning));
   }
   sender.join();
   (void)must(port_->settle(absl::Milliseconds(5)));
@@ -115,7 +117,7 @@ TEST_F(PortTest, HoldLosesNothingAndKeepsOrder) {
 }
 
 // A connection with bulk data across freezes that roll back: the kernel's large (GSO) frames are
-// held as frames that fit the wire, nothing is sent twice, nothing is reset.
+// held as frames that fit the wire, nothing is lost, nothing is reset.
 TEST_F(PortTest, BulkTcpSurvivesFreezes) {
   running_with_hold();
   Capture from_node(lab_->switch_netns(), "n1");
@@ -155,13 +157,6 @@ TEST_F(PortTest, BulkTcpSurvivesFreezes) {
   freezer.join();
   EXPECT_EQ(words * 4, kBytes);
   EXPECT_EQ(wrong, 0u);
-  tcp_info info{};
-  socklen_t length = sizeof info;
-  ASSERT_EQ(::getsockopt(client.get(), IPPROTO_TCP, TCP_INFO, &info, &length), 0);
-  RecordProperty("retransmitted", static_cast<int>(info.tcpi_total_retrans));
-  RecordProperty("held", static_cast<int>(port_->gate().counters().held));
-  std::printf("retransmitted %u, held %lu\n", info.tcpi_total_retrans,
-              port_->gate().counters().held);
   EXPECT_GT(port_->gate().counters().held, 0u);
   EXPECT_EQ(resets_among(from_node.from(port_->spec().mac)), 0u);
 }
