@@ -1,0 +1,188 @@
+#include "pages/sender.h"
+
+#include <algorithm>
+#include <climits>
+#include <ctime>
+
+#include "base/clock.h"
+#include "base/fault_point.h"
+#include "base/status.h"
+
+namespace godwit::pages {
+namespace {
+
+// What may go at once after a silence.
+constexpr double kBurstSeconds = 0.02;
+constexpr int64_t kLongestNap_ns = 10'000'000;
+
+absl::Status cancelled_status() {
+  return make_error(absl::StatusCode::kCancelled, "sending pages was cancelled");
+}
+
+}  // namespace
+
+absl::Status SendControl::admit(uint64_t bytes) {
+  bool charged = false;
+  while (true) {
+    if (cancelled_) return cancelled_status();
+    const auto rate = static_cast<double>(rate_.load());
+    if (rate == 0) return absl::OkStatus();
+    int64_t nap_ns = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      const int64_t now = monotonic_ns();
+      const double seconds = static_cast<double>(now - counted_at_) * 1e-9;
+      counted_at_ = now;
+      allowance_ = std::min(allowance_ + seconds * rate, rate * kBurstSeconds);
+      // Charged once, and what goes beyond the allowance is waited for.
+      if (!charged) allowance_ -= static_cast<double>(bytes);
+      charged = true;
+      if (allowance_ >= 0) return absl::OkStatus();
+      nap_ns = static_cast<int64_t>(-allowance_ / rate * 1e9) + 1;
+    }
+    const int64_t nap = std::min(nap_ns, kLongestNap_ns);
+    const timespec time{.tv_sec = 0, .tv_nsec = nap};
+    ::nanosleep(&time, nullptr);
+  }
+}
+
+PageSender::PageSender(HostPid pid, stream::Writer& writer, SendControl& control)
+    : writer_(writer),
+      control_(control),
+      reader_(pid),
+      memory_(std::make_unique<std::byte[]>((kBatches * kBatchPages + 1) * kPageSize)) {
+  void* start = memory_.get();
+  size_t room = (kBatches * kBatchPages + 1) * kPageSize;
+  auto* bytes = static_cast<std::byte*>(
+      std::align(kPageSize, kBatches * kBatchPages * kPageSize, start, room));
+  for (size_t i = 0; i < kBatches; ++i) batches_[i].bytes = bytes + i * kBatchPages * kPageSize;
+  thread_ = std::thread([this] { read_loop(); });
+}
+
+PageSender::~PageSender() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+std::vector<PageSender::Wanted> PageSender::cut(const PageSet& pages) {
+  std::vector<Wanted> work;
+  uint64_t room = 0;
+  for (PageRange range : pages) {
+    while (range.start < range.end) {
+      if (room == 0 || work.back().size() == IOV_MAX) {
+        work.emplace_back();
+        room = kBatchPages;
+      }
+      const uint64_t count = std::min(room, range.pages());
+      work.back().push_back({range.start, range.start + count * kPageSize});
+      range.start += count * kPageSize;
+      room -= count;
+    }
+  }
+  return work;
+}
+
+void PageSender::read(const Wanted& wanted, Batch& batch) {
+  batch.got.clear();
+  batch.unreadable.clear();
+  batch.status =
+      reader_.read(wanted, {batch.bytes, kBatchPages * kPageSize}, batch.got, batch.unreadable);
+}
+
+absl::Status PageSender::write(uint64_t space, const Batch& batch, ZeroPages zero,
+                               PageSet& unreadable) {
+  GW_RETURN_IF_ERROR(batch.status);
+  FAULT_POINT("pages.send");
+  runs_.clear();
+  data_.clear();
+  PageSet zeros;
+  std::byte* bytes = batch.bytes;
+  uint64_t count = 0;
+  for (const PageRange& range : batch.got) {
+    for (uint64_t page = range.start; page < range.end; page += kPageSize, bytes += kPageSize) {
+      if (zero == ZeroPages::kDrop && is_zero_page(bytes)) {
+        zeros.add({page, page + kPageSize});
+        continue;
+      }
+      ++count;
+      if (!runs_.empty() && runs_.back().address + runs_.back().count * kPageSize == page)
+        ++runs_.back().count;
+      else
+        runs_.push_back({page, 1});
+      if (!data_.empty() &&
+          static_cast<std::byte*>(data_.back().iov_base) + data_.back().iov_len == bytes)
+        data_.back().iov_len += kPageSize;
+      else
+        data_.push_back({bytes, kPageSize});
+    }
+  }
+  GW_RETURN_IF_ERROR(control_.admit(count * kPageSize));
+  GW_RETURN_IF_ERROR(writer_.pages(space, runs_, data_));
+  GW_RETURN_IF_ERROR(writer_.pages_dropped(space, zeros.runs()));
+  unreadable.add(batch.unreadable);
+  control_.pages_sent += count;
+  control_.zero_pages += zeros.pages();
+  control_.pages_skipped += batch.unreadable.pages();
+  return absl::OkStatus();
+}
+
+absl::Status PageSender::send(uint64_t space, const PageSet& pages, ZeroPages zero,
+                              PageSet& unreadable) {
+  const std::vector<Wanted> work = cut(pages);
+  // A hand-over to another thread costs as much as reading some tens of pages.
+  if (work.size() > 1) return send_pipelined(space, work, zero, unreadable);
+  for (const Wanted& wanted : work) {
+    read(wanted, batches_[0]);
+    GW_RETURN_IF_ERROR(write(space, batches_[0], zero, unreadable));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PageSender::send_pipelined(uint64_t space, std::span<const Wanted> work,
+                                        ZeroPages zero, PageSet& unreadable) {
+  std::unique_lock lock(mutex_);
+  work_ = work;
+  read_ = 0;
+  written_ = 0;
+  abandoned_ = false;
+  reading_ = true;
+  changed_.notify_all();
+  absl::Status status;
+  for (size_t n = 0; n < work.size() && status.ok(); ++n) {
+    changed_.wait(lock, [&] { return read_ > n; });
+    lock.unlock();
+    status = write(space, batches_[n % kBatches], zero, unreadable);
+    lock.lock();
+    written_ = n + 1;
+    changed_.notify_all();
+  }
+  abandoned_ = true;
+  changed_.notify_all();
+  changed_.wait(lock, [&] { return !reading_; });
+  return status;
+}
+
+void PageSender::read_loop() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return ending_ || reading_; });
+    if (ending_) return;
+    for (size_t n = 0; n < work_.size(); ++n) {
+      changed_.wait(lock, [&] { return abandoned_ || n < written_ + kBatches; });
+      if (abandoned_) break;
+      lock.unlock();
+      read(work_[n], batches_[n % kBatches]);
+      lock.lock();
+      read_ = n + 1;
+      changed_.notify_all();
+    }
+    reading_ = false;
+    changed_.notify_all();
+  }
+}
+
+}  // namespace godwit::pages

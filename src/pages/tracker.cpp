@@ -1,0 +1,23 @@
+#include "pages/tracker.h"
+
+namespace godwit::pages {
+
+std::vector<TrackedMapping> private_mappings(std::span<const kernel::Mapping> mappings) {
+  std::vector<TrackedMapping> tracked;
+  for (const kernel::Mapping& mapping : mappings) {
+    if (mapping.of_kernel() || mapping.shared) continue;
+    tracked.push_back({mapping, mapping.anonymous() ? MappingKind::kPrivateAnonymous
+                                                    : MappingKind::kPrivateFile});
+  }
+  return tracked;
+}
+
+void ScanResult::add(const ScanResult& other) {
+  dirty.add(other.dirty);
+  dirty_file.add(other.dirty_file);
+  dropped.add(other.dropped);
+  guards.add(other.guards);
+  stale |= other.stale;
+}
+
+}  // namespace godwit::pages
