@@ -1,0 +1,12 @@
+#ifndef GODWIT_RESOURCE_PIPE_PIPE_H_
+#define GODWIT_RESOURCE_PIPE_PIPE_H_
+
+#include "resource/resource.h"
+
+namespace godwit::resource {
+
+const FileKind& pipe_kind();
+
+}  // namespace godwit::resource
+
+#endif  // GODWIT_RESOURCE_PIPE_PIPE_H_
