@@ -187,7 +187,22 @@ absl::Status LabNetwork::route_client_through(uint32_t node) const {
 absl::Status LabNetwork::up() const {
   GW_RETURN_IF_ERROR(ensure_netns(switch_netns()));
   for (uint32_t node = 1; node <= spec_.nodes; ++node) GW_RETURN_IF_ERROR(set_up_node(node));
-  return set_up_client();
+  GW_RETURN_IF_ERROR(set_up_client());
+  return wait_forwarding();
+}
+
+absl::Status LabNetwork::wait_forwarding() const {
+  const Deadline deadline = Deadline::in(absl::Seconds(10));
+  const auto wait = [&](const std::string& netns, const std::string& port) -> absl::Status {
+    GW_ASSIGN_OR_RETURN(const NetnsScope inside, NetnsScope::enter_named(netns));
+    GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+    return netlink.wait_forwarding(port, deadline);
+  };
+  for (uint32_t node = 1; node <= spec_.nodes; ++node) {
+    GW_RETURN_IF_ERROR(wait(switch_netns(), fmt::format("n{}", node)));
+    GW_RETURN_IF_ERROR(wait(node_netns(node), spec_.overlay ? kVxlan : kUplink));
+  }
+  return wait(switch_netns(), "client");
 }
 
 std::vector<std::string> LabNetwork::nodes_up(const std::string& id) {

@@ -71,6 +71,7 @@ class LabNetwork {
                     const std::string& name) const;
   absl::Status set_up_node(uint32_t node) const;
   absl::Status set_up_client() const;
+  absl::Status wait_forwarding() const;
   const IpPrefix& wires() const { return spec_.overlay ? underlay_ : subnet_; }
   const IpPrefix& wires6() const { return spec_.overlay ? underlay6_ : subnet6_; }
 

@@ -8,6 +8,7 @@
 #include <linux/veth.h>
 #include <netlink/netlink.h>
 #include <netlink/socket.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cstring>
@@ -262,6 +263,23 @@ absl::StatusOr<int> Netlink::ifindex_of(const std::string& name) {
     return make_error(absl::StatusCode::kNotFound, "{}: no such interface here", name);
   }
   return state->ifindex;
+}
+
+absl::Status Netlink::wait_forwarding(const std::string& name, const Deadline& deadline) {
+  for (;;) {
+    GW_ASSIGN_OR_RETURN(const LinkState state, link_state(name));
+    if (state.operational && state.bridge_port_state == BR_STATE_FORWARDING) {
+      return absl::OkStatus();
+    }
+    if (deadline.passed()) {
+      return make_error(absl::StatusCode::kDeadlineExceeded,
+                        "{}: its bridge does not forward (up {}, carrier {}, port state {}): are "
+                        "the bridge and the other end up?",
+                        name, state.up, state.operational, state.bridge_port_state);
+    }
+    // Link messages would come just as late as the state changes, so polling loses nothing.
+    ::poll(nullptr, 0, 1);
+  }
 }
 
 absl::Status Netlink::add_address(int ifindex, const IpPrefix& address) {

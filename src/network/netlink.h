@@ -13,6 +13,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/clock.h"
 #include "network/ip.h"
 
 struct nl_sock;
@@ -75,6 +76,9 @@ class Netlink {
   absl::Status no_generated_addresses(int ifindex);
   absl::StatusOr<int> ifindex_of(const std::string& name);  // kNotFound when there is none
   absl::StatusOr<LinkState> link_state(const std::string& name);
+  // Until the bridge above the port `name` takes its frames. The kernel's linkwatch sees a carrier
+  // up to a second after "up"; until then the bridge drops what comes.
+  absl::Status wait_forwarding(const std::string& name, const Deadline& deadline);
 
   // v6 addresses are added with IFA_F_NODAD: usable at once and silent. Existing: OK.
   absl::Status add_address(int ifindex, const IpPrefix& address);

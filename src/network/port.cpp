@@ -16,7 +16,6 @@ namespace {
 
 constexpr char kInner[] = "eth0";
 constexpr uint32_t kTxQueueLength = 1000;
-constexpr int kForwarding = 3;  // BR_STATE_FORWARDING
 constexpr absl::Duration kUpWithin = absl::Seconds(5);
 // Replaying goes on in order for that long against frames that keep coming.
 constexpr absl::Duration kReplayWithin = absl::Milliseconds(50);
@@ -68,22 +67,6 @@ absl::Status configure_capsule(const PortSpec& spec) {
   return absl::OkStatus();
 }
 
-// The bridge lets frames through once the kernel's linkwatch has seen the carrier, which is some
-// time after "up"; there is no event that is not just as late.
-absl::Status wait_forwarding(Netlink& netlink, const std::string& name) {
-  const Deadline deadline = Deadline::in(kUpWithin);
-  for (;;) {
-    GW_ASSIGN_OR_RETURN(const LinkState state, netlink.link_state(name));
-    if (state.operational && state.bridge_port_state == kForwarding) return absl::OkStatus();
-    if (deadline.passed()) {
-      return make_error(absl::StatusCode::kDeadlineExceeded,
-                        "{}: not forwarding after {} s (bridge port state {}): is its bridge up?",
-                        name, absl::ToInt64Seconds(kUpWithin), state.bridge_port_state);
-    }
-    ::poll(nullptr, 0, 1);
-  }
-}
-
 }  // namespace
 
 std::string Port::node_interface(const std::string& service) {
@@ -122,7 +105,7 @@ absl::StatusOr<Port> Port::create(const PortSpec& wanted) {
   LinkChange up;
   up.up = true;
   GW_RETURN_IF_ERROR(netlink.change_link(ifindex, up));
-  GW_RETURN_IF_ERROR(wait_forwarding(netlink, name));
+  GW_RETURN_IF_ERROR(netlink.wait_forwarding(name, Deadline::in(kUpWithin)));
   GW_ASSIGN_OR_RETURN(FrameSender sender, FrameSender::open(ifindex));
   std::move(undo).Cancel();
   return Port(spec, std::move(netlink), std::move(gate), std::move(sender), ifindex);
