@@ -203,7 +203,8 @@ absl::Status ShimServer::start(ShimReply& reply) {
     return status;
   }
   main_pidfd_ = std::move(answer->fds[0]);
-  GW_ASSIGN_OR_RETURN(const HostPid pid, pid_of_pidfd(main_pidfd_.get()));
+  // It may have ended already, and even been reaped: its exit follows.
+  const HostPid pid = pid_of_pidfd(main_pidfd_.get()).value_or(HostPid{0});
   info_.set_main_pid(pid.value);
   info_.set_main_image_pid(answer->reply.image_pid());
   info_.set_state(CAPSULE_RUNNING);
@@ -229,7 +230,7 @@ absl::Status ShimServer::exec(Client& client, const ExecSpec& program,
   GW_ASSIGN_OR_RETURN(Answer answer, call_init(request, numbers));
   reply.set_exit_code(answer.reply.exit_code());
   GW_RETURN_IF_ERROR(get_status(answer.reply));
-  GW_ASSIGN_OR_RETURN(const HostPid pid, pid_of_pidfd(answer.fds[0].get()));
+  const HostPid pid = pid_of_pidfd(answer.fds[0].get()).value_or(HostPid{0});
   client.exec_pid = answer.reply.image_pid();
   reply.set_image_pid(client.exec_pid);
   reply.set_host_pid(pid.value);

@@ -37,6 +37,22 @@ struct Failure {
   std::array<char, 240> what{};
 };
 
+// By system call: the C library keeps signals 32 and 33 to itself and would leave them as they
+// were inherited, ignored perhaps.
+void reset_signals() {
+  struct KernelSigaction {
+    void* handler = nullptr;  // SIG_DFL
+    unsigned long flags = 0;
+    void* restorer = nullptr;
+    uint64_t mask = 0;
+  } const standard;
+  for (int number = 1; number < _NSIG; ++number) {
+    ::syscall(SYS_rt_sigaction, number, &standard, nullptr, sizeof standard.mask);
+  }
+  const uint64_t none = 0;
+  ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, nullptr, sizeof none);
+}
+
 class Child {
  public:
   Child(const ExecSpec& program, const Stdio& stdio, int tty_master, int report)
@@ -115,13 +131,6 @@ class Child {
     if (::syscall(SYS_close_range, 3U, ~0U, 4U /* CLOSE_RANGE_CLOEXEC, 5.11 */) != 0) {
       fail(errno, "close_range");
     }
-  }
-
-  static void reset_signals() {
-    for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_DFL);
-    sigset_t none;
-    sigemptyset(&none);
-    ::sigprocmask(SIG_SETMASK, &none, nullptr);
   }
 
   [[noreturn]] void exec(const User& user) {
@@ -243,14 +252,12 @@ absl::StatusOr<Spawned> spawn_husk(ImagePid pid, const UniqueFd& comm, int comm_
   GW_ASSIGN_OR_RETURN(const pid_t made, clone_into(work_cgroup, pid.value, pidfd));
   if (made == 0) {
     Failure failure;
-    for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_DFL);
     if (report.write.get() != comm_fd && ::dup2(comm.get(), comm_fd) == comm_fd) {
+      // Before the report is closed: who waits for it relies on all of this.
+      reset_signals();
       const auto at = static_cast<unsigned>(comm_fd);
       if (at > 0) ::syscall(SYS_close_range, 0U, at - 1, 0U);
       ::syscall(SYS_close_range, at + 1, ~0U, 0U);
-      sigset_t none;
-      sigemptyset(&none);
-      ::sigprocmask(SIG_SETMASK, &none, nullptr);
       while (true) ::pause();
     }
     failure.error = errno;
