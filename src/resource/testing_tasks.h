@@ -55,6 +55,20 @@ class StoppedChild {
     if (got != 1) std::abort();
     stop();
   }
+  // Forked, in `body` until `reached` says so here; then stopped wherever it is.
+  struct Running {};
+  StoppedChild(Running, const std::function<void()>& body, const std::function<bool()>& reached) {
+    pid_ = ::fork();
+    if (pid_ < 0) std::abort();
+    if (pid_ == 0) {
+      body();
+      ::_exit(103);
+    }
+    const Deadline deadline = Deadline::in(absl::Seconds(20));
+    while (!reached())
+      if (deadline.passed()) std::abort();
+    stop();
+  }
   StoppedChild(const StoppedChild&) = delete;
   StoppedChild& operator=(const StoppedChild&) = delete;
   ~StoppedChild() {
@@ -101,7 +115,7 @@ class StoppedChild {
   // Lets it go on; the exit status of its check, or minus the signal that ended it.
   int finish() {
     task_.reset();
-    if (::write(go_.get(), "g", 1) != 1) std::abort();
+    if (go_ && ::write(go_.get(), "g", 1) != 1) std::abort();
     int status = 0;
     ::waitpid(pid_, &status, 0);
     pid_ = 0;

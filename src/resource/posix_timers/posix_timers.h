@@ -20,6 +20,12 @@ class PosixTimersResource final : public TaskResource {
 };
 const TaskResource& posix_timers_resource();
 
+// How a husk's timers get their ids: kGiven needs Linux 6.15.
+enum class TimerIds { kInvalid, kGiven, kCounted };
+absl::StatusOr<TaskResource::Check> restore_posix_timers(std::string_view state,
+                                                         const TaskView& husk, TimerIds ids,
+                                                         tracee::Batch& batch);
+
 }  // namespace godwit::resource
 
 #endif  // GODWIT_RESOURCE_POSIX_TIMERS_POSIX_TIMERS_H_

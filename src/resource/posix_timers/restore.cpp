@@ -90,16 +90,17 @@ absl::StatusOr<std::vector<Created>> add_counted(const PosixTimersState& state, 
 
 }  // namespace
 
-absl::StatusOr<TaskResource::Check> PosixTimersResource::restore(std::string_view bytes,
-                                                                 const TaskView& husk,
-                                                                 tracee::Batch& batch) const {
-  GW_ASSIGN_OR_RETURN(const PosixTimersState state, parse_state<PosixTimersState>(bytes, name()));
-  if (state.timers().empty()) return Check{};
+absl::StatusOr<TaskResource::Check> restore_posix_timers(std::string_view bytes,
+                                                         const TaskView& husk, TimerIds ids,
+                                                         tracee::Batch& batch) {
+  GW_ASSIGN_OR_RETURN(const PosixTimersState state,
+                      parse_state<PosixTimersState>(bytes, "posix_timers"));
+  if (state.timers().empty()) return TaskResource::Check{};
   for (int i = 0; i < state.timers_size(); ++i)
     if (state.timers(i).id() < (i == 0 ? 0 : state.timers(i - 1).id() + 1))
-      return make_error(absl::StatusCode::kDataLoss, "state of {}: ids are not ascending", name());
+      return make_error(absl::StatusCode::kDataLoss, "state of posix_timers: ids are not ascending");
   std::vector<Created> created;
-  if (ids_can_be_given()) {
+  if (ids == TimerIds::kGiven) {
     created = add_given(state, batch);
   } else {
     GW_ASSIGN_OR_RETURN(created, add_counted(state, husk.tgid, batch));
@@ -112,7 +113,7 @@ absl::StatusOr<TaskResource::Check> PosixTimersResource::restore(std::string_vie
     armed.push_back(
         batch.call(SYS_timer_settime, {timer.id(), 0, batch.data(bytes_of(value)), 0}));
   }
-  return Check([=, tgid = husk.tgid](const tracee::Batch& done) {
+  return TaskResource::Check([=, tgid = husk.tgid](const tracee::Batch& done) {
     for (const Created& one : created) {
       GW_RETURN_IF_ERROR(done.check(one.call));
       if (const auto id = value_in<int32_t>(done, one.id); id != one.wanted)
@@ -122,6 +123,13 @@ absl::StatusOr<TaskResource::Check> PosixTimersResource::restore(std::string_vie
     for (const size_t call : armed) GW_RETURN_IF_ERROR(done.check(call));
     return absl::OkStatus();
   });
+}
+
+absl::StatusOr<TaskResource::Check> PosixTimersResource::restore(std::string_view state,
+                                                                 const TaskView& husk,
+                                                                 tracee::Batch& batch) const {
+  return restore_posix_timers(
+      state, husk, ids_can_be_given() ? TimerIds::kGiven : TimerIds::kCounted, batch);
 }
 
 }  // namespace godwit::resource
