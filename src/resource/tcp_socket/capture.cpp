@@ -1,6 +1,7 @@
 // The source's side. In repair mode recv(MSG_PEEK) reads either queue, TCP_QUEUE_SEQ its end
 // (rcv_nxt, write_seq), and the socket sends nothing more by itself but acknowledgements, which the
 // gate drops.
+#include <linux/sock_diag.h>
 #include <linux/sockios.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -74,14 +75,33 @@ absl::StatusOr<size_t> queued(int fd, unsigned long request) {
   return static_cast<size_t>(bytes);
 }
 
+// Bytes of memory in the socket's queues: cheaper to ask once than for each queue's length.
+struct QueueMemory {
+  bool receive = true;
+  bool send = true;
+};
+
+absl::StatusOr<QueueMemory> queue_memory(int fd) {
+  uint32_t memory[SK_MEMINFO_VARS] = {};
+  socklen_t size = sizeof memory;
+  if (::getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &size) != 0)
+    return errno_status(errno, fmt::format("getsockopt({}, SO_MEMINFO)", fd));
+  return QueueMemory{memory[SK_MEMINFO_RMEM_ALLOC] != 0 || memory[SK_MEMINFO_BACKLOG] != 0,
+                     memory[SK_MEMINFO_WMEM_QUEUED] != 0};
+}
+
 absl::Status capture_queues(int fd, TcpState tcp_state, TcpConnection& connection) {
+  GW_ASSIGN_OR_RETURN(const QueueMemory memory, queue_memory(fd));
   GW_ASSIGN_OR_RETURN(const uint32_t receive_next, queue_sequence(fd, TCP_RECV_QUEUE));
   connection.set_receive_next(receive_next);
-  GW_ASSIGN_OR_RETURN(const size_t incoming, queued(fd, SIOCINQ));
-  if (incoming > 0)
-    GW_RETURN_IF_ERROR(peek_queue(fd, incoming, *connection.mutable_receive_queue()));
+  if (memory.receive) {
+    GW_ASSIGN_OR_RETURN(const size_t incoming, queued(fd, SIOCINQ));
+    if (incoming > 0)
+      GW_RETURN_IF_ERROR(peek_queue(fd, incoming, *connection.mutable_receive_queue()));
+  }
   GW_ASSIGN_OR_RETURN(const uint32_t send_next, queue_sequence(fd, TCP_SEND_QUEUE));
   connection.set_send_next(send_next);
+  if (!memory.send) return absl::OkStatus();
   // write_seq - snd_una: counts an unacknowledged FIN, sent or not.
   GW_ASSIGN_OR_RETURN(size_t outgoing, queued(fd, SIOCOUTQ));
   const bool fin_queued = fin_sent(tcp_state) && tcp_state != TCP_STATE_FIN_WAIT2;

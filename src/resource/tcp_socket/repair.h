@@ -5,6 +5,8 @@
 #include <linux/tcp.h>
 #include <netinet/in.h>
 
+#include <optional>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "resource/resource.h"
@@ -41,6 +43,9 @@ struct Segment {
   uint32_t acknowledge;
   uint16_t window;  // scaled
   bool fin;
+  // What the timestamps option (RFC 7323) echoes; its own value is then 0, which the kernel takes
+  // for "none yet" and compares nothing with.
+  std::optional<uint32_t> echo = std::nullopt;
 };
 absl::Status inject_segment(const Segment& segment, RestoreContext& context);
 

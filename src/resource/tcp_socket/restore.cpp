@@ -115,35 +115,40 @@ std::string_view sent_part(const TcpConnection& connection) {
 
 // The "ACK" or "FIN" of the peer that the state says has come.
 absl::Status inject(const TcpSocketState& state, bool fin, uint32_t sequence, uint32_t acknowledge,
-                    RestoreContext& context) {
+                    RestoreContext& context, std::optional<uint32_t> echo = std::nullopt) {
   const TcpConnection& connection = state.connection();
   GW_ASSIGN_OR_RETURN(const KernelAddress local, decode(state.local(), context));
   GW_ASSIGN_OR_RETURN(const KernelAddress remote, decode(state.remote(), context));
   const auto window = static_cast<uint16_t>(
       std::min<uint32_t>(connection.send_window() >> connection.send_scale(), UINT16_MAX));
-  return inject_segment({remote, local, sequence, acknowledge, window, fin}, context);
+  return inject_segment({remote, local, sequence, acknowledge, window, fin, echo}, context);
 }
 
 // A connection made in repair mode has never measured a round trip: its first retransmission would
 // wait 3 seconds (TCP_TIMEOUT_FALLBACK, tcp_init_metrics()). Where something is unacknowledged the
-// kernel gets a measurement: the byte before the queue, which the peer has acknowledged long ago,
-// is put in as sent and acknowledged by a segment of ours. Then 200 ms, the minimum, holds until
-// the next real one. Should the segment get lost, nothing is: the byte is an old one to the peer.
-constexpr uint32_t kLongRoundTripUs = 150'000;  // 200 ms would be too short for these
-
+// kernel gets the source's measurement: the byte before the queue, which the peer has acknowledged
+// long ago, is put in as sent, and a segment of ours acknowledges it with an echoed timestamp of
+// one round trip ago. (Only that way: what was put in by repair counts as retransmitted, so the
+// time of its sending is not looked at.) Should the segment get lost, nothing is: the byte is an
+// old one to the peer.
 bool seeds_round_trip(const TcpSocketState& state) {
   const TcpConnection& connection = state.connection();
-  return connection.round_trip_us() <= kLongRoundTripUs &&
+  return connection.timestamps() && connection.round_trip_us() > 0 &&
          (!connection.send_queue().empty() ||
           (fin_sent(state.state()) && state.state() != TCP_STATE_FIN_WAIT2));
 }
 
 absl::Status seed_round_trip(int fd, const TcpSocketState& state, RestoreContext& context) {
+  const TcpConnection& connection = state.connection();
   GW_RETURN_IF_ERROR(select_queue(fd, TCP_SEND_QUEUE));
   GW_RETURN_IF_ERROR(put(fd, std::string_view("\0", 1), 1));
-  const uint32_t receive_next =
-      state.connection().receive_next() - (fin_received(state.state()) ? 1 : 0);
-  return inject(state, false, receive_next, send_start(state), context);
+  const bool microseconds = (connection.timestamp() & 1) != 0;
+  const uint32_t round_trip =
+      microseconds ? connection.round_trip_us() : connection.round_trip_us() / 1000;
+  GW_ASSIGN_OR_RETURN(const int now, get_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
+  const uint32_t receive_next = connection.receive_next() - (fin_received(state.state()) ? 1 : 0);
+  return inject(state, false, receive_next, send_start(state), context,
+                static_cast<uint32_t>(now) - round_trip);
 }
 
 // Everything but leaving repair mode.

@@ -32,64 +32,87 @@ class Checksum {
   uint32_t sum_ = 0;
 };
 
-tcphdr header_of(const Segment& segment) {
-  tcphdr tcp{};
+struct TimestampsOption {
+  uint8_t kinds[4] = {1, 1, 8, 10};  // two of padding, kind, length
+  uint32_t value = 0;
+  uint32_t echo = 0;
+};
+
+struct TcpPart {
+  tcphdr header{};
+  TimestampsOption timestamps;  // sent only if asked for
+};
+
+size_t size_of(const Segment& segment) { return segment.echo ? sizeof(TcpPart) : sizeof(tcphdr); }
+
+// Without the checksum.
+TcpPart tcp_part(const Segment& segment) {
+  TcpPart part;
+  tcphdr& tcp = part.header;
   tcp.source = htons(port_of(segment.from));
   tcp.dest = htons(port_of(segment.to));
   tcp.seq = htonl(segment.sequence);
   tcp.ack_seq = htonl(segment.acknowledge);
-  tcp.doff = sizeof tcp / 4;
+  tcp.doff = static_cast<uint16_t>(size_of(segment) / 4) & 0xf;
   tcp.ack = 1;
   tcp.fin = segment.fin;
   tcp.window = htons(segment.window);
-  return tcp;
+  if (segment.echo) part.timestamps.echo = htonl(*segment.echo);
+  return part;
 }
 
-struct PseudoHeader {
-  uint16_t zero_and_protocol = htons(IPPROTO_TCP);
-  uint16_t length = htons(sizeof(tcphdr));
-};
+template <typename Address>
+uint16_t checksum_of(const Segment& segment, const Address& from, const Address& to) {
+  const TcpPart part = tcp_part(segment);
+  const uint16_t protocol_and_length[] = {htons(IPPROTO_TCP),
+                                          htons(static_cast<uint16_t>(size_of(segment)))};
+  Checksum sum;
+  sum.add(from);
+  sum.add(to);
+  sum.add(protocol_and_length);
+  sum.add(part.header);
+  if (segment.echo) sum.add(part.timestamps);
+  return sum.value();
+}
 
 template <typename Ip>
 struct Packet {
   Ip ip;
-  tcphdr tcp;
-} __attribute__((packed));
+  TcpPart tcp;
+};
+static_assert(sizeof(TcpPart) == 32 && sizeof(Packet<iphdr>) == 52 &&
+              sizeof(Packet<ipv6hdr>) == 72);
 
 template <typename Ip>
-absl::Status send_raw(int family, const Packet<Ip>& packet, const KernelAddress& to,
+absl::Status send_raw(int family, const Packet<Ip>& packet, size_t size, const KernelAddress& to,
                       RestoreContext& context) {
   return context.in_capsule([&] {
     const UniqueFd raw(::socket(family, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
     if (!raw) return errno_status(errno, "socket(SOCK_RAW, IPPROTO_RAW)");
-    if (::sendto(raw.get(), &packet, sizeof packet, 0, to.get(), to.size) != sizeof packet)
+    if (::sendto(raw.get(), &packet, size, 0, to.get(), to.size) < 0)
       return errno_status(errno, "sendto(a segment that stands for the peer's)");
     return absl::OkStatus();
   });
 }
 
 absl::Status send_ipv4(const Segment& segment, RestoreContext& context) {
+  const in_addr from = ipv4_of(segment.from), to = ipv4_of(segment.to);
   Packet<iphdr> packet{};
-  packet.tcp = header_of(segment);
+  packet.tcp = tcp_part(segment);
+  packet.tcp.header.check = checksum_of(segment, from, to);
   packet.ip.version = 4;
   packet.ip.ihl = sizeof(iphdr) / 4;
   packet.ip.ttl = 255;
   packet.ip.protocol = IPPROTO_TCP;
-  packet.ip.saddr = ipv4_of(segment.from).s_addr;
-  packet.ip.daddr = ipv4_of(segment.to).s_addr;
-  Checksum sum;
-  sum.add(ipv4_of(segment.from));
-  sum.add(ipv4_of(segment.to));
-  sum.add(PseudoHeader{});
-  sum.add(header_of(segment));
-  packet.tcp.check = sum.value();
+  packet.ip.saddr = from.s_addr;
+  packet.ip.daddr = to.s_addr;  // length and header checksum: the kernel's (raw(7))
   sockaddr_in in{};
   in.sin_family = AF_INET;
-  in.sin_addr = ipv4_of(segment.to);
-  KernelAddress to;
-  std::memcpy(&to.storage, &in, sizeof in);
-  to.size = sizeof in;
-  return send_raw(AF_INET, packet, to, context);
+  in.sin_addr = to;
+  KernelAddress target;
+  std::memcpy(&target.storage, &in, sizeof in);
+  target.size = sizeof in;
+  return send_raw(AF_INET, packet, sizeof(iphdr) + size_of(segment), target, context);
 }
 
 absl::Status send_ipv6(const Segment& segment, RestoreContext& context) {
@@ -97,24 +120,19 @@ absl::Status send_ipv6(const Segment& segment, RestoreContext& context) {
   std::memcpy(&from, &segment.from.storage, sizeof from);
   std::memcpy(&to, &segment.to.storage, sizeof to);
   Packet<ipv6hdr> packet{};
-  packet.tcp = header_of(segment);
+  packet.tcp = tcp_part(segment);
+  packet.tcp.header.check = checksum_of(segment, from.sin6_addr, to.sin6_addr);
   packet.ip.version = 6;
-  packet.ip.payload_len = htons(sizeof(tcphdr));
+  packet.ip.payload_len = htons(static_cast<uint16_t>(size_of(segment)));
   packet.ip.nexthdr = IPPROTO_TCP;
   packet.ip.hop_limit = 255;
   packet.ip.saddr = from.sin6_addr;
   packet.ip.daddr = to.sin6_addr;
-  Checksum sum;
-  sum.add(from.sin6_addr);
-  sum.add(to.sin6_addr);
-  sum.add(PseudoHeader{});
-  sum.add(header_of(segment));
-  packet.tcp.check = sum.value();
   to.sin6_port = 0;  // raw(7): must be zero or the protocol
   KernelAddress target;
   std::memcpy(&target.storage, &to, sizeof to);
   target.size = sizeof to;
-  return send_raw(AF_INET6, packet, target, context);
+  return send_raw(AF_INET6, packet, sizeof(ipv6hdr) + size_of(segment), target, context);
 }
 
 }  // namespace

@@ -164,7 +164,18 @@ class TcpSocketTest : public ::testing::Test {
       s->mutable_connection()->clear_fin_unsent();
       s->mutable_common()->clear_status_flags();
     }
+    EXPECT_TRUE(first.connection().receive_queue() == second.connection().receive_queue());
+    EXPECT_TRUE(first.connection().send_queue() == second.connection().send_queue());
+    for (TcpSocketState* s : {&first, &second}) {
+      s->mutable_connection()->clear_receive_queue();
+      s->mutable_connection()->clear_send_queue();
+    }
     EXPECT_EQ(first.DebugString(), second.DebugString());
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    ASSERT_EQ(::getsockopt(there.get(), IPPROTO_TCP, TCP_INFO, &info, &size), 0);
+    // Lost data is sent again soon, not after the 3 seconds of a connection without history.
+    EXPECT_TRUE(info.tcpi_unacked == 0 || info.tcpi_rto < 1'000'000U) << info.tcpi_rto;
     mine_ = std::move(there);  // the source's, in repair mode, closes without a word
     ASSERT_TRUE(networks_.connect_destination(true));
   }
