@@ -18,7 +18,8 @@ void put(std::vector<std::byte>& image, uint64_t at, uint64_t value) {
 
 // Table entries are 72 bytes: the data after them is aligned again.
 uint64_t data_offset(size_t calls) {
-  return (STUB_FRAME_SIZE + calls * STUB_ENTRY_SIZE + kDataAlignment - 1) & ~uint64_t{kDataAlignment - 1};
+  return (STUB_FRAME_SIZE + calls * STUB_ENTRY_SIZE + kDataAlignment - 1) &
+         ~uint64_t{kDataAlignment - 1};
 }
 
 bool is_error(int64_t result) { return result < 0 && result >= -4095; }
@@ -109,7 +110,8 @@ std::vector<std::byte> Batch::image(RemoteAddress frame) const {
 
 void Batch::take_image(std::span<const std::byte> image) {
   for (size_t i = 0; i < calls_.size(); ++i) {
-    std::memcpy(&calls_[i].result, image.data() + STUB_FRAME_SIZE + i * STUB_ENTRY_SIZE + STUB_ENTRY_RESULT,
+    std::memcpy(&calls_[i].result,
+                image.data() + STUB_FRAME_SIZE + i * STUB_ENTRY_SIZE + STUB_ENTRY_RESULT,
                 sizeof calls_[i].result);
   }
   const uint64_t data = data_offset(calls_.size());

@@ -41,14 +41,14 @@ class Batch {
   };
   struct Argument {
     enum class Kind : uint8_t { kValue, kData, kResult } kind = Kind::kValue;
-    uint64_t value = 0;  // value, offset or call index
-    Argument(uint64_t v) : value(v) {}                                // NOLINT: implicit on purpose
-    Argument(int v) : value(static_cast<uint64_t>(int64_t{v})) {}     // NOLINT
-    Argument(long v) : value(static_cast<uint64_t>(v)) {}             // NOLINT
-    Argument(unsigned v) : value(v) {}                                // NOLINT
-    Argument(RemoteAddress a) : value(a.value) {}                     // NOLINT
-    Argument(Data d) : kind(Kind::kData), value(d.offset) {}          // NOLINT
-    Argument(ResultOf r) : kind(Kind::kResult), value(r.call) {}      // NOLINT
+    uint64_t value = 0;                                            // value, offset or call index
+    Argument(uint64_t v) : value(v) {}                             // NOLINT: implicit on purpose
+    Argument(int v) : value(static_cast<uint64_t>(int64_t{v})) {}  // NOLINT
+    Argument(long v) : value(static_cast<uint64_t>(v)) {}          // NOLINT
+    Argument(unsigned v) : value(v) {}                             // NOLINT
+    Argument(RemoteAddress a) : value(a.value) {}                  // NOLINT
+    Argument(Data d) : kind(Kind::kData), value(d.offset) {}       // NOLINT
+    Argument(ResultOf r) : kind(Kind::kResult), value(r.call) {}   // NOLINT
   };
 
   Data data(std::span<const std::byte> bytes);  // 16-byte aligned
@@ -131,15 +131,20 @@ class StubArea {
   RemoteAddress syscall_instruction() const { return vdso_syscall_; }
   // After the vDSO was moved (husks): where its `syscall` is now. A husk without a vDSO uses the
   // stub's own instruction.
-  void set_syscall_instruction(RemoteAddress a) { vdso_syscall_ = a; }
+  void set_syscall_instruction(RemoteAddress a) {
+    vdso_syscall_ = a;
+    home_ = {0};
+  }
   RemoteAddress own_syscall_instruction() const;
+  // Calls one by one that heal themselves like a batch. Not while a batch runs.
+  RemoteSyscalls single_calls(StoppedTask& task) const;
 
   // Makes room for a larger table (remaps; the address may change).
   absl::Status grow(StoppedTask& task, size_t table_bytes);
 
-  // Runs the batch in `task` (stopped, 64-bit code), which must belong to the mm that this area is mapped in. Registers
-  // and mask of the task are as before afterwards. `tid` is the task's tid in its own pid
-  // namespace (for tgkill). A batch that does not fit makes the area grow.
+  // Runs the batch in `task` (stopped, 64-bit code), which must belong to the mm that this area is
+  // mapped in. Registers and mask of the task are as before afterwards. `tid` is the task's tid in
+  // its own pid namespace (for tgkill). A batch that does not fit makes the area grow.
   absl::Status run(StoppedTask& task, ImagePid tid, Batch& batch, Deadline deadline);
 
   struct Run {
@@ -159,6 +164,7 @@ class StubArea {
  private:
   struct Running;
   StubArea() = default;
+  RemoteSyscalls first_calls(StoppedTask& task) const;
   absl::Status start(Running& running, const internal::SignalSets& sets) const;
   absl::Status wait_mark(Running& running, Deadline deadline) const;
   absl::Status finish(Running& running, Deadline deadline) const;
@@ -166,6 +172,10 @@ class StubArea {
   RemoteAddress address_;
   uint64_t size_ = 0;
   RemoteAddress vdso_syscall_;
+  // A copy of the stub in the zeros behind the vDSO's image, for the calls that map and unmap the
+  // area itself: they heal themselves, too. The process keeps a private copy of that page, with
+  // the zeros put back. 0: no room there, or the vDSO has moved; then they do not.
+  RemoteAddress home_;
   ImagePid tgid_;
 };
 

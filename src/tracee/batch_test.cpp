@@ -1,3 +1,5 @@
+#include "tracee/batch.h"
+
 #include <gtest/gtest.h>
 #include <immintrin.h>
 #include <pthread.h>
@@ -11,7 +13,6 @@
 #include <vector>
 
 #include "base/status.h"
-#include "tracee/batch.h"
 #include "tracee/child_for_test.h"
 #include "tracee/memory.h"
 
@@ -49,10 +50,11 @@ void expect_batch_works(StubArea& area, StoppedTask& task, ImagePid tid) {
 TEST(BatchTest, SixtyFourSigactionsAreWhatTheChildSet) {
   Child child([](Shared& shared) {
     for (int n = 1; n <= 64; ++n) {
-      KernelSigaction action{.handler = 0x1000u + unsigned(n),
-                             .flags = SA_RESTART | 0x04000000u | (n % 2 ? unsigned(SA_NODEFER) : 0u),
-                             .restorer = 0x2000u + unsigned(n),
-                             .mask = uint64_t{1} << (n % 8)};
+      KernelSigaction action{
+          .handler = 0x1000u + unsigned(n),
+          .flags = SA_RESTART | 0x04000000u | (n % 2 ? unsigned(SA_NODEFER) : 0u),
+          .restorer = 0x2000u + unsigned(n),
+          .mask = uint64_t{1} << (n % 8)};
       ::syscall(SYS_rt_sigaction, n, &action, nullptr, 8);
     }
     return count_for_ever(shared);

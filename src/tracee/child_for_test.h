@@ -27,10 +27,10 @@
 
 namespace godwit::tracee::testing {
 
-#define GW_ASSERT_OK(expression)                          \
-  do {                                                    \
-    const absl::Status gw_ok = (expression);              \
-    ASSERT_TRUE(gw_ok.ok()) << message_of(gw_ok);         \
+#define GW_ASSERT_OK(expression)                  \
+  do {                                            \
+    const absl::Status gw_ok = (expression);      \
+    ASSERT_TRUE(gw_ok.ok()) << message_of(gw_ok); \
   } while (false)
 
 inline Deadline soon() { return Deadline::in(absl::Seconds(10)); }

@@ -2,16 +2,10 @@
 // the tasks are listed again once all known ones are stopped: a stopped task makes no new one.
 #include "tracee/freeze.h"
 
-#include <dirent.h>
-
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
-#include <cstring>
 #include <map>
-#include <memory>
 #include <set>
-#include <string>
 #include <utility>
 
 #include "base/status.h"
@@ -19,23 +13,6 @@
 
 namespace godwit::tracee {
 namespace {
-
-// The tids of a thread group; empty when the process has gone.
-absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid) {
-  const std::string path = fmt::format("/proc/{}/task", pid.value);
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
-  std::vector<HostPid> tids;
-  if (!dir) {
-    if (errno == ENOENT || errno == ESRCH) return tids;
-    return errno_status(errno, fmt::format("opendir(\"{}\")", path));
-  }
-  while (const dirent* entry = ::readdir(dir.get())) {
-    HostPid tid;
-    const char* end = entry->d_name + std::strlen(entry->d_name);
-    if (std::from_chars(entry->d_name, end, tid.value).ptr == end) tids.push_back(tid);
-  }
-  return tids;
-}
 
 bool gone(const absl::Status& status) { return errno_of(status) == ESRCH; }
 
@@ -54,7 +31,7 @@ class TreeStopper {
   absl::StatusOr<bool> pass(const std::vector<HostPid>& pids) {
     std::vector<Seized> fresh;
     for (const HostPid pid : pids) {
-      GW_ASSIGN_OR_RETURN(const std::vector<HostPid> tids, tasks_of(pid));
+      GW_ASSIGN_OR_RETURN(const std::vector<HostPid> tids, internal::tasks_of(pid));
       for (const HostPid tid : tids) {
         if (!seen_.insert(tid).second) continue;
         auto task = SeizedTask::seize(tid);
@@ -102,8 +79,8 @@ class TreeStopper {
 
 }  // namespace
 
-absl::StatusOr<FrozenTree> stop_tree(
-    absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list, Deadline deadline) {
+absl::StatusOr<FrozenTree> stop_tree(absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list,
+                                     Deadline deadline) {
   TreeStopper stopper(deadline);
   for (;;) {
     GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, list());

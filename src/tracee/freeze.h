@@ -26,8 +26,8 @@ struct FrozenTree {
 // Seizes every task of the processes that `list` names (tgids, read again until two readings agree
 // and every task is stopped: tasks may be born meanwhile), interrupts them all before it waits for
 // any. Zombies are skipped. On error everything runs on.
-absl::StatusOr<FrozenTree> stop_tree(
-    absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list, Deadline deadline);
+absl::StatusOr<FrozenTree> stop_tree(absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list,
+                                     Deadline deadline);
 
 // Lets all run: detaches every task.
 void release_tree(FrozenTree tree);

@@ -2,6 +2,8 @@
 // interrupt that meets a signal-delivery stop is lost and is asked for again.
 #include "tracee/ptrace_calls.h"
 
+#include <dirent.h>
+#include <elf.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -14,8 +16,9 @@
 #include <cerrno>
 #include <charconv>
 #include <csignal>
+#include <cstring>
 #include <ctime>
-#include <elf.h>
+#include <memory>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -211,6 +214,22 @@ char task_state(HostPid tid) {
   // The name in parentheses may itself hold any character: the last one ends it.
   const size_t at = text->rfind(')');
   return at == std::string::npos || at + 2 >= text->size() ? '\0' : (*text)[at + 2];
+}
+
+absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid) {
+  const std::string path = fmt::format("/proc/{}/task", pid.value);
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
+  std::vector<HostPid> tids;
+  if (!dir) {
+    if (errno == ENOENT || errno == ESRCH) return tids;
+    return errno_status(errno, fmt::format("opendir(\"{}\")", path));
+  }
+  while (const dirent* entry = ::readdir(dir.get())) {
+    HostPid tid;
+    const char* end = entry->d_name + std::strlen(entry->d_name);
+    if (std::from_chars(entry->d_name, end, tid.value).ptr == end) tids.push_back(tid);
+  }
+  return tids;
 }
 
 }  // namespace godwit::tracee::internal

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -17,11 +18,11 @@ namespace godwit::tracee::internal {
 
 // A wait status, decoded once (ptrace(2), "Stopped states").
 struct Stop {
-  int signal = 0;            // the signal of a signal-delivery stop or a group stop
-  int event = 0;             // PTRACE_EVENT_*
-  bool syscall = false;      // syscall-entry or -exit stop (PTRACE_O_TRACESYSGOOD)
-  bool is_event_stop() const;       // PTRACE_EVENT_STOP: interrupt, group stop, first stop
-  bool is_group_stop() const;       // PTRACE_EVENT_STOP while the group is stopped
+  int signal = 0;              // the signal of a signal-delivery stop or a group stop
+  int event = 0;               // PTRACE_EVENT_*
+  bool syscall = false;        // syscall-entry or -exit stop (PTRACE_O_TRACESYSGOOD)
+  bool is_event_stop() const;  // PTRACE_EVENT_STOP: interrupt, group stop, first stop
+  bool is_group_stop() const;  // PTRACE_EVENT_STOP while the group is stopped
   bool is_signal_delivery() const { return event == 0 && !syscall; }
 };
 
@@ -64,6 +65,9 @@ absl::StatusOr<ImagePid> innermost_tid(HostPid tid);
 
 // One letter, as in proc(5) stat: R S D T t Z X; 0 when there is no such task.
 char task_state(HostPid tid);
+
+// The tids of the thread group of `pid` (any of its tids); empty when it has gone.
+absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid);
 
 absl::StatusOr<std::string> read_proc_file(const std::string& path);
 

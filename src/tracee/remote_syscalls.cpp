@@ -14,6 +14,8 @@
 #include "base/status.h"
 #include "tracee/memory.h"
 #include "tracee/ptrace_calls.h"
+#include "tracee/stub_frame.h"
+#include "tracee/syscall_restart.h"
 
 namespace godwit::tracee {
 namespace {
@@ -56,22 +58,31 @@ std::string describe_call(long number, std::span<const uint64_t, 6> arguments) {
   return text + ")";
 }
 
-absl::StatusOr<RemoteAddress> find_vdso_syscall(HostPid pid) {
+absl::StatusOr<VdsoImage> read_vdso(HostPid pid) {
   GW_ASSIGN_OR_RETURN(const auto range, find_mapping(pid, "[vdso]"));
   const auto [begin, end] = range;
   if (end <= begin || end - begin > kMaxVdso) {
     return make_error(absl::StatusCode::kInternal, "process {}: [vdso] of {} bytes", pid.value,
                       end - begin);
   }
-  std::vector<std::byte> image(end - begin);
-  GW_RETURN_IF_ERROR(read_memory_forced(pid, RemoteAddress{begin}, image));
+  VdsoImage vdso{.at = {begin}, .bytes = std::vector<std::byte>(end - begin)};
+  GW_RETURN_IF_ERROR(read_memory_forced(pid, vdso.at, vdso.bytes));
+  return vdso;
+}
+
+absl::StatusOr<RemoteAddress> VdsoImage::syscall_instruction() const {
   constexpr std::array kSyscall{std::byte{0x0f}, std::byte{0x05}};
-  const auto at = std::search(image.begin(), image.end(), kSyscall.begin(), kSyscall.end());
-  if (at == image.end()) {
-    return make_error(absl::StatusCode::kNotFound, "process {}: no syscall instruction in [vdso]",
-                      pid.value);
+  const auto found = std::search(bytes.begin(), bytes.end(), kSyscall.begin(), kSyscall.end());
+  if (found == bytes.end()) {
+    return make_error(absl::StatusCode::kNotFound, "no syscall instruction in the [vdso] at {:#x}",
+                      at.value);
   }
-  return RemoteAddress{begin + static_cast<uint64_t>(at - image.begin())};
+  return at + static_cast<uint64_t>(found - bytes.begin());
+}
+
+absl::StatusOr<RemoteAddress> find_vdso_syscall(HostPid pid) {
+  GW_ASSIGN_OR_RETURN(const VdsoImage vdso, read_vdso(pid));
+  return vdso.syscall_instruction();
 }
 
 RemoteSyscalls::~RemoteSyscalls() { finish().IgnoreError(); }
@@ -80,8 +91,16 @@ absl::Status RemoteSyscalls::begin() {
   if (begun_) return absl::OkStatus();
   GW_RETURN_IF_ERROR(internal::get_registers(task_.tid(), saved_));
   GW_RETURN_IF_ERROR(internal::get_signal_mask(task_.tid(), saved_mask_));
+  if (frame_.value != 0) {
+    internal::StubFrame frame{};
+    frame.saved_mask = saved_mask_;
+    internal::save_registers(registers_rewound(saved_), frame);
+    GW_RETURN_IF_ERROR(
+        write_memory_forced(task_.tid(), frame_, std::as_bytes(std::span(&frame, 1))));
+  }
   begun_ = true;
-  return internal::set_signal_mask(task_.tid(), internal::kAllSignals);
+  blocked_ = false;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<int64_t> RemoteSyscalls::run(long number, const std::array<uint64_t, 6>& arguments,
@@ -98,7 +117,11 @@ absl::StatusOr<int64_t> RemoteSyscalls::run(long number, const std::array<uint64
   registers.r8 = arguments[4];
   registers.r9 = arguments[5];
   registers.orig_rax = internal::kAllSignals;  // -1: not in a system call
+  if (frame_.value != 0) registers.rbx = frame_.value;
   GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
+  // After the registers: the stub's tail then puts the mask back if we die.
+  if (!blocked_) GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, internal::kAllSignals));
+  blocked_ = true;
 
   int signal = 0;
   bool entered = false;
@@ -108,9 +131,9 @@ absl::StatusOr<int64_t> RemoteSyscalls::run(long number, const std::array<uint64
     // Everything is blocked: this is SIGSTOP, which takes effect as a group stop.
     signal = stop.is_signal_delivery() ? stop.signal : 0;
     if (stop.is_group_stop()) task_.group_stop_ = true;
-    if (new_task != nullptr && (stop.event == PTRACE_EVENT_CLONE ||
-                                stop.event == PTRACE_EVENT_FORK ||
-                                stop.event == PTRACE_EVENT_VFORK)) {
+    if (new_task != nullptr &&
+        (stop.event == PTRACE_EVENT_CLONE || stop.event == PTRACE_EVENT_FORK ||
+         stop.event == PTRACE_EVENT_VFORK)) {
       GW_ASSIGN_OR_RETURN(const unsigned long child, task_.event_message());
       new_task->value = static_cast<pid_t>(child);
     }
@@ -132,9 +155,9 @@ absl::StatusOr<int64_t> RemoteSyscalls::call(long number, std::array<uint64_t, 6
 absl::StatusOr<uint64_t> RemoteSyscalls::must(long number, std::array<uint64_t, 6> arguments) {
   GW_ASSIGN_OR_RETURN(const int64_t result, call(number, arguments));
   if (result < 0 && result >= -4095) {
-    return errno_status(static_cast<int>(-result),
-                        fmt::format("{} in task {}", describe_call(number, arguments),
-                                    task_.tid().value));
+    return errno_status(
+        static_cast<int>(-result),
+        fmt::format("{} in task {}", describe_call(number, arguments), task_.tid().value));
   }
   return static_cast<uint64_t>(result);
 }
@@ -145,9 +168,9 @@ absl::StatusOr<StoppedTask> RemoteSyscalls::call_making_task(long number,
   HostPid child{0};
   GW_ASSIGN_OR_RETURN(const int64_t result, run(number, arguments, deadline, &child));
   if (result < 0) {
-    return errno_status(static_cast<int>(-result),
-                        fmt::format("{} in task {}", describe_call(number, arguments),
-                                    task_.tid().value));
+    return errno_status(
+        static_cast<int>(-result),
+        fmt::format("{} in task {}", describe_call(number, arguments), task_.tid().value));
   }
   if (child.value == 0) {
     return make_error(absl::StatusCode::kFailedPrecondition,
@@ -162,8 +185,7 @@ absl::Status RemoteSyscalls::finish() {
   begun_ = false;
   const HostPid tid = task_.tid();
   // Out of the syscall-exit stop first: see settle().
-  GW_ASSIGN_OR_RETURN(const internal::Stop stop,
-                      internal::settle(tid, 0, Deadline::in(kCallTime)));
+  GW_ASSIGN_OR_RETURN(const internal::Stop stop, internal::settle(tid, 0, Deadline::in(kCallTime)));
   if (stop.is_group_stop()) task_.group_stop_ = true;
   GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, saved_mask_));
   return internal::set_registers(tid, saved_);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -15,6 +16,14 @@
 #include "tracee/task.h"
 
 namespace godwit::tracee {
+
+// The [vdso] of a process, at `at`.
+struct VdsoImage {
+  RemoteAddress at;
+  std::vector<std::byte> bytes;
+  absl::StatusOr<RemoteAddress> syscall_instruction() const;  // the first 0F 05
+};
+absl::StatusOr<VdsoImage> read_vdso(HostPid pid);
 
 // Address of a `syscall` instruction in the [vdso] of `pid` (0F 05, found by reading it).
 absl::StatusOr<RemoteAddress> find_vdso_syscall(HostPid pid);
@@ -24,11 +33,13 @@ std::string describe_call(long number, std::span<const uint64_t, 6> arguments);
 
 // Scope: signals of the task are blocked and its registers saved by the constructor's first use,
 // both restored by finish() or the destructor. If the task dies, every call gives ESRCH and the
-// destructor does nothing.
+// destructor does nothing. If we die, the task goes on behind the instruction with wrong registers
+// and all signals blocked, unless the instruction is the stub's and `frame` is memory for its frame
+// (StubArea::single_calls): then the task finishes the call and goes on as if nothing had been.
 class RemoteSyscalls {
  public:
-  RemoteSyscalls(StoppedTask& task, RemoteAddress syscall_instruction)
-      : task_(task), instruction_(syscall_instruction) {}
+  RemoteSyscalls(StoppedTask& task, RemoteAddress syscall_instruction, RemoteAddress frame = {0})
+      : task_(task), instruction_(syscall_instruction), frame_(frame) {}
   ~RemoteSyscalls();
   RemoteSyscalls(const RemoteSyscalls&) = delete;
   RemoteSyscalls& operator=(const RemoteSyscalls&) = delete;
@@ -52,7 +63,9 @@ class RemoteSyscalls {
                               Deadline deadline, HostPid* new_task);
   StoppedTask& task_;
   RemoteAddress instruction_;
+  RemoteAddress frame_;
   bool begun_ = false;
+  bool blocked_ = false;
   Registers saved_{};
   uint64_t saved_mask_ = 0;
 };

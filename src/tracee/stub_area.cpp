@@ -1,8 +1,7 @@
-// Linux facts: kernel/signal.c. A blocked signal is never dropped when it is sent, an ignored one
-// is unless the task is traced; a task may send itself any siginfo (rt_tgsigqueueinfo), and with
-// si_code >= 0 a standard signal is queued past RLIMIT_SIGPENDING; a task's own queue is served
-// before its process's; a signal that is blocked when its signal-delivery stop ends goes back into
-// its queue with its siginfo (ptrace_signal); a pending interrupt is taken before any signal.
+// Linux facts: the image of the vDSO is one ELF file, mapped page by page and zero behind its end;
+// its mapping has VM_MAYWRITE, so a forced write gives the process a private copy of a page
+// (arch/x86/entry/vdso/vma.c).
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -10,16 +9,16 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cerrno>
-#include <cstring>
-#include <optional>
+#include <charconv>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "tracee/batch.h"
 #include "tracee/memory.h"
 #include "tracee/ptrace_calls.h"
-#include "tracee/stub_layout.h"
+#include "tracee/stub_frame.h"
 #include "tracee/syscall_restart.h"
 
 extern "C" {
@@ -31,109 +30,78 @@ extern const std::byte godwit_stub_end[];
 namespace godwit::tracee {
 namespace {
 
-constexpr uint64_t kPage = 4096;
-constexpr uint64_t kCodeSize = kPage;
-// A signal frame with the largest XSAVE area (AMX) and the red zone is below 12 KiB.
-constexpr uint64_t kGap = 4 * kPage;
 constexpr uint64_t kUserCodeSegment64 = 0x33;  // __USER_CS
-constexpr absl::Duration kAbandonTime = absl::Seconds(2);
-// No pid is as large (PID_MAX_LIMIT is 2^22): the sender of our end marks.
-constexpr int32_t kMarkPid = 0x47570001;
+constexpr size_t kAlignment = 16;
 
-struct Frame {
-  uint64_t table, count;
-  uint64_t all_mask, mark_mask, saved_mask;
-  uint64_t mark_nr, mark_arguments[3];
-  uint64_t left;
-  uint64_t r15, r14, r13, r12, rbp, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
-  uint64_t rbx, rip, cs, rflags, rsp, ss;
-  std::array<std::byte, 128> siginfo;
-};
-static_assert(sizeof(Frame) == STUB_FRAME_SIZE);
-static_assert(offsetof(Frame, mark_mask) == STUB_FRAME_MARK_MASK);
-static_assert(offsetof(Frame, saved_mask) == STUB_FRAME_SAVED_MASK);
-static_assert(offsetof(Frame, mark_nr) == STUB_FRAME_MARK_NR);
-static_assert(offsetof(Frame, left) == STUB_FRAME_LEFT);
-static_assert(offsetof(Frame, r15) == STUB_FRAME_R15);
-static_assert(offsetof(Frame, r11) == STUB_FRAME_R11);
-static_assert(offsetof(Frame, rax) == STUB_FRAME_RAX);
-static_assert(offsetof(Frame, rdi) == STUB_FRAME_RDI);
-static_assert(offsetof(Frame, rbx) == STUB_FRAME_RBX);
-static_assert(offsetof(Frame, ss) == STUB_FRAME_SS);
-static_assert(offsetof(Frame, siginfo) == STUB_FRAME_SIGINFO);
+std::span<const std::byte> stub_code() { return {godwit_stub_begin, godwit_stub_end}; }
+uint64_t single_offset() { return static_cast<uint64_t>(godwit_stub_single - godwit_stub_begin); }
 
-uint64_t round_up(uint64_t bytes) { return (bytes + kPage - 1) & ~(kPage - 1); }
-uint64_t slice_size(uint64_t image_size) { return round_up(kGap + image_size); }
+size_t home_size() {
+  return (stub_code().size() + sizeof(internal::StubFrame) + 2 * kAlignment) & ~(kAlignment - 1);
+}
 
-constexpr uint64_t bit(int signal) { return uint64_t{1} << (signal - 1); }
+uint64_t frame_offset() { return (stub_code().size() + kAlignment - 1) & ~(kAlignment - 1); }
 
-struct Mark {
-  int signal = 0;        // 0: by syscall stops
-  bool blocked = false;  // by the program
-};
+enum class Home { kNoRoom, kFree, kUsedBefore };
 
-// See the head of StubArea.
-absl::StatusOr<Mark> choose_mark(const StoppedTask& task, uint64_t mask,
-                                 const internal::SignalSets& sets) {
-  constexpr std::array kIgnoredByDefault{SIGURG, SIGWINCH, SIGCHLD};
-  // Those whose number alone makes the kernel or the machine act are left out.
-  constexpr uint64_t kStandard = (uint64_t{1} << 31) - 1;
-  constexpr uint64_t kNever = bit(SIGKILL) | bit(SIGSTOP) | bit(SIGCONT) | bit(SIGTSTP) |
-                              bit(SIGTTIN) | bit(SIGTTOU) | bit(SIGSEGV) | bit(SIGBUS) |
-                              bit(SIGFPE) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGSYS);
-  uint64_t candidates = sets.ignored & kStandard & ~kNever;
-  for (const int signal : kIgnoredByDefault) candidates |= bit(signal) & ~sets.caught;
-  if (const uint64_t open = candidates & ~mask; open != 0) {
-    for (const int signal : kIgnoredByDefault) {
-      if (open & bit(signal)) return Mark{.signal = signal, .blocked = false};
+// In the zeros behind the vDSO's image, at the end of its mapping, a copy of the stub and a frame
+// find room. A tracer that was killed has left them there.
+Home look_at_home(std::span<const std::byte> vdso) {
+  if (vdso.size() < home_size()) return Home::kNoRoom;
+  const auto place = vdso.last(home_size());
+  const auto code = stub_code();
+  if (std::all_of(place.begin(), place.end(), [](std::byte b) { return b == std::byte{0}; })) {
+    return Home::kFree;
+  }
+  return std::equal(code.begin(), code.end(), place.begin()) ? Home::kUsedBefore : Home::kNoRoom;
+}
+
+// Where a task waits, from /proc/TID/syscall; 0 when it runs.
+uint64_t waits_at(HostPid tid) {
+  const auto text = internal::read_proc_file(fmt::format("/proc/{}/syscall", tid.value));
+  const size_t at = text.ok() ? text->rfind(" 0x") : std::string::npos;
+  uint64_t pc = 0;
+  if (at != std::string::npos) {
+    std::from_chars(text->data() + at + 3, text->data() + text->size(), pc, 16);
+  }
+  return pc;
+}
+
+// A frame that a killed tracer left may still be needed by a task on its way home: written over,
+// that task would go round in the tail for ever. True when no task of the process is there any
+// more; `task` itself is let out.
+absl::StatusOr<bool> all_have_left(StoppedTask& task, RemoteAddress home) {
+  const auto inside = [&](uint64_t pc) {
+    return pc >= home.value && pc < home.value + home_size();
+  };
+  const HostPid tid = task.tid();
+  const Deadline deadline = Deadline::in(absl::Seconds(2));
+  for (;;) {
+    Registers registers;
+    GW_RETURN_IF_ERROR(internal::get_registers(tid, registers));
+    if (!inside(registers.rip)) break;
+    if (deadline.passed()) return false;
+    GW_RETURN_IF_ERROR(internal::proceed(tid, PTRACE_CONT, 0));
+    ::sched_yield();
+    GW_RETURN_IF_ERROR(internal::interrupt(tid));
+    GW_ASSIGN_OR_RETURN(internal::Stop stop, internal::wait_stop(tid, deadline));
+    if (!stop.is_event_stop()) {
+      GW_ASSIGN_OR_RETURN(
+          stop, internal::settle(tid, stop.is_signal_delivery() ? stop.signal : 0, deadline));
     }
-    return Mark{.signal = std::countr_zero(open) + 1, .blocked = false};
+    GW_RETURN_IF_ERROR(internal::get_registers(tid, registers));
+    repair_interrupted_syscall(registers);
+    GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
   }
-  if (candidates == 0) return Mark{};
-  // A standard signal is queued once: one of the program's would swallow ours.
-  GW_ASSIGN_OR_RETURN(const auto pending, task.pending_signals(/*of_process=*/false));
-  for (const siginfo_t& info : pending) {
-    if (info.si_signo < 32) candidates &= ~bit(info.si_signo);
-  }
-  if (candidates == 0) return Mark{};
-  return Mark{.signal = std::countr_zero(candidates) + 1, .blocked = true};
-}
-
-void save_registers(const Registers& r, Frame& f) {
-  f.r15 = r.r15, f.r14 = r.r14, f.r13 = r.r13, f.r12 = r.r12;
-  f.rbp = r.rbp, f.r11 = r.r11, f.r10 = r.r10, f.r9 = r.r9, f.r8 = r.r8;
-  f.rax = r.rax, f.rcx = r.rcx, f.rdx = r.rdx, f.rsi = r.rsi, f.rdi = r.rdi;
-  f.rbx = r.rbx, f.rip = r.rip, f.cs = r.cs, f.rflags = r.eflags, f.rsp = r.rsp, f.ss = r.ss;
-}
-
-// A siginfo that only we send: SI_USER from a process that cannot be.
-siginfo_t mark_siginfo(int signal) {
-  siginfo_t info{};
-  info.si_signo = signal;
-  info.si_code = SI_USER;
-  info.si_pid = kMarkPid;
-  return info;
-}
-
-absl::StatusOr<bool> is_our_mark(HostPid tid) {
-  siginfo_t info{};
-  GW_RETURN_IF_ERROR(internal::request(PTRACE_GETSIGINFO, "PTRACE_GETSIGINFO", tid, 0,
-                                       reinterpret_cast<uint64_t>(&info)));
-  return info.si_code == SI_USER && info.si_pid == kMarkPid;
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> others, internal::tasks_of(tid));
+  return std::all_of(others.begin(), others.end(), [&](HostPid other) {
+    if (other == tid) return true;
+    const uint64_t pc = waits_at(other);
+    return pc != 0 && !inside(pc);
+  });
 }
 
 }  // namespace
-
-struct StubArea::Running {
-  StoppedTask* task;
-  ImagePid tid;
-  Batch* batch;
-  RemoteAddress frame;
-  Registers saved;
-  uint64_t mask = 0;
-  Mark mark;
-  bool started = false;
-};
 
 absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t table_bytes,
                                        RemoteAddress near) {
@@ -143,22 +111,34 @@ absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t 
                       task.tid().value);
   }
   StubArea area;
-  GW_ASSIGN_OR_RETURN(area.vdso_syscall_, find_vdso_syscall(task.tid()));
   area.tgid_ = tgid;
-  area.size_ = kCodeSize + slice_size(STUB_FRAME_SIZE + table_bytes);
+  area.size_ =
+      internal::kCodeSize + internal::slice_size(sizeof(internal::StubFrame) + table_bytes);
+  GW_ASSIGN_OR_RETURN(const VdsoImage vdso, read_vdso(task.tid()));
+  GW_ASSIGN_OR_RETURN(area.vdso_syscall_, vdso.syscall_instruction());
+  const Home home = look_at_home(vdso.bytes);
+  area.home_ = vdso.at + (vdso.bytes.size() - home_size());
+  bool free = home == Home::kFree;
+  if (home == Home::kUsedBefore) {
+    GW_ASSIGN_OR_RETURN(free, all_have_left(task, area.home_));
+  }
+  if (free) {
+    GW_RETURN_IF_ERROR(write_memory_forced(task.tid(), area.home_, stub_code()));
+  } else {
+    area.home_ = {0};
+  }
 
   const uint64_t place = near.value == 0 ? 0 : MAP_FIXED_NOREPLACE;
-  RemoteSyscalls calls(task, area.vdso_syscall_);
+  RemoteSyscalls calls = area.first_calls(task);
   GW_ASSIGN_OR_RETURN(area.address_.value,
                       calls.must(SYS_mmap, {near.value, area.size_, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | place,
-                                            ~uint64_t{0}, 0}));
+                                            MAP_PRIVATE | MAP_ANONYMOUS | place, ~uint64_t{0}, 0}));
   // On failure from here on the mapping goes again.
   const auto complete = [&]() -> absl::Status {
-    GW_RETURN_IF_ERROR(
-        write_memory(task.tid(), area.address_, std::span(godwit_stub_begin, godwit_stub_end)));
+    GW_RETURN_IF_ERROR(write_memory(task.tid(), area.address_, stub_code()));
     return calls
-        .must(SYS_mprotect, {area.address_.value, kCodeSize, PROT_READ | PROT_EXEC, 0, 0, 0})
+        .must(SYS_mprotect,
+              {area.address_.value, internal::kCodeSize, PROT_READ | PROT_EXEC, 0, 0, 0})
         .status();
   };
   if (absl::Status status = complete(); !status.ok()) {
@@ -178,13 +158,21 @@ absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t 
   return area;
 }
 
-RemoteAddress StubArea::own_syscall_instruction() const {
-  return address_ + static_cast<uint64_t>(godwit_stub_single - godwit_stub_begin);
+RemoteAddress StubArea::own_syscall_instruction() const { return address_ + single_offset(); }
+
+RemoteSyscalls StubArea::single_calls(StoppedTask& task) const {
+  return RemoteSyscalls(task, own_syscall_instruction(),
+                        address_ + internal::kCodeSize + internal::kGap);
+}
+
+RemoteSyscalls StubArea::first_calls(StoppedTask& task) const {
+  if (home_.value == 0) return RemoteSyscalls(task, vdso_syscall_);
+  return RemoteSyscalls(task, home_ + single_offset(), home_ + frame_offset());
 }
 
 absl::Status StubArea::grow(StoppedTask& task, size_t table_bytes) {
   GW_ASSIGN_OR_RETURN(StubArea larger, map(task, tgid_, table_bytes));
-  RemoteSyscalls calls(task, larger.own_syscall_instruction());
+  RemoteSyscalls calls = larger.single_calls(task);
   GW_RETURN_IF_ERROR(calls.must(SYS_munmap, {address_.value, size_, 0, 0, 0, 0}).status());
   GW_RETURN_IF_ERROR(calls.finish());
   larger.vdso_syscall_ = vdso_syscall_;
@@ -193,9 +181,12 @@ absl::Status StubArea::grow(StoppedTask& task, size_t table_bytes) {
 }
 
 absl::Status StubArea::unmap(StoppedTask& task) {
-  RemoteSyscalls calls(task, vdso_syscall_);
+  RemoteSyscalls calls = first_calls(task);
   GW_RETURN_IF_ERROR(calls.must(SYS_munmap, {address_.value, size_, 0, 0, 0, 0}).status());
-  return calls.finish();
+  GW_RETURN_IF_ERROR(calls.finish());
+  if (home_.value == 0) return absl::OkStatus();
+  const std::vector<std::byte> zeros(home_size());
+  return write_memory_forced(task.tid(), home_, zeros);
 }
 
 StubArea StubArea::for_child(ImagePid tgid) const {
@@ -203,163 +194,9 @@ StubArea StubArea::for_child(ImagePid tgid) const {
   area.address_ = address_;
   area.size_ = size_;
   area.vdso_syscall_ = vdso_syscall_;
+  area.home_ = home_;
   area.tgid_ = tgid;
   return area;
-}
-
-absl::Status StubArea::run(StoppedTask& task, ImagePid tid, Batch& batch, Deadline deadline) {
-  Run one{.task = &task, .tid = tid, .batch = &batch};
-  return run_all(std::span(&one, 1), deadline);
-}
-
-absl::Status StubArea::run_all(std::span<Run> runs, Deadline deadline) {
-  if (runs.empty()) return absl::OkStatus();
-  uint64_t need = 0;
-  for (const Run& run : runs) need += slice_size(run.batch->image_size());
-  if (kCodeSize + need > size_) GW_RETURN_IF_ERROR(grow(*runs.front().task, 2 * need));
-
-  GW_ASSIGN_OR_RETURN(const internal::SignalSets sets,
-                      internal::signal_sets(runs.front().task->tid()));
-  absl::Status result;
-  std::vector<Running> all;
-  all.reserve(runs.size());
-  RemoteAddress slice = address_ + kCodeSize;
-  for (const Run& run : runs) {
-    Running& running = all.emplace_back(Running{.task = run.task,
-                                                .tid = run.tid,
-                                                .batch = run.batch,
-                                                .frame = slice + kGap,
-                                                .saved = {},
-                                                .mark = {}});
-    slice = slice + slice_size(run.batch->image_size());
-    result.Update(start(running, sets));
-    if (!result.ok()) break;
-  }
-  for (Running& running : all) {
-    if (running.started) result.Update(finish(running, deadline));
-  }
-  return result;
-}
-
-absl::Status StubArea::start(Running& running, const internal::SignalSets& sets) const {
-  StoppedTask& task = *running.task;
-  const HostPid tid = task.tid();
-  running.batch->new_tasks_.clear();
-  GW_RETURN_IF_ERROR(internal::get_registers(tid, running.saved));
-  GW_RETURN_IF_ERROR(internal::get_signal_mask(tid, running.mask));
-  GW_ASSIGN_OR_RETURN(running.mark, choose_mark(task, running.mask, sets));
-  const Mark& mark = running.mark;
-
-  std::vector<std::byte> image = running.batch->image(running.frame);
-  Frame frame{};
-  std::memcpy(&frame, image.data(), sizeof frame);
-  frame.all_mask = internal::kAllSignals;
-  frame.mark_mask = internal::kAllSignals;
-  frame.saved_mask = running.mask;
-  frame.mark_nr = SYS_getpid;
-  if (mark.signal != 0) {
-    frame.mark_mask &= ~bit(mark.signal);
-    frame.mark_nr = SYS_rt_tgsigqueueinfo;
-    frame.mark_arguments[0] = static_cast<uint64_t>(tgid_.value);
-    frame.mark_arguments[1] = static_cast<uint64_t>(running.tid.value);
-    frame.mark_arguments[2] = static_cast<uint64_t>(mark.signal);
-    const siginfo_t info = mark_siginfo(mark.signal);
-    static_assert(sizeof info == sizeof frame.siginfo);
-    std::memcpy(frame.siginfo.data(), &info, sizeof info);
-  }
-  // The tail is a plain jump, without the kernel's restart of system calls.
-  save_registers(registers_rewound(running.saved), frame);
-  std::memcpy(image.data(), &frame, sizeof frame);
-  GW_RETURN_IF_ERROR(write_memory(tid, running.frame, image));
-
-  // From here on the task finishes the batch by itself if we die. The mask comes second: blocked
-  // signals under the program's own registers would stay blocked for ever.
-  Registers registers = running.saved;
-  registers.rip = address_.value;
-  registers.rbx = running.frame.value;
-  registers.orig_rax = internal::kAllSignals;  // -1: not in a system call
-  GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
-  GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, internal::kAllSignals));
-  GW_RETURN_IF_ERROR(
-      internal::proceed(tid, mark.signal != 0 ? PTRACE_CONT : PTRACE_SYSCALL, 0));
-  running.started = true;
-  return absl::OkStatus();
-}
-
-// Waits for the end mark and leaves the task in a stop from which it may go on.
-absl::Status StubArea::wait_mark(Running& running, Deadline deadline) const {
-  StoppedTask& task = *running.task;
-  const HostPid tid = task.tid();
-  const long how = running.mark.signal != 0 ? PTRACE_CONT : PTRACE_SYSCALL;
-  const auto settle = [&](int signal) -> absl::Status {
-    GW_ASSIGN_OR_RETURN(const internal::Stop stop, internal::settle(tid, signal, deadline));
-    if (stop.is_group_stop()) task.group_stop_ = true;
-    return absl::OkStatus();
-  };
-  for (;;) {
-    GW_ASSIGN_OR_RETURN(const internal::Stop stop, internal::wait_stop(tid, deadline));
-    if (stop.is_group_stop()) task.group_stop_ = true;
-    if (stop.event == PTRACE_EVENT_CLONE || stop.event == PTRACE_EVENT_FORK ||
-        stop.event == PTRACE_EVENT_VFORK) {
-      GW_ASSIGN_OR_RETURN(const unsigned long child, task.event_message());
-      running.batch->new_tasks_.push_back(HostPid{static_cast<pid_t>(child)});
-    }
-    if (stop.syscall) {
-      Registers now;
-      GW_RETURN_IF_ERROR(internal::get_registers(tid, now));
-      if (now.orig_rax == SYS_rt_sigprocmask &&
-          now.rsi == running.frame.value + STUB_FRAME_MARK_MASK) {
-        return settle(0);
-      }
-    }
-    if (stop.is_signal_delivery() && stop.signal == running.mark.signal) {
-      if (!running.mark.blocked) return absl::OkStatus();
-      // The program has this signal blocked and may be waiting for one: if we died in this stop
-      // with its mask put back, ours would be left in its queue.
-      GW_ASSIGN_OR_RETURN(const bool ours, is_our_mark(tid));
-      if (ours) return settle(0);
-      // One of its own came first. Blocked again, it goes back to where it was.
-      GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, internal::kAllSignals));
-      return settle(stop.signal);
-    }
-    // Everything else is blocked: SIGSTOP, or news of a group stop.
-    GW_RETURN_IF_ERROR(
-        internal::proceed(tid, how, stop.is_signal_delivery() ? stop.signal : 0));
-  }
-}
-
-absl::Status StubArea::finish(Running& running, Deadline deadline) const {
-  const HostPid tid = running.task->tid();
-  absl::Status status = wait_mark(running, deadline);
-  if (absl::IsDeadlineExceeded(status)) {
-    // A call of the batch hangs: get it out of there.
-    GW_RETURN_IF_ERROR(internal::interrupt(tid));
-    GW_RETURN_IF_ERROR(internal::wait_stop(tid, Deadline::in(kAbandonTime)).status());
-    GW_RETURN_IF_ERROR(internal::settle(tid, 0, Deadline::in(kAbandonTime)).status());
-    status = annotate(status, "batch abandoned");
-  } else if (!status.ok()) {
-    return status;
-  }
-  std::vector<std::byte> image(running.batch->image_size());
-  GW_RETURN_IF_ERROR(read_memory(tid, running.frame, image));
-  Frame frame;
-  std::memcpy(&frame, image.data(), sizeof frame);
-  if (frame.left != 0) {
-    // The mark could not be queued (a wrong tid): the program runs again, its registers are its
-    // own.
-    Registers now;
-    GW_RETURN_IF_ERROR(internal::get_registers(tid, now));
-    repair_interrupted_syscall(now);
-    GW_RETURN_IF_ERROR(internal::set_registers(tid, now));
-    return make_error(absl::StatusCode::kInternal,
-                      "task {} ran out of its batch: is {} its tid in its own pid namespace?",
-                      tid.value, running.tid.value);
-  }
-  // The mask first: if we die in between, the stub's tail puts back both.
-  GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, running.mask));
-  GW_RETURN_IF_ERROR(internal::set_registers(tid, running.saved));
-  running.batch->take_image(image);
-  return status;
 }
 
 }  // namespace godwit::tracee

@@ -12,7 +12,7 @@
 #define STUB_FRAME_MARK_A0 48
 #define STUB_FRAME_MARK_A1 56
 #define STUB_FRAME_MARK_A2 64
-#define STUB_FRAME_LEFT 72  // 1: the tail was entered
+#define STUB_FRAME_LEFT 72  // 1: the mark did not stop us
 #define STUB_FRAME_R15 80
 #define STUB_FRAME_R14 88
 #define STUB_FRAME_R13 96

@@ -81,9 +81,10 @@ mark:
         xorl    %edx, %edx
         movl    $8, %r10d
         syscall
-
-tail:
         movq    $1, STUB_FRAME_LEFT(%rbx)
+
+        // Writes nothing: the frame of a single call may lie in the read-only vDSO.
+tail:
         movl    $__NR_rt_sigprocmask, %eax
         movl    $SIG_SETMASK, %edi
         leaq    STUB_FRAME_SAVED_MASK(%rbx), %rsi

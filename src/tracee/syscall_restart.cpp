@@ -25,17 +25,17 @@ constexpr uint64_t kSyscallInstructionSize = 2;  // 0F 05
 // SO_RCVTIMEO or SO_SNDTIMEO (sock_intr_errno), select and its like only when the rest of the time
 // could not be written back. Nothing had been transferred: a partial transfer is a positive result.
 constexpr std::array kInterruptible = std::to_array<long>({
-    SYS_read,          SYS_write,        SYS_readv,           SYS_writev,
-    SYS_pread64,       SYS_pwrite64,     SYS_select,          SYS_pselect6,
-    SYS_poll,          SYS_ppoll,        SYS_epoll_wait,      SYS_epoll_pwait,
-    SYS_epoll_pwait2,  SYS_semop,        SYS_semtimedop,      SYS_msgsnd,
-    SYS_msgrcv,        SYS_mq_timedsend, SYS_mq_timedreceive, SYS_rt_sigtimedwait,
-    SYS_accept,        SYS_accept4,      SYS_connect,         SYS_recvfrom,
-    SYS_recvmsg,       SYS_recvmmsg,     SYS_sendto,          SYS_sendmsg,
-    SYS_sendmmsg,      SYS_sendfile,     SYS_splice,          SYS_io_getevents,
-    SYS_io_pgetevents, SYS_io_uring_enter, SYS_futex,         SYS_futex_waitv,
-    SYS_fcntl,         SYS_flock,        SYS_pause,           SYS_rt_sigsuspend,
-    SYS_nanosleep,     SYS_clock_nanosleep, SYS_wait4,        SYS_waitid,
+    SYS_read,          SYS_write,           SYS_readv,           SYS_writev,
+    SYS_pread64,       SYS_pwrite64,        SYS_select,          SYS_pselect6,
+    SYS_poll,          SYS_ppoll,           SYS_epoll_wait,      SYS_epoll_pwait,
+    SYS_epoll_pwait2,  SYS_semop,           SYS_semtimedop,      SYS_msgsnd,
+    SYS_msgrcv,        SYS_mq_timedsend,    SYS_mq_timedreceive, SYS_rt_sigtimedwait,
+    SYS_accept,        SYS_accept4,         SYS_connect,         SYS_recvfrom,
+    SYS_recvmsg,       SYS_recvmmsg,        SYS_sendto,          SYS_sendmsg,
+    SYS_sendmmsg,      SYS_sendfile,        SYS_splice,          SYS_io_getevents,
+    SYS_io_pgetevents, SYS_io_uring_enter,  SYS_futex,           SYS_futex_waitv,
+    SYS_fcntl,         SYS_flock,           SYS_pause,           SYS_rt_sigsuspend,
+    SYS_nanosleep,     SYS_clock_nanosleep, SYS_wait4,           SYS_waitid,
     SYS_getrandom,
 });
 
@@ -84,8 +84,7 @@ absl::StatusOr<Registers> registers_for_elsewhere(HostPid pid, Registers registe
   if (number_of(registers) == SYS_restart_syscall) {
     // B8 imm32 0F 05 with rip behind it.
     std::array<std::byte, 7> code;
-    GW_RETURN_IF_ERROR(
-        read_memory_forced(pid, RemoteAddress{registers.rip - code.size()}, code));
+    GW_RETURN_IF_ERROR(read_memory_forced(pid, RemoteAddress{registers.rip - code.size()}, code));
     uint32_t number = 0;
     std::memcpy(&number, &code[1], sizeof number);
     if (code[0] != std::byte{0xb8} || code[5] != std::byte{0x0f} || code[6] != std::byte{0x05} ||

@@ -184,8 +184,8 @@ absl::StatusOr<std::vector<siginfo_t>> StoppedTask::pending_signals(bool of_proc
         .off = all.size(),
         .flags = of_process ? static_cast<uint32_t>(PTRACE_PEEKSIGINFO_SHARED) : 0,
         .nr = static_cast<int32_t>(some.size())};
-    const long got = ::ptrace(static_cast<__ptrace_request>(PTRACE_PEEKSIGINFO), tid_.value, &what,
-                              some.data());
+    const long got =
+        ::ptrace(static_cast<__ptrace_request>(PTRACE_PEEKSIGINFO), tid_.value, &what, some.data());
     if (got < 0) {
       return errno_status(errno, fmt::format("ptrace(PTRACE_PEEKSIGINFO, {})", tid_.value));
     }
@@ -225,8 +225,7 @@ absl::StatusOr<SeizedTask> StoppedTask::resume() && {
   if (group_stop_) {
     // The group stop may have ended meanwhile: the fresh stop tells, and clears the traps that
     // were still pending.
-    GW_ASSIGN_OR_RETURN(const internal::Stop stop,
-                        internal::settle(tid_, 0, Deadline::in(kSoon)));
+    GW_ASSIGN_OR_RETURN(const internal::Stop stop, internal::settle(tid_, 0, Deadline::in(kSoon)));
     listen = stop.is_group_stop();
   }
   GW_RETURN_IF_ERROR(listen ? request(PTRACE_LISTEN, "PTRACE_LISTEN", tid_, 0, 0)

@@ -21,9 +21,8 @@
 
 #include <signal.h>
 // Before <linux/ptrace.h>, whose macros would break its enumeration.
-#include <sys/ptrace.h>
-
 #include <linux/ptrace.h>
+#include <sys/ptrace.h>
 #include <sys/user.h>
 
 #include <cstddef>
