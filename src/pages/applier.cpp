@@ -1,5 +1,7 @@
 #include "pages/applier.h"
 
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,47 +34,132 @@ absl::Status PageApplier::write_forced(PageRange range, const std::byte* from) {
   return absl::OkStatus();
 }
 
-absl::Status PageApplier::apply(const stream::Pages& frame) {
-  return apply(frame.runs, frame.data);
+absl::Status PageApplier::use_uffd(UniqueFd uffd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  // Without SIGBUS a process_vm_writev to a hole would wait for an answer that nobody gives.
+  api.features = UFFD_FEATURE_SIGBUS;
+  if (::ioctl(uffd.get(), UFFDIO_API, &api) != 0)
+    return errno_status(errno, fmt::format("ioctl({}, UFFDIO_API, SIGBUS)", uffd.get()));
+  uffd_ = std::move(uffd);
+  return absl::OkStatus();
+}
+
+absl::Status PageApplier::fill_by_uffd(PageRange mapping) {
+  uffdio_register request{};
+  request.range = {mapping.start, mapping.end - mapping.start};
+  request.mode = UFFDIO_REGISTER_MODE_MISSING;
+  if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &request) != 0) {
+    return errno_status(
+        errno, fmt::format("ioctl(UFFDIO_REGISTER, {:x}-{:x})", mapping.start, mapping.end));
+  }
+  uffd_ranges_.add(mapping);
+  return absl::OkStatus();
+}
+
+void PageApplier::finish() {
+  for (const PageRange& range : uffd_ranges_) {
+    uffdio_range request = {range.start, range.end - range.start};
+    // Fails only for what is unmapped by now.
+    ::ioctl(uffd_.get(), UFFDIO_UNREGISTER, &request);
+  }
+  uffd_ranges_.clear();
+  uffd_.reset();
+}
+
+absl::Status PageApplier::copy_into_hole(Piece piece) {
+  uint64_t most = piece.to.end - piece.to.start;
+  while (piece.to.start < piece.to.end) {
+    uffdio_copy copy{};
+    copy.dst = piece.to.start;
+    copy.src = reinterpret_cast<uint64_t>(piece.from);
+    copy.len = std::min(most, piece.to.end - piece.to.start);
+    const bool failed = ::ioctl(uffd_.get(), UFFDIO_COPY, &copy) != 0;
+    uint64_t done = copy.copy > 0 ? static_cast<uint64_t>(copy.copy) : 0;
+    if (failed && done == 0 && errno != EAGAIN && errno != EINTR) {
+      // EEXIST: something is there that we did not put there. ENOENT: the range goes over the
+      // border of two mappings. Page by page; and a page that cannot be copied is written.
+      if (copy.len > kPageSize) {
+        most = kPageSize;
+        continue;
+      }
+      const Piece page{{piece.to.start, piece.to.start + kPageSize}, piece.from};
+      GW_RETURN_IF_ERROR(write({&page, 1}));
+      done = kPageSize;
+    }
+    piece.to.start += done;
+    piece.from += done;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PageApplier::write(std::span<const Piece> pieces) {
+  while (!pieces.empty()) {
+    const auto some = pieces.first(std::min<size_t>(pieces.size(), IOV_MAX));
+    local_.clear();
+    remote_.clear();
+    for (const Piece& piece : some) {
+      const size_t bytes = piece.to.end - piece.to.start;
+      remote_.push_back({reinterpret_cast<void*>(piece.to.start), bytes});
+      if (!local_.empty() &&
+          static_cast<std::byte*>(local_.back().iov_base) + local_.back().iov_len == piece.from)
+        local_.back().iov_len += bytes;
+      else
+        local_.push_back({const_cast<std::byte*>(piece.from), bytes});
+    }
+    const ssize_t n = ::process_vm_writev(husk_.value, local_.data(), local_.size(), remote_.data(),
+                                          remote_.size(), 0);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno != EFAULT)
+      return errno_status(errno, fmt::format("process_vm_writev({})", husk_.value));
+    size_t done = n < 0 ? 0 : static_cast<size_t>(n);
+    // Whole pieces are done; the rest of the one that it stopped in goes by /proc/PID/mem.
+    size_t index = 0;
+    for (; index < some.size(); ++index) {
+      const size_t bytes = some[index].to.end - some[index].to.start;
+      if (done < bytes) break;
+      done -= bytes;
+    }
+    if (index < some.size()) {
+      const Piece& piece = some[index];
+      GW_RETURN_IF_ERROR(write_forced({piece.to.start + done, piece.to.end}, piece.from + done));
+      ++index;
+    }
+    pieces = pieces.subspan(index);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
                                 std::span<const std::byte> data) {
   FAULT_POINT("pages.apply");
   const PageSet pages = page_set_of(runs);
-  while (!runs.empty()) {
-    const auto some = runs.first(std::min<size_t>(runs.size(), IOV_MAX));
-    remote_.clear();
-    size_t wanted = 0;
-    for (const stream::PageRun& run : some) {
-      remote_.push_back({reinterpret_cast<void*>(run.address), run.count * kPageSize});
-      wanted += run.count * kPageSize;
+  uint64_t bytes = 0;
+  for (const stream::PageRun& run : runs) bytes += run.count * kPageSize;
+  if (bytes != data.size())
+    return make_error(absl::StatusCode::kInvalidArgument, "page applier: {} bytes for {} of pages",
+                      data.size(), bytes);
+  PageSet holes = pages.intersect(uffd_ranges_);
+  holes.subtract(filled_);
+
+  pieces_.clear();
+  const std::byte* from = data.data();
+  for (const stream::PageRun& run : runs) {
+    const PageRange all{run.address, run.address + run.count * kPageSize};
+    uint64_t at = all.start;
+    const auto piece = [&](uint64_t end) {
+      const Piece next{{at, end}, from};
+      from += end - at;
+      at = end;
+      return next;
+    };
+    for (const PageRange& hole : holes.intersect(all)) {
+      if (at < hole.start) pieces_.push_back(piece(hole.start));
+      GW_RETURN_IF_ERROR(copy_into_hole(piece(hole.end)));
     }
-    if (wanted > data.size())
-      return make_error(absl::StatusCode::kInvalidArgument, "page applier: less data than pages");
-    const iovec local = {const_cast<std::byte*>(data.data()), wanted};
-    const ssize_t n =
-        ::process_vm_writev(husk_.value, &local, 1, remote_.data(), remote_.size(), 0);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != EFAULT)
-      return errno_status(errno, fmt::format("process_vm_writev({})", husk_.value));
-    size_t done = n < 0 ? 0 : static_cast<size_t>(n);
-    // Whole runs are done; the one that it stopped in goes the other way.
-    size_t index = 0;
-    for (; index < some.size() && done >= some[index].count * kPageSize; ++index) {
-      done -= some[index].count * kPageSize;
-      data = data.subspan(some[index].count * kPageSize);
-    }
-    if (index < some.size()) {
-      const stream::PageRun& run = some[index];
-      const size_t bytes = run.count * kPageSize;
-      GW_RETURN_IF_ERROR(
-          write_forced({run.address + done, run.address + bytes}, data.data() + done));
-      data = data.subspan(bytes);
-      ++index;
-    }
-    runs = runs.subspan(index);
+    if (at < all.end) pieces_.push_back(piece(all.end));
   }
+  GW_RETURN_IF_ERROR(write(pieces_));
   filled_.add(pages);
   to_drop_.subtract(pages);
   return absl::OkStatus();
@@ -102,6 +189,7 @@ absl::Status PageApplier::write_zeros() {
 void PageApplier::forget(PageRange range) {
   filled_.subtract(range);
   to_drop_.subtract(range);
+  uffd_ranges_.subtract(range);
 }
 
 }  // namespace godwit::pages

@@ -1,6 +1,10 @@
-// From the stream into a husk's memory, from outside: process_vm_writev(2); /proc/PID/mem for what
-// that refuses (read-only and PROT_NONE mappings; proc(5)). The husk's mappings are there already,
-// with their final protections. It may be stopped or frozen; no code runs in it.
+// From the stream into a husk's memory, from outside. The husk's mappings are there already, with
+// their final protections; it may be stopped or frozen, no code runs in it. Three ways:
+//
+//   UFFDIO_COPY         pages of anonymous mappings that are not there yet, if a userfaultfd of the
+//                       husk was given: the new page is not zeroed first. 0.24 s of CPU a GiB
+//   process_vm_writev   0.12 s a GiB where pages are there, 0.44 where they are not
+//   /proc/PID/mem       what process_vm_writev refuses: read-only and PROT_NONE (proc(5))
 #ifndef GODWIT_PAGES_APPLIER_H_
 #define GODWIT_PAGES_APPLIER_H_
 
@@ -23,9 +27,19 @@ class PageApplier {
  public:
   explicit PageApplier(HostPid husk) : husk_(husk) {}
 
+  // `uffd`: made inside the husk (UFFDIO_API not yet called), taken out with pidfd_getfd.
+  absl::Status use_uffd(UniqueFd uffd);
+  // Fills the holes of this anonymous private mapping by UFFDIO_COPY from now on. Until finish() a
+  // touch of a page in it that is not there is a SIGBUS in the husk (EFAULT in a system call): not
+  // for the stack or the stub that run in between. Not for mappings that want huge pages either:
+  // the copies are small.
+  absl::Status fill_by_uffd(PageRange mapping);
+  // Before the husk is activated: lets go of the userfaultfd. Quick at any size.
+  void finish();
+
   // Puts the frame's pages in their places. An address without a mapping is an error that names
   // it: the husk's mappings do not fit the source's. kNotFound (ESRCH): the husk is gone.
-  absl::Status apply(const stream::Pages& frame);
+  absl::Status apply(const stream::Pages& frame) { return apply(frame.runs, frame.data); }
   absl::Status apply(std::span<const stream::PageRun> runs, std::span<const std::byte> data);
 
   // Notes that these are unpopulated at the source. Pages that this applier never filled need
@@ -48,12 +62,22 @@ class PageApplier {
   const PageSet& filled() const { return filled_; }
 
  private:
+  struct Piece {
+    PageRange to;
+    const std::byte* from;
+  };
+  absl::Status write(std::span<const Piece> pieces);
   absl::Status write_forced(PageRange range, const std::byte* from);
+  absl::Status copy_into_hole(Piece piece);
 
   HostPid husk_;
   UniqueFd mem_;
+  UniqueFd uffd_;
+  PageSet uffd_ranges_;
   PageSet filled_;
   PageSet to_drop_;
+  std::vector<Piece> pieces_;
+  std::vector<iovec> local_;
   std::vector<iovec> remote_;
 };
 

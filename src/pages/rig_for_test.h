@@ -48,11 +48,20 @@ class Rig {
     receiver_.join();
   }
 
+  // Anonymous mappings of the husk are filled by UFFDIO_COPY from here on.
+  void use_uffd_in_husk() {
+    EXPECT_TRUE(applier->use_uffd(husk.make_uffd()).ok());
+    husk_uffd_ = true;
+  }
+
   // The same in both.
   void map(uint64_t address, uint64_t bytes, int prot = PROT_READ | PROT_WRITE, int flags = 0) {
     EXPECT_EQ(source.map(address, bytes, prot, flags), address);
     EXPECT_EQ(husk.map(address, bytes, prot, flags), address);
     applier->forget({address, address + bytes});
+    if (husk_uffd_) {
+      EXPECT_TRUE(applier->fill_by_uffd({address, address + bytes}).ok());
+    }
   }
   void unmap(uint64_t address, uint64_t bytes) {
     EXPECT_EQ(source.call(SYS_munmap, address, bytes), 0);
@@ -108,6 +117,8 @@ class Rig {
   // All of both windows, compared through /proc/PID/mem: first address that differs, 0 if none.
   uint64_t first_difference() {
     run_drops();
+    applier->finish();
+    husk_uffd_ = false;
     UniqueFd a(::open(("/proc/" + std::to_string(source.pid().value) + "/mem").c_str(), O_RDONLY));
     UniqueFd b(::open(("/proc/" + std::to_string(husk.pid().value) + "/mem").c_str(), O_RDONLY));
     std::string page_a(kPageSize, '\0');
@@ -157,6 +168,7 @@ class Rig {
   std::unique_ptr<stream::Writer> writer_;
   std::unique_ptr<PageSender> sender_;
   std::thread receiver_;
+  bool husk_uffd_ = false;
   std::atomic<uint64_t> epochs_{0};
   std::atomic<bool> failed_{false};
 };

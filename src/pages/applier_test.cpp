@@ -1,0 +1,114 @@
+#include "pages/applier.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "base/status.h"
+#include "pages/page_reader.h"
+#include "pages/puppet_for_test.h"
+
+namespace godwit::pages {
+namespace {
+
+constexpr uint64_t P = kPageSize;
+constexpr uint64_t B = 0x1000'0000'0000;
+
+std::string text_of(char first, uint64_t pages) {
+  std::string text;
+  for (uint64_t i = 0; i < pages; ++i) text += std::string(P, static_cast<char>(first + i));
+  return text;
+}
+
+absl::Status apply(PageApplier& applier, std::vector<stream::PageRun> runs,
+                   const std::string& text) {
+  return applier.apply(runs, std::as_bytes(std::span(text)));
+}
+
+std::string read(const Puppet& puppet, uint64_t page) {
+  PageReader reader(puppet.pid());
+  std::string text(P, '\0');
+  std::vector<PageRange> got;
+  PageSet unreadable;
+  const PageRange range{B + page * P, B + (page + 1) * P};
+  EXPECT_TRUE(
+      reader.read({&range, 1}, std::as_writable_bytes(std::span(text)), got, unreadable).ok());
+  EXPECT_TRUE(unreadable.empty());
+  return text;
+}
+
+class PageApplierWays : public ::testing::TestWithParam<bool> {};
+
+TEST_P(PageApplierWays, PagesReachEveryKindOfMapping) {
+  Puppet husk;
+  husk.map(B, 64 * P);
+  PageApplier applier(husk.pid());
+  if (GetParam()) {
+    ASSERT_TRUE(applier.use_uffd(husk.make_uffd()).ok());
+    ASSERT_TRUE(applier.fill_by_uffd({B, B + 64 * P}).ok());
+  }
+  husk.call(SYS_mprotect, B + 10 * P, 4 * P, PROT_READ);
+  husk.call(SYS_mprotect, B + 20 * P, 4 * P, PROT_NONE);
+  const std::vector<stream::PageRun> runs = {
+      {B, 2}, {B + 9 * P, 2}, {B + 13 * P, 2}, {B + 19 * P, 3}, {B + 63 * P, 1}};
+  for (const char first : {'a', 'k'}) {  // into holes, then over what is there
+    const absl::Status status = apply(applier, runs, text_of(first, 10));
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(read(husk, 1), std::string(P, static_cast<char>(first + 1)));
+    EXPECT_EQ(read(husk, 10), std::string(P, static_cast<char>(first + 3)));
+    EXPECT_EQ(read(husk, 14), std::string(P, static_cast<char>(first + 5)));
+    EXPECT_EQ(read(husk, 20), std::string(P, static_cast<char>(first + 7)));
+    EXPECT_EQ(read(husk, 63), std::string(P, static_cast<char>(first + 9)));
+  }
+  EXPECT_EQ(applier.filled().pages(), 10u);
+  applier.finish();
+  husk.touch(B + 40 * P);  // nothing of ours is left in the way
+}
+
+INSTANTIATE_TEST_SUITE_P(WithAndWithoutUffd, PageApplierWays, ::testing::Bool());
+
+TEST(PageApplier, APageAlreadyThereIsOverwrittenUnderUffdToo) {
+  Puppet husk;
+  husk.map(B, 8 * P);
+  husk.poke(B + 3 * P, 1);
+  PageApplier applier(husk.pid());
+  ASSERT_TRUE(applier.use_uffd(husk.make_uffd()).ok());
+  ASSERT_TRUE(applier.fill_by_uffd({B, B + 8 * P}).ok());
+  const absl::Status status = apply(applier, {{B, 8}}, text_of('a', 8));
+  ASSERT_TRUE(status.ok()) << status;
+  for (uint64_t i = 0; i < 8; ++i)
+    EXPECT_EQ(read(husk, i), std::string(P, static_cast<char>('a' + i))) << i;
+}
+
+TEST(PageApplier, DropsAreOnlyAskedForWhatWasFilled) {
+  Puppet husk;
+  husk.map(B, 16 * P);
+  PageApplier applier(husk.pid());
+  ASSERT_TRUE(apply(applier, {{B, 4}}, text_of('a', 4)).ok());
+  applier.drop({.space = 1, .runs = {{B + 2 * P, 10}}});
+  EXPECT_EQ(applier.to_drop(), (PageSet{{B + 2 * P, B + 4 * P}}));
+  ASSERT_TRUE(apply(applier, {{B + 3 * P, 1}}, text_of('x', 1)).ok());
+  EXPECT_EQ(applier.to_drop(), (PageSet{{B + 2 * P, B + 3 * P}}));
+  ASSERT_TRUE(applier.write_zeros().ok());
+  EXPECT_EQ(read(husk, 2), std::string(P, '\0'));
+  EXPECT_EQ(read(husk, 3), std::string(P, 'x'));
+  EXPECT_TRUE(applier.to_drop().empty());
+}
+
+TEST(PageApplier, NoMappingAndNoHuskAreErrors) {
+  Puppet husk;
+  husk.map(B, 4 * P);
+  PageApplier applier(husk.pid());
+  const absl::Status status = apply(applier, {{B + 3 * P, 2}}, text_of('a', 2));
+  EXPECT_FALSE(status.ok());
+  EXPECT_NE(message_of(status).find(fmt::format("{:#x}", B + 4 * P)), std::string_view::npos)
+      << status;
+  ::kill(husk.pid().value, SIGKILL);
+  siginfo_t info{};
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(husk.pid().value), &info, WEXITED | WNOWAIT), 0);
+  EXPECT_EQ(errno_of(apply(applier, {{B, 1}}, text_of('a', 1))), ESRCH);
+}
+
+}  // namespace
+}  // namespace godwit::pages

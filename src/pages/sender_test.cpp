@@ -1,0 +1,129 @@
+#include "pages/sender.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "pages/puppet_for_test.h"
+
+namespace godwit::pages {
+namespace {
+
+constexpr uint64_t P = kPageSize;
+constexpr uint64_t B = 0x1000'0000'0000;
+
+class CountingSink final : public stream::Sink {
+ public:
+  absl::Status write(std::span<const iovec> parts) override {
+    for (const iovec& part : parts) bytes += part.iov_len;
+    if (bytes > fail_after) return absl::UnavailableError("the link is down");
+    return absl::OkStatus();
+  }
+  absl::Status flush() override { return absl::OkStatus(); }
+  uint64_t bytes = 0;
+  uint64_t fail_after = UINT64_MAX;
+};
+
+struct Path {
+  Path() : writer(sink), sender(puppet.pid(), writer, control) {
+    EXPECT_TRUE(writer.preamble({}).ok());
+    EXPECT_TRUE(writer.begin_epoch(false).ok());
+  }
+  absl::Status send(PageSet pages, ZeroPages zero = ZeroPages::kDrop) {
+    return sender.send(1, pages, zero, unreadable);
+  }
+  Puppet puppet;
+  CountingSink sink;
+  SendControl control;
+  stream::Writer writer;
+  PageSender sender;
+  PageSet unreadable;
+};
+
+TEST(PageReader, ZeroPagesAreToldByAnyByte) {
+  alignas(64) std::byte page[kPageSize] = {};
+  EXPECT_TRUE(is_zero_page(page));
+  for (size_t i = 0; i < kPageSize; ++i) {
+    page[i] = std::byte{1};
+    EXPECT_FALSE(is_zero_page(page)) << i;
+    page[i] = std::byte{0};
+  }
+}
+
+TEST(PageSender, ZeroPagesAreSentAsDroppedOrCarried) {
+  Path path;
+  path.puppet.map(B, 16 * P);
+  path.puppet.fill(B, P, 1);
+  path.puppet.touch(B + P);
+  ASSERT_TRUE(path.send({{B, B + 2 * P}}).ok());
+  EXPECT_EQ(path.control.pages_sent, 1u);
+  EXPECT_EQ(path.control.zero_pages, 1u);
+  ASSERT_TRUE(path.send({{B, B + 2 * P}}, ZeroPages::kCarry).ok());
+  EXPECT_EQ(path.control.pages_sent, 3u);
+}
+
+TEST(PageSender, PagesThatWentAwayAreLeftOutAndNamed) {
+  Path path;
+  path.puppet.map(B, 2048 * P);
+  path.puppet.fill(B, 2048 * P, 1);
+  path.puppet.call(SYS_munmap, B + 100 * P, 3 * P);
+  path.puppet.call(SYS_munmap, B + 1500 * P, P);
+  path.puppet.call(SYS_munmap, B + 2047 * P, P);
+  path.puppet.call(SYS_mprotect, B + 700 * P, 100 * P, PROT_NONE);
+  ASSERT_TRUE(path.send({{B, B + 2048 * P}}).ok());
+  EXPECT_EQ(path.unreadable, (PageSet{{B + 100 * P, B + 103 * P},
+                                      {B + 1500 * P, B + 1501 * P},
+                                      {B + 2047 * P, B + 2048 * P}}));
+  EXPECT_EQ(path.control.pages_sent, 2043u);
+  EXPECT_EQ(path.control.pages_skipped, 5u);
+}
+
+TEST(PageSender, ManyScatteredPages) {
+  Path path;
+  path.puppet.map(B, 8192 * P);
+  path.puppet.fill(B, 8192 * P, 1);
+  PageSet pages;
+  for (uint64_t i = 0; i < 8192; i += 2) pages.add({B + i * P, B + (i + 1) * P});
+  ASSERT_TRUE(path.send(pages).ok());
+  EXPECT_EQ(path.control.pages_sent, 4096u);
+}
+
+TEST(PageSender, CancelFailureAndDeathEndIt) {
+  Path path;
+  path.puppet.map(B, 4096 * P);
+  path.puppet.fill(B, 4096 * P, 1);
+  const PageSet all{{B, B + 4096 * P}};
+  path.control.cancel();
+  EXPECT_TRUE(absl::IsCancelled(path.send(all)));
+
+  Path broken;
+  broken.puppet.map(B, 4096 * P);
+  broken.puppet.fill(B, 4096 * P, 1);
+  broken.sink.fail_after = 3'000'000;
+  EXPECT_TRUE(absl::IsUnavailable(broken.send(all)));
+
+  Path dead;
+  dead.puppet.map(B, 4096 * P);
+  dead.puppet.fill(B, 4096 * P, 1);
+  ::kill(dead.puppet.pid().value, SIGKILL);
+  siginfo_t info{};
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(dead.puppet.pid().value), &info, WEXITED | WNOWAIT),
+            0);
+  EXPECT_EQ(errno_of(dead.send(all)), ESRCH);
+}
+
+TEST(PageSender, RateIsKept) {
+  Path path;
+  path.puppet.map(B, 2048 * P);
+  path.puppet.fill(B, 2048 * P, 1);
+  path.control.set_bytes_per_second(uint64_t{64} << 20);
+  const int64_t before = monotonic_ns();
+  ASSERT_TRUE(path.send({{B, B + 2048 * P}}).ok());  // 8 MiB: 125 ms, less the burst
+  EXPECT_GT(monotonic_ns() - before, 90'000'000);
+}
+
+}  // namespace
+}  // namespace godwit::pages
