@@ -3,6 +3,16 @@
 #include <algorithm>
 
 namespace godwit::pages {
+namespace {
+
+// The first run with a page at or behind `address`.
+template <typename Ranges>
+auto first_ending_behind(Ranges& ranges, uint64_t address) {
+  return std::upper_bound(ranges.begin(), ranges.end(), address,
+                          [](uint64_t value, const PageRange& r) { return value < r.end; });
+}
+
+}  // namespace
 
 void PageSet::add(PageRange range) {
   if (range.start >= range.end) return;
@@ -29,8 +39,8 @@ void PageSet::add(PageRange range) {
 
 void PageSet::add(const PageSet& other) {
   if (other.empty()) return;
-  if (ranges_.empty() || other.ranges_.front().start > ranges_.back().end) {
-    ranges_.insert(ranges_.end(), other.ranges_.begin(), other.ranges_.end());
+  if (ranges_.empty() || other.ranges_.front().start >= ranges_.back().start) {
+    for (const PageRange& range : other.ranges_) add(range);
     return;
   }
   std::vector<PageRange> both(ranges_.size() + other.ranges_.size());
@@ -53,9 +63,15 @@ void PageSet::subtract(PageRange range) {
 
 void PageSet::subtract(const PageSet& other) {
   if (empty() || other.empty()) return;
+  // Runs before and behind what is taken out stay as they are.
+  const auto first = first_ending_behind(ranges_, other.ranges_.front().start);
+  auto last = first;
+  while (last != ranges_.end() && last->start < other.ranges_.back().end) ++last;
+  if (first == last) return;
   std::vector<PageRange> left;
-  auto cut = other.ranges_.begin();
-  for (PageRange range : ranges_) {
+  auto cut = first_ending_behind(other.ranges_, first->start);
+  for (auto r = first; r != last; ++r) {
+    PageRange range = *r;
     while (cut != other.ranges_.end() && cut->end <= range.start) ++cut;
     for (auto c = cut; c != other.ranges_.end() && c->start < range.end; ++c) {
       if (c->start > range.start) left.push_back({range.start, c->start});
@@ -63,13 +79,19 @@ void PageSet::subtract(const PageSet& other) {
     }
     if (range.start < range.end) left.push_back(range);
   }
-  ranges_ = std::move(left);
+  const size_t same = std::min(left.size(), static_cast<size_t>(last - first));
+  const auto middle = std::copy_n(left.begin(), same, first);
+  if (same < left.size())
+    ranges_.insert(middle, left.begin() + static_cast<ptrdiff_t>(same), left.end());
+  else
+    ranges_.erase(middle, last);
 }
 
 PageSet PageSet::intersect(const PageSet& other) const {
   PageSet both;
-  auto a = ranges_.begin();
-  auto b = other.ranges_.begin();
+  if (empty() || other.empty()) return both;
+  auto a = first_ending_behind(ranges_, other.ranges_.front().start);
+  auto b = first_ending_behind(other.ranges_, ranges_.front().start);
   while (a != ranges_.end() && b != other.ranges_.end()) {
     both.add({std::max(a->start, b->start), std::min(a->end, b->end)});
     if (a->end < b->end)
@@ -82,17 +104,14 @@ PageSet PageSet::intersect(const PageSet& other) const {
 
 PageSet PageSet::intersect(PageRange range) const {
   PageSet both;
-  auto at = std::lower_bound(ranges_.begin(), ranges_.end(), range.start,
-                             [](const PageRange& r, uint64_t start) { return r.end <= start; });
-  for (; at != ranges_.end() && at->start < range.end; ++at)
+  for (auto at = first_ending_behind(ranges_, range.start);
+       at != ranges_.end() && at->start < range.end; ++at)
     both.add({std::max(at->start, range.start), std::min(at->end, range.end)});
   return both;
 }
 
 bool PageSet::contains(uint64_t address) const {
-  const auto at =
-      std::upper_bound(ranges_.begin(), ranges_.end(), address,
-                       [](uint64_t value, const PageRange& r) { return value < r.end; });
+  const auto at = first_ending_behind(ranges_, address);
   return at != ranges_.end() && at->start <= address;
 }
 
