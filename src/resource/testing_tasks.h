@@ -114,8 +114,9 @@ class StoppedChild {
 
   // Lets it go on; the exit status of its check, or minus the signal that ended it.
   int finish() {
-    task_.reset();
+    // First: a husk with another's registers never reads it, and ends when it likes.
     if (go_ && ::write(go_.get(), "g", 1) != 1) std::abort();
+    task_.reset();
     int status = 0;
     ::waitpid(pid_, &status, 0);
     pid_ = 0;
