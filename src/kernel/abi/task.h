@@ -5,9 +5,12 @@
 #ifndef GODWIT_KERNEL_ABI_TASK_H_
 #define GODWIT_KERNEL_ABI_TASK_H_
 
+// clang-format off: <sys/ptrace.h> before <linux/ptrace.h>, whose macros would break its enumeration.
+#include <sys/ptrace.h>
 #include <linux/prctl.h>
 #include <linux/ptrace.h>
 #include <linux/sched.h>
+// clang-format on
 
 #include <cstddef>
 #include <cstdint>

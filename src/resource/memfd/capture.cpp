@@ -1,0 +1,94 @@
+// memfd_create(2). Its link is "/memfd:NAME (deleted)"; fcntl(F_GET_SEALS) tells it from a removed
+// file that was called so.
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
+#include <algorithm>
+#include <string>
+
+#include "resource/file_content.h"
+#include "resource/file_description.h"
+#include "resource/memfd/memfd.h"
+#include "resource/memfd/memfd.pb.h"
+#include "resource/memfd/memfd_internal.h"
+
+namespace godwit::resource {
+namespace {
+
+constexpr std::string_view kPrefix = "/memfd:";
+constexpr std::string_view kDeleted = " (deleted)";
+
+void check_state(const OpenFile& file, std::vector<Refusal>& refusals) {
+  refuse_signal_owner(file, refusals);
+  struct statfs fs {};
+  if (::fstatfs(file.fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
+    refuse(file, "memfd.hugetlb", "it is made of huge pages",
+           "use memfd_create without MFD_HUGETLB", refusals);
+    return;
+  }
+  // st_blocks counts what is there; holes cost nothing.
+  const uint64_t bytes = static_cast<uint64_t>(file.stat.st_blocks) * 512;
+  if (bytes > kMaxContentBytes) {
+    refuse(file, "memfd.size",
+           fmt::format("it has {} bytes of content; up to {} are carried", bytes, kMaxContentBytes),
+           "use a smaller one", refusals);
+  }
+}
+
+}  // namespace
+
+const FileKind& memfd_kind() {
+  static const MemfdKind kind;
+  return kind;
+}
+
+bool MemfdKind::recognise(const OpenFile& file) const {
+  return S_ISREG(file.stat.st_mode) && file.stat.st_nlink == 0 && file.link.starts_with(kPrefix) &&
+         file.link.ends_with(kDeleted) && (file.status_flags & O_PATH) == 0 &&
+         ::fcntl(file.fd, F_GET_SEALS) >= 0;
+}
+
+absl::Status MemfdKind::precheck(const OpenFile& file, const CaptureContext&,
+                                 std::vector<Refusal>& refusals) const {
+  check_state(file, refusals);
+  GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
+  if (const auto lock = info.find("lock")) {
+    refuse(file, "fd.lock", fmt::format("it holds a file lock ({})", *lock),
+           "let the program release the lock before the move", refusals);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> MemfdKind::capture(const OpenFile& file,
+                                               const CaptureContext& context) const {
+  std::vector<Refusal> refusals;
+  GW_RETURN_IF_ERROR(precheck(file, context, refusals));
+  GW_RETURN_IF_ERROR(refused_now(refusals));
+  GW_ASSIGN_OR_RETURN(const int seals, kernel::fcntl_int(file.fd, F_GET_SEALS));
+  MemfdState state;
+  state.set_name(
+      file.link.substr(kPrefix.size(), file.link.size() - kPrefix.size() - kDeleted.size()));
+  state.set_flags(static_cast<uint32_t>(file.status_flags));
+  state.set_pos(::lseek(file.fd, 0, SEEK_CUR));
+  state.set_size(static_cast<uint64_t>(file.stat.st_size));
+  state.set_seals(static_cast<uint32_t>(seals));
+  state.set_mode(file.stat.st_mode & 07777);
+  state.set_uid(file.stat.st_uid);
+  state.set_gid(file.stat.st_gid);
+  state.set_object(file.stat.st_ino);
+  std::vector<uint64_t> others;
+  for (const OpenFile* f : context.with_inode(file.stat.st_dev, file.stat.st_ino)) {
+    if (f->id != file.id && (f->status_flags & O_PATH) == 0) others.push_back(f->id);
+  }
+  std::sort(others.begin(), others.end());
+  state.mutable_others()->Add(others.begin(), others.end());
+  state.set_has_content(others.empty() || file.id < others.front());
+  if (state.has_content()) {
+    GW_ASSIGN_OR_RETURN(const UniqueFd reader, reopen(file.fd, O_RDONLY));
+    GW_RETURN_IF_ERROR(read_extents(reader.get(), state.size(), state));
+  }
+  return state.SerializeAsString();
+}
+
+}  // namespace godwit::resource
