@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +27,7 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "capsule/cgroup.h"
 #include "capsule/file_layer.pb.h"
 #include "capsule/layer_listing.h"
 #include "capsule/paths.h"
@@ -43,7 +45,10 @@ class LayerSource {
   // Takes the bytes of a LayerChange and, with `write`, its data (valid during the call only).
   using Emit = std::function<absl::Status(std::string_view, std::span<const std::byte>)>;
 
-  explicit LayerSource(ServicePaths paths) : paths_(std::move(paths)) {}
+  // `work` names the processes that may have files of the layer mapped; without it every file is
+  // taken as mapped, which costs a write-back each.
+  explicit LayerSource(ServicePaths paths, std::optional<Cgroup> work = std::nullopt)
+      : paths_(std::move(paths)), work_(std::move(work)) {}
 
   // What changed since the last call. `frozen` says that nobody writes any more: only then is the
   // result exact; before, a file that changes while it is read is sent again the next time.
@@ -58,6 +63,8 @@ class LayerSource {
                            std::vector<uint64_t>& hashes);
 
   ServicePaths paths_;
+  std::optional<Cgroup> work_;
+  bool write_back_ = true;  // in this call
   LayerListing last_;
   // XXH3 of every block of a file as it was sent, by tree and inode: only changed ones are sent
   // again. 8 bytes per 64 KiB.

@@ -28,7 +28,9 @@ int64_t to_ns(const timespec& t) { return int64_t{t.tv_sec} * 1'000'000'000 + t.
 
 class Scanner {
  public:
-  Scanner(std::string root, LayerTreeListing& out) : root_(std::move(root)), out_(out) {}
+  Scanner(std::string root, const LayerTreeListing* before, int64_t listed_ns,
+          LayerTreeListing& out)
+      : root_(std::move(root)), before_(before), listed_ns_(listed_ns), out_(out) {}
 
   absl::Status run() {
     GW_ASSIGN_OR_RETURN(UniqueFd root, kernel::open(root_, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
@@ -86,13 +88,22 @@ class Scanner {
     entry.links = info.st_nlink;
     entry.ctime_ns = to_ns(info.st_ctim);
     LayerNode& node = entry.node;
+    if (S_ISREG(info.st_mode)) node.set_size(static_cast<uint64_t>(info.st_size));
+    if (before_ != nullptr) {
+      const auto old = before_->find(path);
+      if (old != before_->end() && surely_unchanged(old->second, entry, listed_ns_)) {
+        node = old->second.node;
+        node.set_atime_ns(to_ns(info.st_atim));
+        out_.emplace_hint(out_.end(), path, std::move(entry));
+        return absl::OkStatus();
+      }
+    }
     node.set_mode(info.st_mode);
     node.set_uid(info.st_uid);
     node.set_gid(info.st_gid);
     node.set_mtime_ns(to_ns(info.st_mtim));
     node.set_atime_ns(to_ns(info.st_atim));
     if (S_ISCHR(info.st_mode) || S_ISBLK(info.st_mode)) node.set_rdev(info.st_rdev);
-    if (S_ISREG(info.st_mode)) node.set_size(static_cast<uint64_t>(info.st_size));
     const std::string full = path.empty() ? root_ : root_ + "/" + path;
     if (S_ISLNK(info.st_mode)) {
       GW_ASSIGN_OR_RETURN(*node.mutable_symlink(), kernel::readlinkat(AT_FDCWD, full));
@@ -136,6 +147,8 @@ class Scanner {
   }
 
   std::string root_;
+  const LayerTreeListing* before_;
+  int64_t listed_ns_;
   LayerTreeListing& out_;
   dev_t device_ = 0;
   // XATTR_LIST_MAX and XATTR_SIZE_MAX of linux/limits.h.
@@ -145,11 +158,14 @@ class Scanner {
 
 }  // namespace
 
-absl::StatusOr<LayerListing> list_layer(const ServicePaths& paths) {
+absl::StatusOr<LayerListing> list_layer(const ServicePaths& paths, const LayerListing* before) {
   LayerListing listing;
   listing.taken_ns = clock_ns(CLOCK_REALTIME_COARSE);
-  GW_RETURN_IF_ERROR(Scanner(paths.upper(), listing.upper).run());
-  GW_RETURN_IF_ERROR(Scanner(paths.shm(), listing.shm).run());
+  const int64_t listed_ns = before != nullptr ? before->taken_ns : 0;
+  GW_RETURN_IF_ERROR(
+      Scanner(paths.upper(), before ? &before->upper : nullptr, listed_ns, listing.upper).run());
+  GW_RETURN_IF_ERROR(
+      Scanner(paths.shm(), before ? &before->shm : nullptr, listed_ns, listing.shm).run());
   return listing;
 }
 

@@ -31,7 +31,8 @@ struct LayerListing {
   int64_t taken_ns = 0;
 };
 
-absl::StatusOr<LayerListing> list_layer(const ServicePaths& paths);
+// What an entry of `before` (may be null) that surely has not changed holds is not read again.
+absl::StatusOr<LayerListing> list_layer(const ServicePaths& paths, const LayerListing* before);
 
 // False if the inode may have changed since `before` was listed at `listed_ns`: any change of
 // content or metadata sets ctime, but kernels before 6.13 only to the last timer tick, so that

@@ -39,6 +39,30 @@ bool same_type(const LayerNode& a, const LayerNode& b) {
   return (a.mode() & S_IFMT) == (b.mode() & S_IFMT) && is_whiteout(a) == is_whiteout(b);
 }
 
+// Has a process any file mapped MAP_SHARED? A process that goes away meanwhile has not.
+absl::StatusOr<bool> any_shared_mapping(const Cgroup& work) {
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, work.processes());
+  for (const HostPid pid : pids) {
+    const auto maps = kernel::read_file(fmt::format("/proc/{}/maps", pid.value));
+    if (!maps.ok()) continue;
+    for (size_t at = 0; at < maps->size();) {
+      const size_t end = std::min(maps->find('\n', at), maps->size());
+      const std::string_view line(&(*maps)[at], end - at);
+      at = end + 1;
+      // proc_pid_maps(5): "start-end rwxs offset dev inode path"
+      const size_t space = line.find(' ');
+      const size_t slash = line.find('/');
+      if (space == std::string_view::npos || slash == std::string_view::npos) continue;
+      const std::string_view path = line.substr(slash);
+      if (line.substr(space + 4, 1) == "s" && !path.starts_with("/memfd:") &&
+          !path.starts_with("/dev/zero") && !path.starts_with("/SYSV")) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 // One tree on its way: what was sent, what is there now.
@@ -93,7 +117,12 @@ absl::StatusOr<LayerStatistics> LayerSource::send_changes(bool frozen, const Emi
     statistics_.bytes += data.size();
     return emit(state, data);
   };
-  GW_ASSIGN_OR_RETURN(LayerListing now, list_layer(paths_));
+  GW_ASSIGN_OR_RETURN(LayerListing now, list_layer(paths_, &last_));
+  // After the listing's time was taken: a store into a mapping made later sets ctime after it.
+  write_back_ = !frozen;
+  if (write_back_ && work_) {
+    GW_ASSIGN_OR_RETURN(write_back_, any_shared_mapping(*work_));
+  }
   statistics_.entries = now.upper.size() + now.shm.size();
   GW_RETURN_IF_ERROR(send_tree(LAYER_UPPER, paths_.upper(), last_.upper, now.upper, last_.taken_ns,
                                frozen, counting));
@@ -240,7 +269,7 @@ absl::Status LayerSource::send_content(Tree& tree, const std::string& path, Laye
     GW_ASSIGN_OR_RETURN(fd, kernel::open(full, O_RDONLY | O_NOFOLLOW | O_NOATIME));
     // Stores into a shared mapping set ctime only when a clean page is first written: clean them
     // before we look at ctime, or a later store goes unnoticed.
-    if (!tree.frozen &&
+    if (write_back_ &&
         ::sync_file_range(fd.get(), 0, 0,
                           SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                               SYNC_FILE_RANGE_WAIT_AFTER) != 0 &&
