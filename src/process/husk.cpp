@@ -4,7 +4,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -55,7 +54,7 @@ absl::Status Husk::empty() {
   tracee::Batch batch;
   // The kernel writes into a registered rseq area at every switch: gone before its memory goes.
   if (rseq.rseq_abi_pointer != 0)
-    batch.call(SYS_rseq, {rseq.rseq_abi_pointer, rseq.rseq_abi_size, 1, rseq.signature}, true);
+    batch.call(SYS_rseq, {uint64_t{rseq.rseq_abi_pointer}, rseq.rseq_abi_size, 1, rseq.signature}, true);
   batch.call(SYS_set_robust_list, {0, sizeof(void*) * 3}, true);
   batch.call(SYS_set_tid_address, {0});
   GW_RETURN_IF_ERROR(run(batch));

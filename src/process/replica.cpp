@@ -66,6 +66,7 @@ absl::Status Replica::apply(const stream::Frame& frame) {
   if (!sections_applied_) GW_RETURN_IF_ERROR(apply_sections());
   if (const auto* pages = std::get_if<stream::Pages>(&frame)) return apply_pages(*pages);
   if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
+  GW_RETURN_IF_ERROR(run_drops());
   in_epoch_ = false;
   if (final_) spans_.mark("pages");
   return absl::OkStatus();

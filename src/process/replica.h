@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "pages/applier.h"
 #include "process/husk.h"
 #include "process/shared_objects.h"
 #include "process/spans.h"
@@ -64,6 +65,9 @@ class Replica {
   absl::Status activate();
   void discard();
 
+  // What Source::set_capsule_section() gave; null if nothing came.
+  const std::string* capsule_section() const { return wanted("capsule", 0); }
+
   ReplicaCounts counts() const;
   // Of the final epoch.
   const Spans& spans() const { return spans_; }
@@ -97,6 +101,7 @@ class Replica {
   absl::Status finish_descriptions();
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
+  absl::Status run_drops();
   absl::StatusOr<Husk*> husk_of(uint64_t space);
   const std::string* wanted(std::string_view kind, uint64_t id) const;
 
@@ -110,6 +115,7 @@ class Replica {
   std::map<uint64_t, Description> descriptions_;
   std::unique_ptr<Context> context_;
   SharedObjects objects_;
+  std::map<int32_t, pages::PageApplier> appliers_;
   bool in_epoch_ = false;
   bool final_ = false;
   bool sections_applied_ = false;

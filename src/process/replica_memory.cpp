@@ -147,7 +147,9 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
     return absl::OkStatus();
   }
   GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(pages.space));
-  return applier_of(*husk).apply(pages);
+  // The husk may be a new one under an old number.
+  auto [applier, fresh] = appliers_.try_emplace(husk->pid().value, husk->host_pid());
+  return applier->second.apply(pages);
 }
 
 absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
@@ -163,12 +165,28 @@ absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
     return absl::OkStatus();
   }
   GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(dropped.space));
-  tracee::Batch batch;
-  for (const stream::PageRun& run : dropped.runs)
-    batch.call(SYS_madvise,
-               {run.address, uint64_t{run.count} * stream::kPageSize, MADV_DONTNEED}, true);
-  GW_RETURN_IF_ERROR(husk->run(batch));
-  return annotate(batch.check_all(), fmt::format("drop pages of process {}", husk->pid().value));
+  appliers_.try_emplace(husk->pid().value, husk->host_pid()).first->second.drop(dropped);
+  return absl::OkStatus();
+}
+
+// At the end of an epoch, in one batch a husk: the kernel takes this advice from nobody but the
+// process itself.
+absl::Status Replica::run_drops() {
+  for (auto& [pid, applier] : appliers_) {
+    if (applier.to_drop().empty()) continue;
+    const auto husk = husks_.find(pid);
+    if (husk == husks_.end()) continue;
+    pages::PageSet mapped;
+    for (const MappingState& mapping : husk->second.memory_map.mappings())
+      mapped.add({mapping.start(), mapping.end()});
+    tracee::Batch batch;
+    for (const pages::PageRange& range : applier.to_drop().intersect(mapped))
+      batch.call(SYS_madvise, {range.start, range.end - range.start, MADV_DONTNEED}, true);
+    GW_RETURN_IF_ERROR(husk->second.run(batch));
+    GW_RETURN_IF_ERROR(annotate(batch.check_all(), fmt::format("drop pages of process {}", pid)));
+    applier.dropped();
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace godwit::process

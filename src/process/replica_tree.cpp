@@ -130,6 +130,7 @@ absl::Status Replica::remove_ended(const std::set<int32_t>& wanted_pids) {
   for (const int32_t pid : gone) {
     GW_RETURN_IF_ERROR(husks_.at(pid).kill());
     husks_.erase(pid);
+    appliers_.erase(pid);
   }
   for (auto at = zombies_.begin(); at != zombies_.end();) {
     if (wanted_pids.contains(*at)) {

@@ -17,15 +17,15 @@
 
 namespace godwit::process {
 
-Source::Source(SourceHost host, PageOptions options)
-    : host_(std::move(host)), options_(options), context_(std::make_unique<Context>(*this)) {}
+Source::Source(SourceHost host)
+    : host_(std::move(host)), context_(std::make_unique<Context>(*this)) {}
 
 Source::~Source() {
   if (!frozen_.empty() || holding_) (void)thaw();
 }
 
-absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host, PageOptions options) {
-  std::unique_ptr<Source> source(new Source(std::move(host), options));
+absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host) {
+  std::unique_ptr<Source> source(new Source(std::move(host)));
   GW_ASSIGN_OR_RETURN(resource::PidTranslator translate,
                       resource::PidTranslator::of(source->host_.init));
   source->translate_ = std::make_unique<resource::PidTranslator>(std::move(translate));
@@ -141,12 +141,12 @@ absl::Status Source::open_tracker(SourceProcess& process) {
   GW_RETURN_IF_ERROR(std::move(task).detach());
   longest_stop_ns_ = std::max(longest_stop_ns_, monotonic_ns() - begin);
   GW_ASSIGN_OR_RETURN(process.tracker,
-                      pages::make_uffd_tracker(process.host_pid, std::move(uffd)));
+                      pages::UffdTracker::make(std::move(uffd), process.host_pid));
   GW_ASSIGN_OR_RETURN(process.maps, kernel::read_maps(process.host_pid));
   return process.tracker->start(pages::private_mappings(process.maps));
 }
 
-absl::StatusOr<RoundResult> Source::round(stream::Writer& writer) {
+absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.round");
   GW_RETURN_IF_ERROR(read_tree());
   GW_RETURN_IF_ERROR(track_new_processes());
@@ -156,13 +156,14 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer) {
   GW_RETURN_IF_ERROR(memory_sections(writer));
   GW_RETURN_IF_ERROR(descriptor_sections(writer));
   GW_RETURN_IF_ERROR(end_sections(writer));
+  GW_RETURN_IF_ERROR(extra());
   GW_ASSIGN_OR_RETURN(RoundResult result, send_pages(writer, false));
   GW_RETURN_IF_ERROR(writer.end_epoch());
   GW_RETURN_IF_ERROR(writer.flush());
   return result;
 }
 
-absl::Status Source::final_state(stream::Writer& writer) {
+absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.final_state");
   GW_RETURN_IF_ERROR(writer.begin_epoch(true));
   begin_sections(true);
@@ -175,6 +176,8 @@ absl::Status Source::final_state(stream::Writer& writer) {
   GW_RETURN_IF_ERROR(end_sections(writer));
   GW_RETURN_IF_ERROR(writer.flush());
   spans_.mark("send state");
+  GW_RETURN_IF_ERROR(extra());
+  spans_.mark("file layer");
   return absl::OkStatus();
 }
 

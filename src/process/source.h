@@ -26,6 +26,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "process/object_sender.h"
 #include "process/spans.h"
 #include "process/source_process.h"
 #include "resource/fd_table/fd_table.h"
@@ -57,7 +58,7 @@ struct SourceCounts {
 
 class Source {
  public:
-  static absl::StatusOr<std::unique_ptr<Source>> create(SourceHost host, PageOptions options);
+  static absl::StatusOr<std::unique_ptr<Source>> create(SourceHost host);
   ~Source();
 
   absl::Status precheck(std::vector<resource::Refusal>& refusals);
@@ -65,25 +66,33 @@ class Source {
   // Longest time a task was stopped by start_tracking or a round.
   int64_t longest_stop_ns() const { return longest_stop_ns_; }
 
-  absl::StatusOr<RoundResult> round(stream::Writer& writer);
+  // `extra` writes frames that are not the engine's (the file layer's) after the sections.
+  using Extra = std::function<absl::Status()>;
+  absl::StatusOr<RoundResult> round(stream::Writer& writer, const Extra& extra);
 
-  // kUnavailable: something passing stands in the way (a connection about to be accepted): thaw,
-  // and try again.
   absl::Status freeze();
-  absl::Status final_state(stream::Writer& writer);
+  // After freeze(), when nothing can arrive any more (the gate is closed): the state of every open
+  // file description. kUnavailable: something passing stands in the way (a connection about to be
+  // accepted): thaw, and try again.
+  absl::Status capture_descriptions();
+  absl::Status final_state(stream::Writer& writer, const Extra& extra);
   absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
 
   absl::Status thaw();
   void finish();
 
+  // A section that is not the engine's own business travels with the others.
+  void set_capsule_section(std::string state) { capsule_section_ = std::move(state); }
+
   SourceCounts counts() const { return counts_; }
   Spans& spans() { return spans_; }
-  PageProgress& progress() { return progress_; }
+  // Rate limit, cancel and counts; may be used by other threads.
+  pages::SendControl& control() { return control_; }
 
  private:
   class Context;
   friend class Context;
-  Source(SourceHost host, PageOptions options);
+  explicit Source(SourceHost host);
 
   absl::Status read_tree();
   absl::Status track_new_processes();
@@ -98,13 +107,14 @@ class Source {
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
   absl::StatusOr<RoundResult> send_pages(stream::Writer& writer, bool frozen);
+  absl::Status send_pages_of(SourceProcess& process, stream::Writer& writer, bool frozen,
+                             RoundResult& result);
+  absl::Status send_objects(stream::Writer& writer, bool frozen);
 
   absl::Status run_capture_batches();
-  absl::Status capture_process(struct FrozenProcess& frozen);
-  void remove_stubs();
+  absl::Status capture_process(FrozenProcess& frozen);
 
   SourceHost host_;
-  PageOptions options_;
   std::unique_ptr<resource::PidTranslator> translate_;
   resource::ProcessTree tree_;
   std::map<int32_t, SourceProcess> processes_;
@@ -112,14 +122,17 @@ class Source {
   std::set<stream::SectionKey> seen_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<resource::Descriptors> descriptors_;
-  std::vector<struct FrozenProcess> frozen_;
+  std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
+  std::vector<std::pair<stream::SectionKey, std::string>> file_states_;
+  std::string capsule_section_;
   bool final_ = false;
   bool holding_ = false;
   int64_t longest_stop_ns_ = 0;
   SourceCounts counts_;
   Spans spans_;
-  PageProgress progress_;
+  pages::SendControl control_;
+  std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
 };
 
 }  // namespace godwit::process

@@ -2,7 +2,6 @@
 #ifndef GODWIT_PROCESS_SOURCE_PROCESS_H_
 #define GODWIT_PROCESS_SOURCE_PROCESS_H_
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -13,6 +12,7 @@
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "kernel/proc/maps.h"
+#include "pages/sender.h"
 #include "pages/tracker.h"
 #include "resource/memory_map/memory_map.h"
 #include "stream/stream.h"
@@ -27,6 +27,7 @@ struct SourceProcess {
   std::string comm;
   UniqueFd pidfd;
   std::unique_ptr<pages::DirtyTracker> tracker;
+  std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
   std::vector<kernel::Mapping> maps;          // as last read
   resource::MemoryMapState memory_map;        // as last sent
 };
@@ -36,17 +37,6 @@ struct FrozenProcess {
   std::vector<ImagePid> tids;                 // of stopped.tasks, in their order
   tracee::StoppedProcess stopped;
   std::optional<tracee::StubArea> area;
-};
-
-struct PageOptions {
-  uint64_t bytes_per_s = 0;  // 0: no limit; not in the freeze
-  const std::atomic<bool>* cancelled = nullptr;
-};
-
-// Read by whoever prints progress.
-struct PageProgress {
-  std::atomic<uint64_t> pages_left{0};
-  std::atomic<uint64_t> pages_sent{0};
 };
 
 struct RoundResult {

@@ -53,6 +53,7 @@ absl::Status Source::end_sections(stream::Writer& writer) {
 }
 
 absl::Status Source::tree_section(stream::Writer& writer) {
+  GW_RETURN_IF_ERROR(section(writer, "capsule", 0, capsule_section_));
   return section(writer, "process_tree", 0, tree_.state.SerializeAsString());
 }
 
@@ -100,34 +101,44 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
   return absl::OkStatus();
 }
 
-absl::Status Source::descriptor_sections(stream::Writer& writer) {
-  if (!final_) {
-    GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders()));
-    GW_RETURN_IF_ERROR(read.read_close_on_exec(holders()));
-    descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
-  }
-  counts_.descriptors = 0;
+absl::Status Source::capture_descriptions() {
+  file_states_.clear();
   counts_.connections = 0;
   for (const auto& description : descriptors_->descriptions()) {
     const resource::OpenFile& file = description.file;
+    const auto where = [&] {
+      return fmt::format("process {}, descriptor {} -> {}", file.tgid.value, file.remote_fd,
+                         file.link);
+    };
     if (description.kind == nullptr) {
       if (!final_) continue;
       return make_error(absl::StatusCode::kFailedPrecondition,
-                        "process {}, descriptor {} -> {}: this kind of descriptor is not known",
-                        file.tgid.value, file.remote_fd, file.link);
+                        "{}: this kind of descriptor is not known", where());
     }
     if (!final_ && !description.kind->early()) continue;
     auto state = description.kind->capture(file, *context_);
     if (!state.ok()) {
       // It may change under us while the program runs; only the last capture has to succeed.
       if (!final_) continue;
-      return annotate(state.status(), fmt::format("process {}, descriptor {} -> {}",
-                                                  file.tgid.value, file.remote_fd, file.link));
+      return annotate(state.status(), where());
     }
     if (description.kind->name() == "tcp_socket") ++counts_.connections;
-    GW_RETURN_IF_ERROR(
-        section(writer, std::string(description.kind->name()), file.id, *std::move(state)));
+    file_states_.push_back({{std::string(description.kind->name()), file.id}, *std::move(state)});
   }
+  return absl::OkStatus();
+}
+
+absl::Status Source::descriptor_sections(stream::Writer& writer) {
+  if (!final_) {
+    GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders()));
+    GW_RETURN_IF_ERROR(read.read_close_on_exec(holders()));
+    descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
+    GW_RETURN_IF_ERROR(capture_descriptions());
+  }
+  for (auto& [key, state] : file_states_)
+    GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
+  file_states_.clear();
+  counts_.descriptors = 0;
   for (const auto& [tgid, table] : descriptors_->tables()) {
     counts_.descriptors += static_cast<uint32_t>(table.entries_size());
     GW_RETURN_IF_ERROR(section(writer, "fd_table", static_cast<uint64_t>(tgid.value),

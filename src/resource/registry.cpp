@@ -1,18 +1,71 @@
 #include "resource/registry.h"
 
-#include <array>
+#include <vector>
+
+#include "resource/credentials/credentials.h"
+#include "resource/device/device.h"
+#include "resource/epoll/epoll.h"
+#include "resource/eventfd/eventfd.h"
+#include "resource/identity/identity.h"
+#include "resource/itimers/itimers.h"
+#include "resource/memfd/memfd.h"
+#include "resource/pipe/pipe.h"
+#include "resource/posix_timers/posix_timers.h"
+#include "resource/registers/registers.h"
+#include "resource/regular_file/regular_file.h"
+#include "resource/rlimit/rlimit.h"
+#include "resource/robust_futex/robust_futex.h"
+#include "resource/rseq/rseq.h"
+#include "resource/scheduling/scheduling.h"
+#include "resource/seccomp/seccomp.h"
+#include "resource/signalfd/signalfd.h"
+#include "resource/signals/signals.h"
+#include "resource/tcp_socket/tcp_socket.h"
+#include "resource/timerfd/timerfd.h"
+#include "resource/working_directory/working_directory.h"
 
 namespace godwit::resource {
-// One declaration and one line below per resource; its own folder defines the function.
-// (Each is `const TaskResource& x_resource();` or `const FileKind& x_kind();`.)
 
+// Order of restore. Limits and the working directory while the husk still is root; credentials
+// before what setuid(2) clears (dumpable, parent-death signal); what became pending by the husk's
+// making is thrown away before timers and pending signals come; registers last of all.
 std::span<const TaskResource* const> task_resources() {
-  static const std::vector<const TaskResource*> list = {};
+  static const std::vector<const TaskResource*> list = {
+      &signal_actions_resource(),
+      &signal_stack_resource(),
+      &rlimit_resource(),
+      &working_directory_resource(),
+      &robust_futex_resource(),
+      &rseq_resource(),
+      &oom_score_adj_resource(),
+      &credentials_resource(),
+      &process_identity_resource(),
+      &task_identity_resource(),
+      &signal_flush_resource(),
+      &itimers_resource(),
+      &posix_timers_resource(),
+      &process_pending_signals_resource(),
+      &task_pending_signals_resource(),
+      &seccomp_resource(),
+      &scheduling_resource(),
+      &registers_resource(),
+  };
   return list;
 }
 
+// Those whose restore needs others stand after them: epoll watches all.
 std::span<const FileKind* const> file_kinds() {
-  static const std::vector<const FileKind*> list = {};
+  static const std::vector<const FileKind*> list = {
+      &device_kind(),
+      &regular_file_kind(),
+      &pipe_kind(),
+      &eventfd_kind(),
+      &signalfd_kind(),
+      &timerfd_kind(),
+      &memfd_kind(),
+      &tcp_socket_kind(),
+      &epoll_kind(),
+  };
   return list;
 }
 

@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "base/unique_fd.h"
 #include "resource/process_tree/process_tree.pb.h"
 
 namespace godwit::resource {

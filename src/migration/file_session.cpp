@@ -1,0 +1,167 @@
+// Checkpoint and restore: the stream with a file at its other end.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "absl/cleanup/cleanup.h"
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "migration/session.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr int kFreezeAttempts = 20;
+constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
+
+absl::StatusOr<UniqueFd> create_image(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd) return errno_status(errno, fmt::format("open({}, O_CREAT)", path));
+  return fd;
+}
+
+// The name appears only when all of it is on the disk.
+absl::Status publish(int fd, const std::string& partial, const std::string& path) {
+  if (::fsync(fd) != 0) return errno_status(errno, fmt::format("fsync({})", partial));
+  if (::rename(partial.c_str(), path.c_str()) != 0)
+    return errno_status(errno, fmt::format("rename({}, {})", partial, path));
+  const std::string dir = std::filesystem::path(path).parent_path().string();
+  UniqueFd parent(::open(dir.empty() ? "." : dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!parent || ::fsync(parent.get()) != 0)
+    return errno_status(errno, fmt::format("fsync({})", dir));
+  return absl::OkStatus();
+}
+
+absl::Status freeze(SourceWorkload& workload) {
+  for (int attempt = 1;; ++attempt) {
+    const absl::Status frozen = workload.freeze();
+    if (frozen.ok() || !absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
+    GW_RETURN_IF_ERROR(workload.thaw());
+    ::usleep(static_cast<useconds_t>(attempt) * 1000);
+  }
+}
+
+absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
+                         const DaemonLink& daemon, const std::string& partial,
+                         Statistics& statistics) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd fd, create_image(partial));
+  const auto sink = stream::fd_sink(fd.get());
+  stream::Writer writer(*sink);
+  stream::Preamble preamble;
+  preamble.workload = start.service();
+  preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
+  GW_RETURN_IF_ERROR(writer.preamble(preamble));
+  GW_RETURN_IF_ERROR(workload.prepare());
+  // One round while it runs, so that the freeze has little to write.
+  GW_RETURN_IF_ERROR(workload.round(writer).status());
+  if (daemon.cancelled()) return absl::CancelledError("cancelled; the service runs on");
+  const int64_t begin = monotonic_ns();
+  GW_RETURN_IF_ERROR(freeze(workload));
+  FAULT_POINT("checkpoint.frozen");
+  GW_RETURN_IF_ERROR(workload.final_state(writer));
+  GW_RETURN_IF_ERROR(workload.final_pages(writer).status());
+  GW_RETURN_IF_ERROR(writer.end_epoch());
+  GW_RETURN_IF_ERROR(writer.flush());
+  statistics.set_freeze_ns(monotonic_ns() - begin);
+  statistics.set_bytes_wire(writer.bytes_written());
+  statistics.set_rounds(1);
+  // With --leave-running it runs on before the disk is done with the last bytes.
+  if (start.leave_running()) GW_RETURN_IF_ERROR(workload.thaw());
+  FAULT_POINT("checkpoint.written");
+  return publish(fd.get(), partial, start.file());
+}
+
+}  // namespace
+
+Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
+  const int64_t begin = monotonic_ns();
+  Finished finished;
+  std::vector<Reason> reasons;
+  const absl::Status checked = workload.precheck(reasons);
+  if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
+  if (!reasons.empty()) {
+    finished.set_outcome(OUTCOME_REFUSED);
+    for (const Reason& reason : reasons) *finished.add_reasons() = reason;
+    finished.set_error(fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(),
+                                   reasons[0].way_out()));
+    return finished;
+  }
+  daemon.watch_for_cancel();
+  const std::string partial = start.file() + ".partial";
+  const absl::Status written =
+      write_image(start, workload, daemon, partial, *finished.mutable_statistics());
+  if (!written.ok()) {
+    ::unlink(partial.c_str());
+    const absl::Status thawed = workload.thaw();
+    return failed(OUTCOME_ROLLED_BACK, thawed.ok() ? written : thawed);
+  }
+  if (!start.leave_running()) {
+    const absl::Status ended = workload.commit();
+    if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);
+  }
+  finished.set_outcome(OUTCOME_SAVED);
+  finished.mutable_statistics()->set_strategy("checkpoint");
+  finished.mutable_statistics()->set_total_ns(monotonic_ns() - begin);
+  workload.describe(*finished.mutable_statistics());
+  return finished;
+}
+
+namespace {
+
+absl::Status read_image(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon,
+                        Statistics& statistics, bool& undecided) {
+  UniqueFd fd(::open(start.file().c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) return errno_status(errno, fmt::format("open({})", start.file()));
+  const auto feed = stream::fd_feed(fd.get());
+  stream::Reader reader(*feed);
+  for (bool final = false;;) {
+    GW_ASSIGN_OR_RETURN(const stream::Frame frame, reader.next());
+    if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) final = begin->final;
+    GW_RETURN_IF_ERROR(workload.apply(frame));
+    if (final && std::holds_alternative<stream::EpochEnd>(frame)) break;
+  }
+  statistics.set_bytes_wire(reader.bytes_read());
+  GW_RETURN_IF_ERROR(workload.announce());
+  GW_RETURN_IF_ERROR(workload.make_ready());
+  MoverToDaemon request;
+  request.set_commit_request(true);
+  GW_RETURN_IF_ERROR(daemon.send(request));
+  undecided = true;
+  const Deadline deadline = Deadline::in(kCommitTimeout);
+  for (;;) {
+    GW_ASSIGN_OR_RETURN(const DaemonToMover answer, daemon.receive(deadline));
+    if (answer.message_case() != DaemonToMover::kCommitAnswer) continue;
+    undecided = false;
+    if (!answer.commit_answer().committed())
+      return absl::AbortedError("not committed: " + answer.commit_answer().error());
+    break;
+  }
+  GW_RETURN_IF_ERROR(workload.activate());
+  return workload.open({}).status();
+}
+
+}  // namespace
+
+Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon) {
+  const int64_t begin = monotonic_ns();
+  Finished finished;
+  bool undecided = false;
+  const absl::Status restored =
+      read_image(start, workload, daemon, *finished.mutable_statistics(), undecided);
+  if (!restored.ok()) {
+    if (undecided) return failed(OUTCOME_UNKNOWN, restored);
+    workload.discard();
+    return failed(OUTCOME_ROLLED_BACK, annotate(restored, start.file()));
+  }
+  finished.set_outcome(OUTCOME_MOVED);
+  finished.mutable_statistics()->set_strategy("restore");
+  finished.mutable_statistics()->set_total_ns(monotonic_ns() - begin);
+  workload.describe(*finished.mutable_statistics());
+  return finished;
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,77 @@
+#include "node/mover.h"
+
+#include <signal.h>
+
+#include <memory>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "migration/daemon_link.h"
+#include "migration/session.h"
+#include "node/workload_replica.h"
+#include "node/workload_source.h"
+
+namespace godwit::node {
+namespace {
+
+using migration::Finished;
+using migration::MoverStart;
+
+Finished run_precheck(migration::SourceWorkload& workload) {
+  std::vector<migration::Reason> reasons;
+  const absl::Status checked = workload.precheck(reasons);
+  if (!checked.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, checked);
+  Finished finished;
+  finished.set_outcome(reasons.empty() ? migration::OUTCOME_ROLLED_BACK
+                                       : migration::OUTCOME_REFUSED);
+  for (const migration::Reason& reason : reasons) *finished.add_reasons() = reason;
+  workload.describe(*finished.mutable_statistics());
+  return finished;
+}
+
+Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
+  const capsule::NodePaths node{start.state_dir(), start.node()};
+  switch (start.role()) {
+    case migration::ROLE_SOURCE:
+    case migration::ROLE_CHECKPOINT:
+    case migration::ROLE_PRECHECK: {
+      auto source = ServiceSource::open(node, start.service(),
+                                        static_cast<uint64_t>(start.bandwidth_bytes_per_s()));
+      if (!source.ok())
+        return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
+      if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
+      return start.role() == migration::ROLE_SOURCE
+                 ? migration::run_source(start, **source, daemon)
+                 : migration::run_checkpoint(start, **source, daemon);
+    }
+    case migration::ROLE_DESTINATION:
+    case migration::ROLE_RESTORE: {
+      auto replica = ServiceReplica::open(node, start.service());
+      if (!replica.ok())
+        return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
+      return start.role() == migration::ROLE_DESTINATION
+                 ? migration::run_destination(start, **replica, daemon)
+                 : migration::run_restore(start, **replica, daemon);
+    }
+    default:
+      return migration::failed(
+          migration::OUTCOME_ROLLED_BACK,
+          make_error(absl::StatusCode::kInvalidArgument, "a role unknown to this mover"));
+  }
+}
+
+}  // namespace
+
+int mover_main(int, char**) {
+  ::signal(SIGPIPE, SIG_IGN);
+  migration::DaemonLink daemon{UniqueFd(3)};
+  const auto first = daemon.receive(Deadline::in(absl::Seconds(10)));
+  if (!first.ok() || first->message_case() != migration::DaemonToMover::kStart) return 2;
+  const MoverStart& start = first->start();
+  init_logging(fmt::format("mover {} {}", start.service(), start.node()));
+  migration::MoverToDaemon last;
+  *last.mutable_finished() = run(start, daemon);
+  return daemon.send(last).ok() ? 0 : 1;
+}
+
+}  // namespace godwit::node

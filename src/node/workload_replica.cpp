@@ -1,0 +1,95 @@
+#include "node/workload_replica.h"
+
+#include "base/status.h"
+
+namespace godwit::node {
+namespace {
+
+network::Frames frames_of(const std::vector<std::string>& list) {
+  network::Frames frames;
+  for (const std::string& frame : list) frames.append(frame);
+  return frames;
+}
+
+}  // namespace
+
+ServiceReplica::~ServiceReplica() = default;
+
+absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(
+    const capsule::NodePaths& node, const std::string& service) {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule opened, capsule::Capsule::open(node, service));
+  std::unique_ptr<ServiceReplica> self(new ServiceReplica(std::move(opened)));
+  capsule::Capsule& capsule = self->capsule_;
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  const HostPid init{info.init_pid()};
+  GW_ASSIGN_OR_RETURN(self->stdio_, capsule.stdio());
+  GW_ASSIGN_OR_RETURN(self->thread_, capsule::CapsuleThread::start(init));
+  GW_ASSIGN_OR_RETURN(capsule::LayerTarget layer, capsule::LayerTarget::merged(init));
+  self->layer_.emplace(std::move(layer));
+  GW_ASSIGN_OR_RETURN(OpenedPort port, open_port(node.state_dir, capsule.spec(), init));
+  self->port_.emplace(std::move(port));
+  GW_RETURN_IF_ERROR(self->port_->port.prepare_hold());
+  GW_RETURN_IF_ERROR(self->port_->port.prepare_announce());
+  GW_RETURN_IF_ERROR(self->port_->port.set_phase(network::PortPhase::kDestinationPrepared));
+
+  process::ReplicaHost host;
+  host.init = init;
+  host.spawn_husk = [&capsule](ImagePid pid, int socket, int number) {
+    return capsule.spawn_husk(pid, socket, number);
+  };
+  host.in_capsule = [thread = self->thread_.get()](absl::FunctionRef<absl::Status()> action) {
+    return thread->run(action);
+  };
+  for (size_t i = 0; i < 3; ++i) host.stdio.at(i) = self->stdio_.pipe.at(i).get();
+  host.apply_file_blocks = [&target = *self->layer_](const stream::FileBlocks& blocks) {
+    return target.apply(blocks.state, blocks.data);
+  };
+  GW_ASSIGN_OR_RETURN(self->replica_, process::Replica::create(std::move(host)));
+  return self;
+}
+
+absl::Status ServiceReplica::apply(const stream::Frame& frame) { return replica_->apply(frame); }
+
+absl::Status ServiceReplica::announce() {
+  return port_->port.set_phase(network::PortPhase::kDestinationFrozen);
+}
+
+absl::Status ServiceReplica::make_ready() {
+  GW_RETURN_IF_ERROR(replica_->make_ready());
+  // Held by the cgroup from here on: our death neither ends it nor lets it run.
+  GW_RETURN_IF_ERROR(capsule_.request_freeze());
+  return replica_->release();
+}
+
+absl::Status ServiceReplica::activate() {
+  GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kDestinationCommitted));
+  GW_RETURN_IF_ERROR(replica_->activate());
+  replica_->spans().mark("detach");
+  GW_RETURN_IF_ERROR(capsule_.thaw());
+  replica_->spans().mark("thaw");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint32_t> ServiceReplica::open(const std::vector<std::string>& from_source) {
+  network::Port& port = port_->port;
+  GW_RETURN_IF_ERROR(port.inject(frames_of(from_source)));
+  GW_ASSIGN_OR_RETURN(const network::Replay replay, port.replay_and_open());
+  replica_->spans().mark("replay and open");
+  return static_cast<uint32_t>(from_source.size() + replay.frames);
+}
+
+absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
+  return port_->port.inject(frames_of(frames));
+}
+
+void ServiceReplica::discard() { replica_->discard(); }
+
+void ServiceReplica::describe(migration::Statistics& statistics) {
+  for (const process::Spans::Span& span : replica_->spans().list()) {
+    migration::Span* one = statistics.add_spans();
+    one->set_name("destination: " + span.name);
+    one->set_ns(span.ns);
+  }
+}
+
+}  // namespace godwit::node

@@ -1,0 +1,48 @@
+// A service as the destination of a migration: the replica's processes in the capsule and behind
+// the port that this node's daemon prepared.
+#ifndef GODWIT_NODE_WORKLOAD_REPLICA_H_
+#define GODWIT_NODE_WORKLOAD_REPLICA_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "capsule/capsule.h"
+#include "capsule/enter.h"
+#include "capsule/file_layer.h"
+#include "migration/workload.h"
+#include "node/service_port.h"
+#include "process/replica.h"
+
+namespace godwit::node {
+
+class ServiceReplica final : public migration::ReplicaWorkload {
+ public:
+  static absl::StatusOr<std::unique_ptr<ServiceReplica>> open(const capsule::NodePaths& node,
+                                                              const std::string& service);
+  ~ServiceReplica() override;
+
+  absl::Status apply(const stream::Frame& frame) override;
+  absl::Status announce() override;
+  absl::Status make_ready() override;
+  absl::Status activate() override;
+  absl::StatusOr<uint32_t> open(const std::vector<std::string>& from_source) override;
+  absl::Status deliver(const std::vector<std::string>& frames) override;
+  void discard() override;
+  void describe(migration::Statistics& statistics) override;
+
+ private:
+  explicit ServiceReplica(capsule::Capsule capsule) : capsule_(std::move(capsule)) {}
+
+  capsule::Capsule capsule_;
+  capsule::StdioEnds stdio_;
+  std::optional<capsule::LayerTarget> layer_;
+  std::unique_ptr<capsule::CapsuleThread> thread_;
+  std::optional<OpenedPort> port_;
+  std::unique_ptr<process::Replica> replica_;
+};
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_WORKLOAD_REPLICA_H_

@@ -1,0 +1,134 @@
+#include "node/workload_source.h"
+
+#include "base/status.h"
+
+namespace godwit::node {
+
+absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule::NodePaths& node,
+                                                                   const std::string& service,
+                                                                   uint64_t bytes_per_s) {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule opened, capsule::Capsule::open(node, service));
+  std::unique_ptr<ServiceSource> self(new ServiceSource(std::move(opened)));
+  capsule::Capsule& capsule = self->capsule_;
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  if (info.state() != capsule::CAPSULE_RUNNING)
+    return make_error(absl::StatusCode::kFailedPrecondition, "service {} is not running", service);
+  const HostPid init{info.init_pid()};
+  GW_ASSIGN_OR_RETURN(self->thread_, capsule::CapsuleThread::start(init));
+  GW_ASSIGN_OR_RETURN(OpenedPort port, open_port(node.state_dir, capsule.spec(), init));
+  self->port_.emplace(std::move(port));
+
+  process::SourceHost host;
+  host.init = init;
+  host.members = [&capsule] { return capsule.work_pids(); };
+  host.hold = [&capsule] { return capsule.request_freeze(); };
+  host.release = [&capsule] { return capsule.thaw(); };
+  host.in_capsule = [thread = self->thread_.get()](absl::FunctionRef<absl::Status()> action) {
+    return thread->run(action);
+  };
+  for (int i = 0; i < 3 && i < info.stdio_inode_size(); ++i)
+    host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
+  GW_ASSIGN_OR_RETURN(self->source_, process::Source::create(std::move(host)));
+  self->source_->set_capsule_section(info.SerializeAsString());
+  self->bytes_per_s_ = bytes_per_s;
+  self->source_->control().set_bytes_per_second(bytes_per_s);
+  return self;
+}
+
+absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
+  std::vector<resource::Refusal> refusals;
+  GW_RETURN_IF_ERROR(source_->precheck(refusals));
+  for (resource::Refusal& refusal : refusals) {
+    migration::Reason& reason = reasons.emplace_back();
+    reason.set_code(std::move(refusal.code));
+    reason.set_object(std::move(refusal.object));
+    reason.set_reason(std::move(refusal.reason));
+    reason.set_way_out(std::move(refusal.way_out));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ServiceSource::prepare() {
+  network::Port& port = port_->port;
+  GW_RETURN_IF_ERROR(port.prepare_hold());
+  GW_RETURN_IF_ERROR(port.prepare_announce());
+  return source_->start_tracking();
+}
+
+absl::Status ServiceSource::send_layer(stream::Writer& writer, bool frozen) {
+  return layer_
+      .send_changes(frozen,
+                    [&](std::string_view state, std::span<const std::byte> data) {
+                      return writer.file_blocks(state, data);
+                    })
+      .status();
+}
+
+absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->round(writer, [&] {
+    return send_layer(writer, false);
+  }));
+  return migration::RoundFigures{result.pages, result.zero_pages, result.bytes, result.total_ns};
+}
+
+absl::Status ServiceSource::freeze() {
+  GW_RETURN_IF_ERROR(source_->freeze());
+  GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceFrozen));
+  source_->control().set_bytes_per_second(0);
+  const absl::Status captured = source_->capture_descriptions();
+  source_->spans().mark("descriptions");
+  return captured;
+}
+
+absl::Status ServiceSource::final_state(stream::Writer& writer) {
+  return source_->final_state(writer, [&] { return send_layer(writer, true); });
+}
+
+absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Writer& writer) {
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->final_pages(writer));
+  return migration::RoundFigures{result.pages, result.zero_pages, result.bytes, result.total_ns};
+}
+
+absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
+  network::Frames held;
+  GW_RETURN_IF_ERROR(port_->port.drain(held).status());
+  std::vector<std::string> frames;
+  size_t at = 0;
+  for (const uint32_t size : held.sizes) {
+    frames.push_back(held.bytes.substr(at, size));
+    at += size;
+  }
+  return frames;
+}
+
+absl::Status ServiceSource::thaw() {
+  absl::Status first = source_->thaw();
+  source_->control().set_bytes_per_second(bytes_per_s_);
+  // Announces itself and gives it what came meanwhile.
+  first.Update(port_->port.set_phase(network::PortPhase::kRolledBack));
+  return first;
+}
+
+absl::Status ServiceSource::commit() {
+  const absl::Status down = port_->port.set_phase(network::PortPhase::kSourceCommitted);
+  source_->finish();
+  return down;
+}
+
+void ServiceSource::describe(migration::Statistics& statistics) {
+  const process::SourceCounts counts = source_->counts();
+  statistics.set_processes(counts.processes);
+  statistics.set_threads(counts.threads);
+  statistics.set_descriptors(counts.descriptors);
+  statistics.set_connections(counts.connections);
+  statistics.set_pages_sent(source_->control().pages_sent);
+  statistics.set_pages_zero(source_->control().zero_pages);
+  statistics.set_first_stop_ns(source_->longest_stop_ns());
+  for (const process::Spans::Span& span : source_->spans().list()) {
+    migration::Span* one = statistics.add_spans();
+    one->set_name("source: " + span.name);
+    one->set_ns(span.ns);
+  }
+}
+
+}  // namespace godwit::node

@@ -1,0 +1,53 @@
+// A service as the source of a migration: its capsule, its port, its file layer and its processes
+// behind migration's interface.
+#ifndef GODWIT_NODE_WORKLOAD_SOURCE_H_
+#define GODWIT_NODE_WORKLOAD_SOURCE_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "capsule/capsule.h"
+#include "capsule/enter.h"
+#include "capsule/file_layer.h"
+#include "migration/workload.h"
+#include "node/service_port.h"
+#include "process/source.h"
+
+namespace godwit::node {
+
+class ServiceSource final : public migration::SourceWorkload {
+ public:
+  // Opens what the daemon of this node made.
+  static absl::StatusOr<std::unique_ptr<ServiceSource>> open(const capsule::NodePaths& node,
+                                                             const std::string& service,
+                                                             uint64_t bytes_per_s);
+
+  absl::Status precheck(std::vector<migration::Reason>& reasons) override;
+  absl::Status prepare() override;
+  absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
+  absl::Status freeze() override;
+  absl::Status final_state(stream::Writer& writer) override;
+  absl::StatusOr<migration::RoundFigures> final_pages(stream::Writer& writer) override;
+  absl::StatusOr<std::vector<std::string>> take_held_frames() override;
+  absl::Status thaw() override;
+  absl::Status commit() override;
+  void describe(migration::Statistics& statistics) override;
+
+ private:
+  explicit ServiceSource(capsule::Capsule capsule)
+      : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
+  absl::Status send_layer(stream::Writer& writer, bool frozen);
+
+  capsule::Capsule capsule_;
+  capsule::LayerSource layer_;
+  std::unique_ptr<capsule::CapsuleThread> thread_;
+  std::optional<OpenedPort> port_;
+  std::unique_ptr<process::Source> source_;
+  uint64_t bytes_per_s_ = 0;
+};
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_WORKLOAD_SOURCE_H_

@@ -1,0 +1,41 @@
+// Pages of shared memory objects, found by comparing contents.
+//
+// Shared mappings may be written by any process and by write(2) on a memfd, so no tracker of one
+// address space sees every change. The object is read through /proc/PID/map_files (proc(5)) where
+// lseek(2) SEEK_DATA says it has pages, and pages whose XXH3 differs from that of what was last
+// sent are sent. Costs about 0.1 s per GiB and pass.
+#ifndef GODWIT_PROCESS_OBJECT_SENDER_H_
+#define GODWIT_PROCESS_OBJECT_SENDER_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/unique_fd.h"
+#include "pages/sender.h"
+#include "stream/stream.h"
+
+namespace godwit::process {
+
+class ObjectSender {
+ public:
+  // `fd`: the object, open for reading; closed with us.
+  ObjectSender(uint64_t id, UniqueFd fd) : id_(id), fd_(std::move(fd)) {}
+
+  // `limited`: the rate applies (not in the freeze).
+  absl::Status send(stream::Writer& writer, pages::SendControl& control, bool limited);
+
+ private:
+  absl::Status send_data(uint64_t start, uint64_t end, stream::Writer& writer,
+                         pages::SendControl& control, bool limited);
+  absl::Status drop(uint64_t start, uint64_t end, stream::Writer& writer);
+  uint64_t id_;
+  UniqueFd fd_;
+  std::vector<uint64_t> sent_;  // hash by page number; 0: never sent, or dropped
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace godwit::process
+
+#endif  // GODWIT_PROCESS_OBJECT_SENDER_H_

@@ -1,0 +1,96 @@
+// Pages of an epoch: what the trackers find, and what changed in shared objects.
+#include <fcntl.h>
+
+#include "base/fault_point.h"
+#include "base/status.h"
+#include "kernel/syscalls.h"
+#include "process/source.h"
+#include "resource/memory_map/memory_map.h"
+
+namespace godwit::process {
+
+absl::StatusOr<RoundResult> Source::send_pages(stream::Writer& writer, bool frozen) {
+  RoundResult result;
+  const int64_t begin = monotonic_ns();
+  const uint64_t sent_before = control_.pages_sent;
+  const uint64_t zero_before = control_.zero_pages;
+  const uint64_t bytes_before = writer.bytes_written();
+  for (auto& [pid, process] : processes_) {
+    if (!process.tracker) {
+      if (!frozen) continue;  // appeared in this round: tracked from the next one on
+      return make_error(absl::StatusCode::kInternal, "process {} is not tracked", pid);
+    }
+    const absl::Status sent = send_pages_of(process, writer, frozen, result);
+    if (sent.ok()) continue;
+    // A process that ends in a round is missing in the next reading of the tree.
+    if (!frozen && errno_of(sent) == ESRCH) continue;
+    return annotate(sent, fmt::format("pages of process {} ({})", pid, process.comm));
+  }
+  GW_RETURN_IF_ERROR(send_objects(writer, frozen));
+  result.pages = control_.pages_sent - sent_before;
+  result.zero_pages = control_.zero_pages - zero_before;
+  result.bytes = writer.bytes_written() - bytes_before;
+  result.total_ns = monotonic_ns() - begin;
+  return result;
+}
+
+absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& writer, bool frozen,
+                                   RoundResult& result) {
+  FAULT_POINT("source.send_pages");
+  const int64_t begin = monotonic_ns();
+  pages::ScanResult found;
+  GW_RETURN_IF_ERROR(
+      process.tracker->scan(pages::private_mappings(process.maps),
+                            frozen ? pages::ScanMode::kFrozen : pages::ScanMode::kRunning, found));
+  result.scan_ns += monotonic_ns() - begin;
+  if (frozen) spans_.mark("scan");
+  if (!found.guards.empty())
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "guard regions (MADV_GUARD_INSTALL) are not carried");
+  const auto space = static_cast<uint64_t>(process.pid.value);
+  const std::vector<stream::PageRun> dropped = found.dropped.runs();
+  for (size_t at = 0; at < dropped.size(); at += stream::kMaxRunsPerFrame)
+    GW_RETURN_IF_ERROR(writer.pages_dropped(
+        space, std::span(dropped).subspan(
+                   at, std::min(stream::kMaxRunsPerFrame, dropped.size() - at))));
+  if (!process.sender)
+    process.sender = std::make_unique<pages::PageSender>(process.host_pid, writer, control_);
+  pages::PageSet unreadable;
+  GW_RETURN_IF_ERROR(
+      process.sender->send(space, found.dirty, pages::ZeroPages::kDrop, unreadable));
+  GW_RETURN_IF_ERROR(
+      process.sender->send(space, found.dirty_file, pages::ZeroPages::kCarry, unreadable));
+  if (frozen && !unreadable.empty())
+    return make_error(absl::StatusCode::kInternal, "{} pages from {:x} on cannot be read",
+                      unreadable.pages(), unreadable.ranges().front().start);
+  return absl::OkStatus();
+}
+
+absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
+  std::set<uint64_t> present;
+  for (auto& [pid, process] : processes_) {
+    for (const resource::MappingState& mapping : process.memory_map.mappings()) {
+      if (mapping.kind() != resource::MappingState::KIND_SHARED_OBJECT ||
+          !present.insert(mapping.object()).second)
+        continue;
+      auto& sender = objects_[mapping.object()];
+      if (!sender) {
+        auto fd = kernel::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", process.host_pid.value,
+                                           mapping.start(), mapping.end()),
+                               O_RDONLY | O_CLOEXEC);
+        if (!fd.ok()) {
+          present.erase(mapping.object());
+          if (!frozen) continue;  // unmapped meanwhile
+          return fd.status();
+        }
+        sender = std::make_unique<ObjectSender>(mapping.object(), *std::move(fd));
+      }
+      GW_RETURN_IF_ERROR(sender->send(writer, control_, !frozen));
+    }
+  }
+  // An inode number may be used again: what is not mapped now is forgotten, and never kept open.
+  std::erase_if(objects_, [&](const auto& entry) { return !present.contains(entry.first); });
+  return absl::OkStatus();
+}
+
+}  // namespace godwit::process
