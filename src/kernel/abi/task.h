@@ -5,7 +5,8 @@
 #ifndef GODWIT_KERNEL_ABI_TASK_H_
 #define GODWIT_KERNEL_ABI_TASK_H_
 
-// clang-format off: <sys/ptrace.h> before <linux/ptrace.h>, whose macros would break its enumeration.
+// <sys/ptrace.h> first: the macros of <linux/ptrace.h> would break its enumeration.
+// clang-format off
 #include <sys/ptrace.h>
 #include <linux/prctl.h>
 #include <linux/ptrace.h>
