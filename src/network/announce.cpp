@@ -52,8 +52,8 @@ unsigned internet_checksum(const std::string& bytes) {
 
 std::string neighbour_advertisement(const MacAddress& mac, const IpAddress& ip) {
   constexpr MacAddress kAllNodesMac{{0x33, 0x33, 0, 0, 0, 1}};
-  constexpr IpAddress kAllNodes{
-      10 /* AF_INET6 */, {0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}};
+  constexpr IpAddress kAllNodes{10 /* AF_INET6 */,
+                                {0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1}};
   constexpr unsigned kLength = 32;
   constexpr unsigned kOverride = 0x20;
   const auto body = [&](unsigned checksum) {

@@ -28,9 +28,7 @@ struct TcxLinkInfo {
 };
 static_assert(sizeof(TcxLinkInfo) == 24);
 
-long call(int command, bpf_attr& attr) {
-  return ::syscall(SYS_bpf, command, &attr, sizeof attr);
-}
+long call(int command, bpf_attr& attr) { return ::syscall(SYS_bpf, command, &attr, sizeof attr); }
 
 uint64_t pointer(const void* p) { return reinterpret_cast<uint64_t>(p); }
 

@@ -67,8 +67,8 @@ absl::Status FrameSender::send(const Frames& frames) const {
       messages[i].msg_hdr.msg_iovlen = 1;
       at += size;
     }
-    const int sent = ::sendmmsg(socket_.get(), messages.data(), static_cast<unsigned>(count),
-                                MSG_DONTWAIT);
+    const int sent =
+        ::sendmmsg(socket_.get(), messages.data(), static_cast<unsigned>(count), MSG_DONTWAIT);
     for (int i = 0; i < sent; ++i) offset += frames.sizes[done + static_cast<size_t>(i)];
     if (sent > 0) {
       done += static_cast<size_t>(sent);

@@ -69,10 +69,9 @@ std::vector<bpf_insn> towards_program(int map) {
   std::vector<bpf_insn> p;
   load_words(p, map);
   const auto add = [&p](std::initializer_list<bpf_insn> part) { p.insert(p.end(), part); };
-  add({load32(1, 6, kTowardsAt),
-       jump_if(BPF_JEQ, 1, raw(GateMode::kPass), 9),    // -> pass
-       jump_if(BPF_JEQ, 1, raw(GateMode::kHold), 10),   // -> hold
-       jump_if(BPF_JEQ, 1, raw(GateMode::kReplay), 4),  // -> replay
+  add({load32(1, 6, kTowardsAt), jump_if(BPF_JEQ, 1, raw(GateMode::kPass), 9),  // -> pass
+       jump_if(BPF_JEQ, 1, raw(GateMode::kHold), 10),                           // -> hold
+       jump_if(BPF_JEQ, 1, raw(GateMode::kReplay), 4),                          // -> replay
        // drop:
        set(1, 1), atomic_add64(6, 1, kDroppedTowardsAt), set(0, bpf::kTcxDrop), leave(),
        // replay: whatever came after a frame that is still in the hold goes there too, so that
@@ -112,7 +111,8 @@ std::string pin_path(const std::string& folder, const std::string& name, const c
 
 absl::Status Gate::map_words() {
   static_assert(sizeof(Words) == kWordsSize && offsetof(Words, hold_ifindex) == kHoldIfindexAt &&
-                offsetof(Words, held) == kHeldAt && offsetof(Words, dropped_from) == kDroppedFromAt);
+                offsetof(Words, held) == kHeldAt &&
+                offsetof(Words, dropped_from) == kDroppedFromAt);
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
   void* at = ::mmap(nullptr, kWordsSize, PROT_READ | PROT_WRITE, MAP_SHARED, map_.get(), 0);
   if (at == MAP_FAILED) return errno_status(errno, "mmap(gate's BPF array)");
@@ -129,8 +129,7 @@ absl::StatusOr<Gate> Gate::create(const std::string& pin_dir, const std::string&
                       bpf::load_classifier("gw_towards", towards_program(gate.map_.get())));
   GW_ASSIGN_OR_RETURN(const UniqueFd from,
                       bpf::load_classifier("gw_from", from_program(gate.map_.get())));
-  GW_ASSIGN_OR_RETURN(gate.towards_link_,
-                      bpf::attach_tcx(towards.get(), ifindex, bpf::kTcxEgress));
+  GW_ASSIGN_OR_RETURN(gate.towards_link_, bpf::attach_tcx(towards.get(), ifindex, bpf::kTcxEgress));
   GW_ASSIGN_OR_RETURN(gate.from_link_, bpf::attach_tcx(from.get(), ifindex, bpf::kTcxIngress));
 
   GW_RETURN_IF_ERROR(unpin(pin_dir, name));  // of a port whose node was killed

@@ -24,7 +24,7 @@
 namespace godwit::network {
 
 enum class GateMode : uint32_t {
-  kDrop = 0,    // what a new gate does, in both directions
+  kDrop = 0,  // what a new gate does, in both directions
   kPass = 1,
   kHold = 2,    // towards the capsule only: into the hold
   kReplay = 3,  // towards only: as kHold while a held frame has not been replayed, else as kPass

@@ -21,8 +21,7 @@ constexpr uint32_t kQueue = 10000;
 constexpr size_t kLongestFrame = 65536 + 64;
 
 absl::StatusOr<UniqueFd> attach(const std::string& name) {
-  GW_ASSIGN_OR_RETURN(UniqueFd fd,
-                      kernel::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, kernel::open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC));
   ifreq request{};
   std::strncpy(request.ifr_name, name.c_str(), IFNAMSIZ - 1);
   request.ifr_flags = IFF_TAP | IFF_NO_PI;
@@ -40,8 +39,8 @@ absl::StatusOr<UniqueFd> attach(const std::string& name) {
 absl::StatusOr<Hold> Hold::create(Netlink& netlink, const std::string& name, uint32_t mtu) {
   GW_ASSIGN_OR_RETURN(UniqueFd fd, attach(name));
   GW_ASSIGN_OR_RETURN(const int ifindex, netlink.ifindex_of(name));
-  GW_RETURN_IF_ERROR(write_net_sysctl_if_present(
-      fmt::format("ipv6/conf/{}/disable_ipv6", name), "1"));
+  GW_RETURN_IF_ERROR(
+      write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/disable_ipv6", name), "1"));
   LinkChange change;
   change.up = false;
   change.mtu = mtu;
@@ -70,7 +69,7 @@ absl::StatusOr<Hold> Hold::adopt(Netlink& netlink, const std::string& name, Uniq
 
 absl::StatusOr<size_t> Hold::drain(Frames& out) const {
   std::array<char, kLongestFrame> buffer;
-  for (size_t count = 0;; ) {
+  for (size_t count = 0;;) {
     const ssize_t got = ::read(fd_.get(), buffer.data(), buffer.size());
     if (got > 0) {
       out.append({buffer.data(), static_cast<size_t>(got)});

@@ -51,8 +51,7 @@ absl::StatusOr<IpPrefix> parse_prefix(std::string_view text) {
   unsigned length = most;
   if (slash != std::string_view::npos) {
     const std::string_view digits = text.substr(slash + 1);
-    const auto [end, error] =
-        std::from_chars(digits.data(), digits.data() + digits.size(), length);
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), length);
     if (error != std::errc() || end != digits.data() + digits.size() || length > most) {
       return make_error(absl::StatusCode::kInvalidArgument, "\"{}\": not a prefix length of 0..{}",
                         text, most);
@@ -115,8 +114,8 @@ IpPrefix link_local_of(const MacAddress& mac) {
   result.length = 64;
   result.ip.family = AF_INET6;
   const auto& m = mac.bytes;
-  result.ip.bytes = {0xfe, 0x80, 0,    0,    0,    0,    0,    0,
-                     static_cast<uint8_t>(m[0] ^ 2), m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]};
+  result.ip.bytes = {0xfe, 0x80, 0,    0,    0,    0,    0,   0, static_cast<uint8_t>(m[0] ^ 2),
+                     m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]};
   return result;
 }
 

@@ -71,8 +71,8 @@ absl::StatusOr<LabNetwork> LabNetwork::of(const LabSpec& spec) {
   GW_ASSIGN_OR_RETURN(lab.subnet6_, subnet(spec.subnet6, 112));
   GW_ASSIGN_OR_RETURN(lab.underlay_, subnet(spec.underlay, 24));
   GW_ASSIGN_OR_RETURN(lab.underlay6_, subnet(spec.underlay6, 112));
-  if (spec.overlay && (overlap(lab.subnet_, lab.underlay_) ||
-                       overlap(lab.subnet6_, lab.underlay6_))) {
+  if (spec.overlay &&
+      (overlap(lab.subnet_, lab.underlay_) || overlap(lab.subnet6_, lab.underlay6_))) {
     return make_error(absl::StatusCode::kInvalidArgument,
                       "subnet {} and underlay {} of an overlay must not overlap", spec.subnet,
                       spec.underlay);
@@ -118,8 +118,7 @@ OverlaySpec LabNetwork::overlay_of(uint32_t node) const {
   }
   overlay.addresses = {{host_of(subnet_, kFirstNodeHost + node), subnet_.length},
                        {host_of(subnet6_, kFirstNodeHost + node), subnet6_.length}};
-  overlay.gateways = {{host_of(subnet_, kGatewayHost), 32},
-                      {host_of(subnet6_, kGatewayHost), 128}};
+  overlay.gateways = {{host_of(subnet_, kGatewayHost), 32}, {host_of(subnet6_, kGatewayHost), 128}};
   overlay.underlay_mtu = kMtu;
   return overlay;
 }
@@ -152,11 +151,8 @@ absl::Status LabNetwork::set_up_node(uint32_t node) const {
   }
   GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
   GW_ASSIGN_OR_RETURN(const int uplink, netlink.ifindex_of(kUplink));
-  GW_RETURN_IF_ERROR(netlink.add_address(uplink, node_address(node)));
-  GW_RETURN_IF_ERROR(netlink.add_address(uplink, node_address6(node)));
-  LinkChange up;
-  up.up = true;
-  GW_RETURN_IF_ERROR(netlink.change_link(uplink, up));
+  GW_RETURN_IF_ERROR(
+      bring_up_with(netlink, kUplink, uplink, {node_address(node), node_address6(node)}));
   return set_up_overlay(overlay_of(node));
 }
 
@@ -167,11 +163,8 @@ absl::Status LabNetwork::set_up_client() const {
     GW_ASSIGN_OR_RETURN(const NetnsScope inside, NetnsScope::enter_named(client_netns()));
     GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
     GW_ASSIGN_OR_RETURN(const int eth0, netlink.ifindex_of(kClientInterface));
-    GW_RETURN_IF_ERROR(netlink.add_address(eth0, client_address()));
-    GW_RETURN_IF_ERROR(netlink.add_address(eth0, client_address6()));
-    LinkChange up;
-    up.up = true;
-    GW_RETURN_IF_ERROR(netlink.change_link(eth0, up));
+    GW_RETURN_IF_ERROR(
+        bring_up_with(netlink, kClientInterface, eth0, {client_address(), client_address6()}));
   }
   return spec_.overlay ? route_client_through(1) : absl::OkStatus();
 }
@@ -193,16 +186,26 @@ absl::Status LabNetwork::up() const {
 
 absl::Status LabNetwork::wait_forwarding() const {
   const Deadline deadline = Deadline::in(absl::Seconds(10));
-  const auto wait = [&](const std::string& netns, const std::string& port) -> absl::Status {
+  const auto wait = [&](const std::string& netns, const std::vector<std::string>& ports,
+                        const std::vector<std::string>& devices) -> absl::Status {
     GW_ASSIGN_OR_RETURN(const NetnsScope inside, NetnsScope::enter_named(netns));
     GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
-    return netlink.wait_forwarding(port, deadline);
+    for (const std::string& port : ports) {
+      GW_RETURN_IF_ERROR(netlink.wait_forwarding(port, deadline));
+    }
+    for (const std::string& device : devices) {
+      GW_RETURN_IF_ERROR(netlink.wait_operational(device, deadline));
+    }
+    return absl::OkStatus();
   };
+  std::vector<std::string> wires{"client"};
   for (uint32_t node = 1; node <= spec_.nodes; ++node) {
-    GW_RETURN_IF_ERROR(wait(switch_netns(), fmt::format("n{}", node)));
-    GW_RETURN_IF_ERROR(wait(node_netns(node), spec_.overlay ? kVxlan : kUplink));
+    wires.push_back(fmt::format("n{}", node));
+    GW_RETURN_IF_ERROR(
+        wait(node_netns(node), {spec_.overlay ? kVxlan : kUplink}, {kUplink, kNodeBridge}));
   }
-  return wait(switch_netns(), "client");
+  GW_RETURN_IF_ERROR(wait(client_netns(), {}, {kClientInterface}));
+  return wait(switch_netns(), wires, wires);
 }
 
 std::vector<std::string> LabNetwork::nodes_up(const std::string& id) {

@@ -28,7 +28,7 @@ struct LabSpec {
   bool overlay = false;
   std::string subnet = "10.77.0.0/16";
   std::string subnet6 = "fd77::/64";
-  std::string underlay = "10.78.0.0/24";   // overlay only
+  std::string underlay = "10.78.0.0/24";  // overlay only
   std::string underlay6 = "fd78::/64";
 };
 

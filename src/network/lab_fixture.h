@@ -25,14 +25,14 @@
 #include "network/netns.h"
 #include "network/port.h"
 
-#define GW_ASSERT_OK(expr)                                        \
-  do {                                                            \
-    const absl::Status gw_test_status = (expr);                   \
+#define GW_ASSERT_OK(expr)                                          \
+  do {                                                              \
+    const absl::Status gw_test_status = (expr);                     \
     ASSERT_TRUE(gw_test_status.ok()) << message_of(gw_test_status); \
   } while (false)
-#define GW_EXPECT_OK(expr)                                        \
-  do {                                                            \
-    const absl::Status gw_test_status = (expr);                   \
+#define GW_EXPECT_OK(expr)                                          \
+  do {                                                              \
+    const absl::Status gw_test_status = (expr);                     \
     EXPECT_TRUE(gw_test_status.ok()) << message_of(gw_test_status); \
   } while (false)
 

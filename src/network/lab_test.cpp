@@ -49,9 +49,8 @@ TEST_F(LabNetworkTest, LanConnectsAll) {
 
 TEST_F(LabNetworkTest, IproutesToolSeesTheNames) {
   make_lab(false);
-  const std::string command =
-      fmt::format("ip netns exec {} ip -br addr show gw0 | grep -q {}", lab_->node_netns(1),
-                  lab_->node_address(1).text());
+  const std::string command = fmt::format("ip netns exec {} ip -br addr show gw0 | grep -q {}",
+                                          lab_->node_netns(1), lab_->node_address(1).text());
   EXPECT_EQ(std::system(command.c_str()), 0);
 }
 

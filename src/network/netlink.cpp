@@ -70,8 +70,7 @@ absl::Status exchange_messages(nl_sock* socket, nl_msg* message, const std::stri
   ::nl_cb_put(callbacks);
   if (exchange.error != 0) return errno_status(exchange.error, "netlink " + what);
   if (!exchange.done) {
-    return make_error(absl::StatusCode::kInternal, "netlink {}: {}", what,
-                      ::nl_geterror(received));
+    return make_error(absl::StatusCode::kInternal, "netlink {}: {}", what, ::nl_geterror(received));
   }
   return absl::OkStatus();
 }
@@ -149,11 +148,9 @@ absl::Status Netlink::create_veth(const VethEnd& here, const VethEnd& peer, uint
   return talk(request.get(), fmt::format("create veth {} - {}", here.name, peer.name));
 }
 
-absl::Status Netlink::create_bridge(const std::string& name, MacAddress mac, uint32_t mtu) {
+absl::Status Netlink::create_bridge(const std::string& name, uint32_t mtu) {
   Request request(RTM_NEWLINK, kCreate, link_header());
   request.put(IFLA_IFNAME, name);
-  // A bridge whose MAC was set keeps it when ports come and go.
-  if (!mac.is_zero()) request.put(IFLA_ADDRESS, mac);
   request.put_u32(IFLA_MTU, mtu);
   {
     Request::Nest info(request, IFLA_LINKINFO);
@@ -225,9 +222,11 @@ absl::StatusOr<LinkState> Netlink::link_state(const std::string& name) {
     const auto* header = static_cast<const ifinfomsg*>(::nlmsg_data(message));
     state.ifindex = header->ifi_index;
     state.up = (header->ifi_flags & IFF_UP) != 0;
-    if (found[IFLA_OPERSTATE] != nullptr) {
+    if (found[IFLA_OPERSTATE] != nullptr && found[IFLA_CARRIER] != nullptr) {
+      // Unknown: the carrier has been there since the device was made.
       const uint8_t oper = ::nla_get_u8(found[IFLA_OPERSTATE]);
-      state.operational = oper == IF_OPER_UP || oper == IF_OPER_UNKNOWN;
+      state.operational =
+          ::nla_get_u8(found[IFLA_CARRIER]) != 0 && (oper == IF_OPER_UP || oper == IF_OPER_UNKNOWN);
     }
     if (found[IFLA_MASTER] != nullptr) {
       state.master = static_cast<int>(::nla_get_u32(found[IFLA_MASTER]));
@@ -265,21 +264,31 @@ absl::StatusOr<int> Netlink::ifindex_of(const std::string& name) {
   return state->ifindex;
 }
 
-absl::Status Netlink::wait_forwarding(const std::string& name, const Deadline& deadline) {
+absl::Status Netlink::wait_for(const std::string& name, const Deadline& deadline, const char* what,
+                               absl::FunctionRef<bool(const LinkState&)> reached) {
   for (;;) {
     GW_ASSIGN_OR_RETURN(const LinkState state, link_state(name));
-    if (state.operational && state.bridge_port_state == BR_STATE_FORWARDING) {
-      return absl::OkStatus();
-    }
+    if (reached(state)) return absl::OkStatus();
     if (deadline.passed()) {
       return make_error(absl::StatusCode::kDeadlineExceeded,
-                        "{}: its bridge does not forward (up {}, carrier {}, port state {}): are "
-                        "the bridge and the other end up?",
-                        name, state.up, state.operational, state.bridge_port_state);
+                        "{}: not {} (up {}, operational {}, bridge port state {}): is the other "
+                        "end up?",
+                        name, what, state.up, state.operational, state.bridge_port_state);
     }
     // Link messages would come just as late as the state changes, so polling loses nothing.
     ::poll(nullptr, 0, 1);
   }
+}
+
+absl::Status Netlink::wait_operational(const std::string& name, const Deadline& deadline) {
+  return wait_for(name, deadline, "operational",
+                  [](const LinkState& state) { return state.operational; });
+}
+
+absl::Status Netlink::wait_forwarding(const std::string& port, const Deadline& deadline) {
+  return wait_for(port, deadline, "forwarding", [](const LinkState& state) {
+    return state.bridge_port_state == BR_STATE_FORWARDING;
+  });
 }
 
 absl::Status Netlink::add_address(int ifindex, const IpPrefix& address) {
@@ -337,8 +346,8 @@ absl::Status Netlink::add_route(const IpPrefix& to, const std::optional<IpAddres
   if (to.length != 0) request.put(RTA_DST, to.ip);
   if (gateway) request.put(RTA_GATEWAY, *gateway);
   if (ifindex != 0) request.put_u32(RTA_OIF, static_cast<uint32_t>(ifindex));
-  return talk(request.get(), fmt::format("add route to {} via {}", to.text(),
-                                         gateway ? gateway->text() : "link"));
+  return talk(request.get(),
+              fmt::format("add route to {} via {}", to.text(), gateway ? gateway->text() : "link"));
 }
 
 absl::Status Netlink::add_neighbour(const Neighbour& neighbour) {

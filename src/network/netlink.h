@@ -25,11 +25,11 @@ namespace godwit::network {
 struct LinkState {
   int ifindex = 0;
   bool up = false;             // IFF_UP
-  bool operational = false;    // IFLA_OPERSTATE is up or unknown
+  bool operational = false;    // carrier, and IFLA_OPERSTATE says so or nothing
   int bridge_port_state = -1;  // 3: forwarding (BR_STATE_FORWARDING); -1: not a port of a bridge
   int master = 0;
   uint32_t mtu = 0;
-  uint64_t tx_dropped = 0;     // IFLA_STATS64
+  uint64_t tx_dropped = 0;  // IFLA_STATS64
   MacAddress mac;
 };
 
@@ -42,11 +42,11 @@ struct VethEnd {
 // How a change of a link is described; only what is set is changed.
 struct LinkChange {
   std::optional<bool> up;
-  std::optional<int> master;     // 0: none
+  std::optional<int> master;  // 0: none
   std::optional<MacAddress> mac;
   std::optional<uint32_t> mtu;
   std::optional<uint32_t> txqueuelen;
-  std::optional<int> netns_fd;   // moved to there
+  std::optional<int> netns_fd;  // moved to there
 };
 
 struct Neighbour {
@@ -66,7 +66,7 @@ class Netlink {
   absl::Status create_veth(const VethEnd& here, const VethEnd& peer, uint32_t mtu,
                            uint32_t txqueuelen);
   // No STP, no multicast snooping (it would filter neighbour solicitations to silent hosts).
-  absl::Status create_bridge(const std::string& name, MacAddress mac, uint32_t mtu);
+  absl::Status create_bridge(const std::string& name, uint32_t mtu);
   // UDP port 4789; learns where a MAC is from what arrives.
   absl::Status create_vxlan(const std::string& name, uint32_t vni, const IpAddress& local,
                             uint32_t mtu);
@@ -76,9 +76,10 @@ class Netlink {
   absl::Status no_generated_addresses(int ifindex);
   absl::StatusOr<int> ifindex_of(const std::string& name);  // kNotFound when there is none
   absl::StatusOr<LinkState> link_state(const std::string& name);
-  // Until the bridge above the port `name` takes its frames. The kernel's linkwatch sees a carrier
-  // up to a second after "up"; until then the bridge drops what comes.
-  absl::Status wait_forwarding(const std::string& name, const Deadline& deadline);
+  // The kernel's linkwatch sees a carrier up to a second after "up". Until then a veth or bridge
+  // drops what is sent on it (its queue is still "noop"), and a bridge what comes in on a port.
+  absl::Status wait_operational(const std::string& name, const Deadline& deadline);
+  absl::Status wait_forwarding(const std::string& port, const Deadline& deadline);
 
   // v6 addresses are added with IFA_F_NODAD: usable at once and silent. Existing: OK.
   absl::Status add_address(int ifindex, const IpPrefix& address);
@@ -110,6 +111,8 @@ class Netlink {
                     absl::FunctionRef<void(nlmsghdr*)> each);
   absl::Status forwarding_entry(int type, int flags, int ifindex, const MacAddress& mac,
                                 uint8_t entry_flags, uint16_t state, const IpAddress* to);
+  absl::Status wait_for(const std::string& name, const Deadline& deadline, const char* what,
+                        absl::FunctionRef<bool(const LinkState&)> reached);
   nl_sock* socket_;
 };
 

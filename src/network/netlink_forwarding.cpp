@@ -26,8 +26,8 @@ absl::Status Netlink::forwarding_entry(int type, int flags, int ifindex, const M
 
 // NUD_REACHABLE makes a dynamic entry: learning moves it. NUD_PERMANENT would pin it.
 absl::Status Netlink::set_bridge_forwarding(int port_ifindex, const MacAddress& mac) {
-  return forwarding_entry(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, port_ifindex, mac,
-                          NTF_MASTER, NUD_REACHABLE, nullptr);
+  return forwarding_entry(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, port_ifindex, mac, NTF_MASTER,
+                          NUD_REACHABLE, nullptr);
 }
 
 absl::Status Netlink::delete_bridge_forwarding(int port_ifindex, const MacAddress& mac) {
@@ -66,8 +66,8 @@ absl::StatusOr<int> Netlink::bridge_forwarding(int bridge_ifindex, const MacAddr
 
 absl::Status Netlink::set_vxlan_forwarding(int vxlan_ifindex, const MacAddress& mac,
                                            const IpAddress& to) {
-  return forwarding_entry(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, vxlan_ifindex, mac,
-                          NTF_SELF, NUD_REACHABLE, &to);
+  return forwarding_entry(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, vxlan_ifindex, mac, NTF_SELF,
+                          NUD_REACHABLE, &to);
 }
 
 absl::Status Netlink::delete_vxlan_forwarding(int vxlan_ifindex, const MacAddress& mac,

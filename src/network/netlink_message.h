@@ -29,9 +29,7 @@ class Request {
   void put_u8(int type, uint8_t value) { ::nla_put_u8(message_, type, value); }
   void put_u16(int type, uint16_t value) { ::nla_put_u16(message_, type, value); }
   void put_u32(int type, uint32_t value) { ::nla_put_u32(message_, type, value); }
-  void put(int type, const std::string& value) {
-    ::nla_put_string(message_, type, value.c_str());
-  }
+  void put(int type, const std::string& value) { ::nla_put_string(message_, type, value.c_str()); }
   void put(int type, const MacAddress& mac) {
     ::nla_put(message_, type, static_cast<int>(mac.bytes.size()), mac.bytes.data());
   }

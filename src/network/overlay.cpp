@@ -5,26 +5,37 @@
 #include "network/netns.h"
 
 namespace godwit::network {
-namespace {
-
-absl::Status raise(Netlink& netlink, int ifindex) {
+absl::Status bring_up_with(Netlink& netlink, const std::string& name, int ifindex,
+                           const std::vector<IpPrefix>& addresses) {
+  for (const char* key : {"accept_dad", "dad_transmits"}) {
+    GW_RETURN_IF_ERROR(write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/{}", name, key), "0"));
+  }
+  for (const IpPrefix& address : addresses) {
+    GW_RETURN_IF_ERROR(netlink.add_address(ifindex, address));
+  }
   LinkChange up;
   up.up = true;
   return netlink.change_link(ifindex, up);
 }
 
+namespace {
+
 absl::StatusOr<int> bridge_with(Netlink& netlink, const std::string& name, uint32_t mtu,
                                 const std::vector<IpPrefix>& addresses) {
   absl::StatusOr<int> bridge = netlink.ifindex_of(name);
   if (!bridge.ok()) {
-    GW_RETURN_IF_ERROR(netlink.create_bridge(name, MacAddress{}, mtu));
+    GW_RETURN_IF_ERROR(netlink.create_bridge(name, mtu));
     bridge = netlink.ifindex_of(name);
     GW_RETURN_IF_ERROR(bridge.status());
+    // Setting the MAC that it has pins it. Else it follows the lowest of the ports' and changes
+    // with the coming and going of services: whoever knew the node by it meets a black hole until
+    // the neighbour entry has failed, 8 s later (br_stp_recalculate_bridge_id()).
+    GW_ASSIGN_OR_RETURN(const LinkState made, netlink.link_state(name));
+    LinkChange keep;
+    keep.mac = made.mac;
+    GW_RETURN_IF_ERROR(netlink.change_link(*bridge, keep));
   }
-  for (const IpPrefix& address : addresses) {
-    GW_RETURN_IF_ERROR(netlink.add_address(*bridge, address));
-  }
-  GW_RETURN_IF_ERROR(raise(netlink, *bridge));
+  GW_RETURN_IF_ERROR(bring_up_with(netlink, name, *bridge, addresses));
   return bridge;
 }
 

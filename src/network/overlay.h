@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "network/ip.h"
+#include "network/netlink.h"
 
 namespace godwit::network {
 
@@ -18,10 +19,15 @@ inline constexpr char kVxlan[] = "gwx0";
 // Room that VXLAN takes of the underlay's MTU over IPv4 (50) and IPv6 (70); the larger is used.
 inline constexpr uint32_t kVxlanOverhead = 70;
 
+// Addresses and up. Without duplicate address detection, also of the link-local address: for its
+// two seconds a node could not ask for a neighbour (a solicitation comes from that address).
+absl::Status bring_up_with(Netlink& netlink, const std::string& name, int ifindex,
+                           const std::vector<IpPrefix>& addresses);
+
 struct LanSpec {
   std::string bridge = kNodeBridge;
-  std::string uplink = kUplink;      // becomes a port of the bridge; its addresses stay on it
-  std::vector<IpPrefix> addresses;   // the node's, on the bridge
+  std::string uplink = kUplink;     // becomes a port of the bridge; its addresses stay on it
+  std::vector<IpPrefix> addresses;  // the node's, on the bridge
   uint32_t mtu = 1500;
 };
 // Idempotent: what is there already stays.
@@ -31,9 +37,9 @@ struct OverlaySpec {
   std::string bridge = kNodeBridge;
   std::string vxlan = kVxlan;
   uint32_t vni = 7;
-  IpAddress local;                   // of this node in the underlay
-  std::vector<IpAddress> peers;      // the other nodes there
-  std::vector<IpPrefix> addresses;   // the node's own, on the bridge
+  IpAddress local;                  // of this node in the underlay
+  std::vector<IpAddress> peers;     // the other nodes there
+  std::vector<IpPrefix> addresses;  // the node's own, on the bridge
   // The same on every node: the services' default route leads to the node they are on, which
   // forwards, and each node lets clients in.
   std::vector<IpPrefix> gateways;

@@ -30,9 +30,10 @@ PortSpec completed(PortSpec spec) {
 // In the capsule's namespace. The kernel must not send a word of its own about the addresses:
 // no duplicate address detection, no solicitation of routers, no address that it makes itself.
 absl::Status quieten_inner() {
-  for (const auto& [key, value] :
-       {std::pair{"accept_ra", "0"}, {"accept_dad", "0"}, {"dad_transmits", "0"},
-        {"router_solicitations", "0"}}) {
+  for (const auto& [key, value] : {std::pair{"accept_ra", "0"},
+                                   {"accept_dad", "0"},
+                                   {"dad_transmits", "0"},
+                                   {"router_solicitations", "0"}}) {
     GW_RETURN_IF_ERROR(
         write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/{}", kInner, key), value));
   }
@@ -65,6 +66,15 @@ absl::Status configure_capsule(const PortSpec& spec) {
     GW_RETURN_IF_ERROR(netlink.add_route(everywhere, gateway, eth0));
   }
   return absl::OkStatus();
+}
+
+absl::Status wait_ready(Netlink& node, const std::string& name, int capsule_netns) {
+  const Deadline deadline = Deadline::in(kUpWithin);
+  GW_RETURN_IF_ERROR(node.wait_forwarding(name, deadline));
+  GW_RETURN_IF_ERROR(node.wait_operational(name, deadline));
+  GW_ASSIGN_OR_RETURN(const NetnsScope inside, NetnsScope::enter(capsule_netns));
+  GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
+  return netlink.wait_operational(kInner, deadline);
 }
 
 }  // namespace
@@ -105,7 +115,7 @@ absl::StatusOr<Port> Port::create(const PortSpec& wanted) {
   LinkChange up;
   up.up = true;
   GW_RETURN_IF_ERROR(netlink.change_link(ifindex, up));
-  GW_RETURN_IF_ERROR(netlink.wait_forwarding(name, Deadline::in(kUpWithin)));
+  GW_RETURN_IF_ERROR(wait_ready(netlink, name, spec.capsule_netns));
   GW_ASSIGN_OR_RETURN(FrameSender sender, FrameSender::open(ifindex));
   std::move(undo).Cancel();
   return Port(spec, std::move(netlink), std::move(gate), std::move(sender), ifindex);
@@ -131,8 +141,7 @@ absl::Status Port::remove(const std::string& service, const std::string& pin_dir
 
 absl::Status Port::prepare_hold() {
   if (hold_) return absl::OkStatus();
-  GW_ASSIGN_OR_RETURN(Hold hold,
-                      Hold::create(netlink_, hold_interface(spec_.service), spec_.mtu));
+  GW_ASSIGN_OR_RETURN(Hold hold, Hold::create(netlink_, hold_interface(spec_.service), spec_.mtu));
   gate_.set_hold_ifindex(hold.ifindex());
   hold_ = std::move(hold);
   return absl::OkStatus();
@@ -196,7 +205,8 @@ absl::Status Port::set_up(bool up) {
 
 absl::Status Port::set_phase(PortPhase phase) {
   switch (phase) {
-    case PortPhase::kInvalid: break;
+    case PortPhase::kInvalid:
+      break;
     case PortPhase::kSourceRunning:
       gate_.set_from(GateMode::kPass);
       gate_.set_towards(GateMode::kPass);
@@ -306,12 +316,17 @@ absl::StatusOr<std::vector<Neighbour>> Port::neighbours() const {
   return netlink.neighbours(eth0);
 }
 
-absl::Status Port::set_neighbours(const std::vector<Neighbour>& neighbours) const {
+absl::Status Port::set_neighbours(const std::vector<Neighbour>& neighbours) {
+  GW_ASSIGN_OR_RETURN(const LinkState bridge, netlink_.link_state(spec_.bridge));
+  GW_ASSIGN_OR_RETURN(const std::vector<IpPrefix> ours, netlink_.addresses(bridge.ifindex));
   GW_ASSIGN_OR_RETURN(const NetnsScope inside, NetnsScope::enter(spec_.capsule_netns));
   GW_ASSIGN_OR_RETURN(Netlink netlink, Netlink::open());
   GW_ASSIGN_OR_RETURN(const int eth0, netlink.ifindex_of(kInner));
   for (Neighbour neighbour : neighbours) {
     neighbour.ifindex = eth0;
+    for (const IpPrefix& own : ours) {
+      if (own.ip == neighbour.ip) neighbour.mac = bridge.mac;
+    }
     // Stale: used at once, and confirmed by the kernel while it is in use. A probe or delay under
     // way at the source would be sent by this kernel in the name of a timer it does not have.
     if ((neighbour.state & NUD_PERMANENT) == 0) neighbour.state = NUD_STALE;

@@ -31,26 +31,26 @@ struct PortSpec {
   std::vector<IpPrefix> addresses;  // v4 and v6; the link-local one is added
   std::vector<IpAddress> gateways;  // at most one of each family
   uint32_t mtu = 1500;
-  std::string pin_dir;              // becomes a bpffs; one per node, shared by its ports
+  std::string pin_dir;  // becomes a bpffs; one per node, shared by its ports
 };
 
 // DESIGN, section 3, "Gates".
 enum class PortPhase {
   kInvalid,
-  kSourceRunning,          // pass / pass: also a service that was just started
-  kSourceFrozen,           // hold / drop
-  kSourceCommitted,        // drop / drop, port down
-  kDestinationPrepared,    // hold / drop
-  kDestinationFrozen,      // hold / pass, announces itself
-  kDestinationCommitted,   // hold / pass
-  kActive,                 // replays what is held, then pass / pass
-  kRolledBack,             // the source's: as kActive, and announces itself
+  kSourceRunning,         // pass / pass: also a service that was just started
+  kSourceFrozen,          // hold / drop
+  kSourceCommitted,       // drop / drop, port down
+  kDestinationPrepared,   // hold / drop
+  kDestinationFrozen,     // hold / pass, announces itself
+  kDestinationCommitted,  // hold / pass
+  kActive,                // replays what is held, then pass / pass
+  kRolledBack,            // the source's: as kActive, and announces itself
 };
 
 struct Replay {
-  size_t frames = 0;       // put into the capsule
+  size_t frames = 0;  // put into the capsule
   uint32_t rounds = 0;
-  bool in_order = true;    // false: so much kept coming that the gate was opened before the last
+  bool in_order = true;  // false: so much kept coming that the gate was opened before the last
 };
 
 class Port {
@@ -96,9 +96,10 @@ class Port {
   absl::StatusOr<size_t> settle(absl::Duration patience);
 
   // What the capsule's kernel knows about its neighbours, and giving it to the capsule at the
-  // other end, which then need not ask. ifindex is not carried.
+  // other end, which then need not ask. ifindex is not carried. An address that this node's own
+  // bridge has (the overlay's gateway, which every node has) gets this bridge's MAC.
   absl::StatusOr<std::vector<Neighbour>> neighbours() const;
-  absl::Status set_neighbours(const std::vector<Neighbour>& neighbours) const;
+  absl::Status set_neighbours(const std::vector<Neighbour>& neighbours);
 
   Gate& gate() { return gate_; }
   int ifindex() const { return ifindex_; }

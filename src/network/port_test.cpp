@@ -70,8 +70,7 @@ TEST_F(PortTest, FrozenPhaseNeedsAHold) {
   EXPECT_EQ(port_->set_phase(PortPhase::kSourceFrozen).code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(port_->gate().towards(), GateMode::kPass);
-  EXPECT_EQ(port_->set_phase(PortPhase::kRolledBack).code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(port_->set_phase(PortPhase::kRolledBack).code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(PortTest, HoldLosesNothingAndKeepsOrder) {
