@@ -20,9 +20,11 @@
 #define GODWIT_TRACEE_TASK_H_
 
 #include <signal.h>
-// Before <linux/ptrace.h>, whose macros would break its enumeration.
-#include <linux/ptrace.h>
+// <sys/ptrace.h> first: the macros of <linux/ptrace.h> would break its enumeration.
+// clang-format off
 #include <sys/ptrace.h>
+#include <linux/ptrace.h>
+// clang-format on
 #include <sys/user.h>
 
 #include <cstddef>
