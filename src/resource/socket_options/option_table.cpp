@@ -16,6 +16,10 @@ namespace {
 // linux/tcp.h of Linux 6.15.
 constexpr int kTcpRtoMaxMs = 44;
 
+// asm-generic/socket.h of Linux 6.5 and 6.16.
+constexpr int kSoPassPidfd = 76;
+constexpr int kSoPassRights = 83;
+
 constexpr uint32_t kConnection = kUseTcpConnection;
 constexpr uint32_t kIdle = kUseTcpIdle;
 constexpr uint32_t kTcp = kConnection | kIdle;
@@ -49,6 +53,8 @@ constexpr OptionSpec kTable[] = {
     {SOL_SOCKET, SO_LINGER, kTcp, -1, kLinger},
     {SOL_SOCKET, SO_PASSCRED, kLocal, 0},
     {SOL_SOCKET, SO_PASSSEC, kUseUnix, 0},
+    {SOL_SOCKET, kSoPassPidfd, kUseUnix, 0},
+    {SOL_SOCKET, kSoPassRights, kUseUnix, 1},
     {SOL_SOCKET, SO_RCVLOWAT, kTcp | kUseUnix, 1},
     {SOL_SOCKET, SO_RCVTIMEO, kAll, 0, kTime},
     {SOL_SOCKET, SO_SNDTIMEO, kAll, 0, kTime},

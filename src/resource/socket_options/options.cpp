@@ -146,20 +146,6 @@ absl::Status restore_filter(int fd, const SocketCommon* before, const SocketComm
   return absl::OkStatus();
 }
 
-// The capsule's number of a process that fcntl shows by ours: last field of NSpid in its status.
-absl::StatusOr<int> image_pid_of(int host_pid) {
-  GW_ASSIGN_OR_RETURN(const std::string text,
-                      kernel::read_file(fmt::format("/proc/{}/status", host_pid)));
-  const size_t line = text.find("\nNSpid:");
-  if (line == std::string::npos)
-    return make_error(absl::StatusCode::kInternal, "/proc/{}/status has no NSpid", host_pid);
-  const size_t end = text.find('\n', line + 1);
-  const size_t last = text.find_last_of(" \t", end);
-  int pid = 0;
-  std::from_chars(text.data() + last + 1, text.data() + end, pid);
-  return pid;
-}
-
 absl::Status capture_signal_owner(const OpenFile& file, SocketCommon& common) {
   f_owner_ex owner{};
   if (::fcntl(file.fd, F_GETOWN_EX, &owner) != 0)
@@ -178,6 +164,20 @@ absl::Status capture_signal_owner(const OpenFile& file, SocketCommon& common) {
 }
 
 }  // namespace
+
+// The last field of NSpid in its status.
+absl::StatusOr<int> image_pid_of(int host_pid) {
+  GW_ASSIGN_OR_RETURN(const std::string text,
+                      kernel::read_file(fmt::format("/proc/{}/status", host_pid)));
+  const size_t line = text.find("\nNSpid:");
+  if (line == std::string::npos)
+    return make_error(absl::StatusCode::kInternal, "/proc/{}/status has no NSpid", host_pid);
+  const size_t end = text.find('\n', line + 1);
+  const size_t last = text.find_last_of(" \t", end);
+  int pid = 0;
+  std::from_chars(text.data() + last + 1, text.data() + end, pid);
+  return pid;
+}
 
 absl::StatusOr<int> get_int_option(int fd, int level, int name) {
   int value = 0;

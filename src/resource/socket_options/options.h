@@ -52,6 +52,9 @@ absl::Status restore_device(int fd, const SocketCommon& now);
 absl::StatusOr<FileKind::Check> finish_signal_owner(const SocketCommon& now, int remote_fd,
                                                     tracee::Batch& batch);
 
+// The capsule's number of a process that the kernel shows by ours.
+absl::StatusOr<int> image_pid_of(int host_pid);
+
 // SO_DOMAIN, SO_TYPE, SO_PROTOCOL of a descriptor that is a socket; false if it is none.
 struct SocketKind {
   int domain = 0;
