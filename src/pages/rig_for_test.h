@@ -25,8 +25,8 @@ inline constexpr uint64_t kGiB = uint64_t{1} << 30;
 
 class Rig {
  public:
-  static constexpr uint64_t kBase = 0x1000'0000'0000;
-  static constexpr uint64_t kEnd = 0x1100'0000'0000;
+  static constexpr uint64_t kBase = 0x2000'0000'0000;
+  static constexpr uint64_t kEnd = 0x2100'0000'0000;
 
   explicit Rig(UffdTrackerOptions options = {}) {
     int fds[2];

@@ -13,7 +13,7 @@ namespace godwit::pages {
 namespace {
 
 constexpr uint64_t P = kPageSize;
-constexpr uint64_t B = 0x1000'0000'0000;
+constexpr uint64_t B = 0x2000'0000'0000;
 
 class CountingSink final : public stream::Sink {
  public:

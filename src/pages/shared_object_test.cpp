@@ -14,7 +14,7 @@ namespace godwit::pages {
 namespace {
 
 constexpr uint64_t P = kPageSize;
-constexpr uint64_t B = 0x1000'0000'0000;
+constexpr uint64_t B = 0x2000'0000'0000;
 
 UniqueFd memfd(uint64_t bytes) {
   UniqueFd fd(::memfd_create("shared", MFD_CLOEXEC));
