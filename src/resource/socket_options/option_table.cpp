@@ -7,7 +7,9 @@
 
 #include <linux/in.h>
 #include <linux/in6.h>
+#include <linux/netlink.h>
 #include <linux/tcp.h>
+#include <linux/udp.h>
 #include <sys/socket.h>
 
 namespace godwit::resource {
@@ -94,6 +96,12 @@ constexpr OptionSpec kTable[] = {
     {IPPROTO_TCP, TCP_TX_DELAY, kTcp, 0},
     {IPPROTO_TCP, kTcpRtoMaxMs, kTcp, 120000},
 
+    {IPPROTO_UDP, UDP_CORK, kDatagram, 0},
+    {IPPROTO_UDP, UDP_NO_CHECK6_TX, kDatagram, 0},
+    {IPPROTO_UDP, UDP_NO_CHECK6_RX, kDatagram, 0},
+    {IPPROTO_UDP, UDP_SEGMENT, kDatagram, 0},
+    {IPPROTO_UDP, UDP_GRO, kDatagram, 0},
+
     {IPPROTO_IP, IP_TTL, kInternet, 64},
     {IPPROTO_IP, IP_MTU_DISCOVER, kInternet, 1},
     {IPPROTO_IP, IP_RECVERR, kInternet, 0},
@@ -110,6 +118,14 @@ constexpr OptionSpec kTable[] = {
     {IPPROTO_IP, IP_MULTICAST_TTL, kDatagram, 1, kInt, k4},
     {IPPROTO_IP, IP_MULTICAST_LOOP, kDatagram, 1, kInt, k4},
     {IPPROTO_IP, IP_MULTICAST_ALL, kDatagram, 1, kInt, k4},
+
+    {SOL_NETLINK, NETLINK_PKTINFO, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_BROADCAST_ERROR, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_NO_ENOBUFS, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_CAP_ACK, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_EXT_ACK, kUseNetlink, 0},
+    {SOL_NETLINK, NETLINK_GET_STRICT_CHK, kUseNetlink, 0},
 
     {IPPROTO_IPV6, IPV6_TCLASS, kInternet, 0, kInt, k6},
     {IPPROTO_IPV6, IPV6_UNICAST_HOPS, kInternet, 64, kInt, k6},

@@ -31,7 +31,8 @@ bool applies(const OptionSpec& spec, SocketUse use, int family) {
       break;
   }
   // IPPROTO_IP reaches a socket of AF_INET6 too: it may talk IPv4.
-  return spec.level == SOL_SOCKET || family == AF_INET || family == AF_INET6;
+  return spec.level == SOL_SOCKET || spec.level == SOL_NETLINK || family == AF_INET ||
+         family == AF_INET6;
 }
 
 std::string option_call(std::string_view call, int fd, int level, int name) {

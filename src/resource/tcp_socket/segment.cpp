@@ -3,34 +3,14 @@
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 
-#include <array>
 #include <cstring>
 
 #include "base/status.h"
+#include "resource/socket_options/checksum.h"
 #include "resource/tcp_socket/repair.h"
 
 namespace godwit::resource {
 namespace {
-
-// RFC 1071.
-class Checksum {
- public:
-  template <typename T>
-  void add(const T& bytes) {
-    static_assert(sizeof(T) % 2 == 0);
-    std::array<uint16_t, sizeof(T) / 2> words;
-    std::memcpy(words.data(), &bytes, sizeof(T));
-    for (const uint16_t word : words) sum_ += word;
-  }
-  uint16_t value() const {
-    uint32_t sum = sum_;
-    while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
-    return static_cast<uint16_t>(~sum);
-  }
-
- private:
-  uint32_t sum_ = 0;
-};
 
 struct TimestampsOption {
   uint8_t kinds[4] = {1, 1, 8, 10};  // two of padding, kind, length
@@ -67,11 +47,11 @@ uint16_t checksum_of(const Segment& segment, const Address& from, const Address&
   const uint16_t protocol_and_length[] = {htons(IPPROTO_TCP),
                                           htons(static_cast<uint16_t>(size_of(segment)))};
   Checksum sum;
-  sum.add(from);
-  sum.add(to);
-  sum.add(protocol_and_length);
-  sum.add(part.header);
-  if (segment.echo) sum.add(part.timestamps);
+  sum.add_object(from);
+  sum.add_object(to);
+  sum.add_object(protocol_and_length);
+  sum.add_object(part.header);
+  if (segment.echo) sum.add_object(part.timestamps);
   return sum.value();
 }
 

@@ -3,7 +3,8 @@
 // A connection is carried when both ends are in the tree. The two are made at once, by whichever
 // end's create() comes first; the other is stashed for its own. Queues are read by MSG_PEEK with
 // SO_PEEK_OFF, which changes nothing at the source, and are filled in finish(), when both ends
-// exist, through the other end; only then is a shutdown applied.
+// exist, through the other end; only then is a shutdown applied. (An empty message that was peeked
+// at before is passed over by the kernel, and lost.)
 //
 // The file of a path name belongs to this kind: it is made by bind(2) at the destination. Copies of
 // the file system must leave sockets (S_IFSOCK) out.
