@@ -12,7 +12,7 @@ function(godwit_library name)
   set(dir ${CMAKE_CURRENT_SOURCE_DIR})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cpp ${dir}/*.S)
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${dir}/*_test.cpp)
-  file(GLOB_RECURSE mains CONFIGURE_DEPENDS ${dir}/*_main.cpp)
+  file(GLOB mains CONFIGURE_DEPENDS ${dir}/godwit_main.cpp ${dir}/*_shim_main.cpp)
   file(GLOB_RECURSE protos CONFIGURE_DEPENDS ${dir}/*.proto)
   list(REMOVE_ITEM sources ${tests} ${mains} "")
 

@@ -8,11 +8,13 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "pages/uffd_tracker.h"
 #include "process/source_context.h"
 #include "process/timeouts.h"
 #include "resource/registry.h"
+#include "resource/rseq/rseq.h"
 #include "tracee/remote_syscalls.h"
 
 namespace godwit::process {
@@ -70,6 +72,15 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
   for (const resource::TreeProcess& process : tree_.processes) {
     if (process.zombie) continue;
     const std::string name = fmt::format("process {} ({})", process.pid.value, process.comm);
+    GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
+    if (stat.state == 'Z') {
+      refusals.push_back({"process.leader_ended", name,
+                          "its first thread has ended while others run; a thread group without its "
+                          "leader cannot be made anew",
+                          "let the program keep its main thread (pthread_join instead of "
+                          "pthread_exit)"});
+      continue;
+    }
     GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_smaps(process.host_pid));
     for (const kernel::Mapping& mapping : maps)
       GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
@@ -127,6 +138,7 @@ absl::Status Source::open_tracker(SourceProcess& process) {
   GW_RETURN_IF_ERROR(seized.interrupt());
   GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
                       std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
+  GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
   UniqueFd uffd;
   {
     tracee::RemoteSyscalls remote(task, instruction);

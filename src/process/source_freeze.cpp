@@ -8,6 +8,7 @@
 #include "process/source_context.h"
 #include "process/timeouts.h"
 #include "resource/registry.h"
+#include "resource/rseq/rseq.h"
 #include "resource/tcp_socket/tcp_socket.h"
 
 namespace godwit::process {
@@ -34,7 +35,9 @@ absl::Status Source::freeze() {
       return make_error(absl::StatusCode::kInternal, "process {} was stopped but is not in the tree",
                         pid.value);
     frozen.process = &known->second;
-    for (const tracee::StoppedTask& task : process.tasks) {
+    for (tracee::StoppedTask& task : process.tasks) {
+      // Before anything runs in the task: a restartable sequence is left as preemption leaves it.
+      GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
       GW_ASSIGN_OR_RETURN(const ImagePid tid, (*translate_)(task.tid()));
       frozen.tids.push_back(tid);
     }

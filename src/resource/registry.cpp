@@ -26,29 +26,30 @@
 
 namespace godwit::resource {
 
-// Order of restore. Limits and the working directory while the husk still is root; credentials
-// before what setuid(2) clears (dumpable, parent-death signal); what became pending by the husk's
-// making is thrown away before timers and pending signals come; registers last of all.
+// Order of restore. What the husk's making left pending is thrown away before timers and pending
+// signals come (a timer that fires meanwhile must not count twice); limits after every descriptor is
+// there; credentials after everything that needs root, and task_identity after what setuid(2)
+// clears; scheduling last, so that a low priority does not slow the rest.
 std::span<const TaskResource* const> task_resources() {
   static const std::vector<const TaskResource*> list = {
+      &seccomp_resource(),
       &signal_actions_resource(),
       &signal_stack_resource(),
-      &rlimit_resource(),
-      &working_directory_resource(),
-      &robust_futex_resource(),
-      &rseq_resource(),
       &oom_score_adj_resource(),
-      &credentials_resource(),
-      &process_identity_resource(),
-      &task_identity_resource(),
       &signal_flush_resource(),
       &itimers_resource(),
       &posix_timers_resource(),
       &process_pending_signals_resource(),
       &task_pending_signals_resource(),
-      &seccomp_resource(),
-      &scheduling_resource(),
+      &rseq_resource(),
+      &robust_futex_resource(),
+      &working_directory_resource(),
+      &rlimit_resource(),
+      &process_identity_resource(),
+      &credentials_resource(),
+      &task_identity_resource(),
       &registers_resource(),
+      &scheduling_resource(),
   };
   return list;
 }

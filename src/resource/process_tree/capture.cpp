@@ -19,6 +19,7 @@ namespace {
 
 // include/uapi/linux/nsfs.h, Linux 6.11.
 constexpr unsigned long kNsGetPidInPidns = _IOR(0xb7, 0x8, int);
+constexpr unsigned long kNsGetPidFromPidns = _IOR(0xb7, 0x6, int);
 
 absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid) {
   const std::string path = fmt::format("/proc/{}/task", pid.value);
@@ -36,25 +37,27 @@ absl::StatusOr<std::vector<HostPid>> tasks_of(HostPid pid) {
   return tasks;
 }
 
-// /proc/PID/task/TID/children (CONFIG_PROC_CHILDREN), exact while the parent is stopped.
-absl::StatusOr<std::vector<HostPid>> children_of(HostPid pid, std::span<const HostPid> tasks) {
-  std::vector<HostPid> children;
-  for (HostPid tid : tasks) {
-    GW_ASSIGN_OR_RETURN(
-        const std::string text,
-        kernel::read_file(fmt::format("/proc/{}/task/{}/children", pid.value, tid.value)));
-    const char* at = text.data();
-    const char* const end = at + text.size();
-    while (at < end) {
-      int child = 0;
-      const auto [next, error] = std::from_chars(at, end, child);
-      if (error != std::errc()) break;
-      children.push_back({child});
-      at = next;
-      while (at < end && *at == ' ') ++at;
-    }
+// Processes of the capsule that are in nobody's cgroup.procs: zombies (cgroups(7)). The capsule's
+// own /proc lists all of its pids; task/TID/children needs CONFIG_PROC_CHILDREN, which is rare.
+absl::StatusOr<std::vector<HostPid>> others_of(HostPid init, std::span<const HostPid> members,
+                                               const PidTranslator& translate) {
+  absl::flat_hash_set<int32_t> known = {1};
+  for (HostPid pid : members) {
+    GW_ASSIGN_OR_RETURN(const ImagePid image, translate(pid));
+    known.insert(image.value);
   }
-  return children;
+  const std::string path = fmt::format("/proc/{}/root/proc", init.value);
+  DIR* dir = ::opendir(path.c_str());
+  if (dir == nullptr) return errno_status(errno, fmt::format("opendir({})", path));
+  absl::Cleanup close_dir = [dir] { ::closedir(dir); };
+  std::vector<HostPid> others;
+  while (const dirent* entry = ::readdir(dir)) {
+    const int32_t pid = std::atoi(entry->d_name);
+    if (pid <= 0 || known.contains(pid)) continue;
+    const HostPid host = translate.back({pid});
+    if (host.value > 0) others.push_back(host);
+  }
+  return others;
 }
 
 struct Builder {
@@ -127,11 +130,14 @@ absl::StatusOr<ImagePid> PidTranslator::operator()(HostPid tid) const {
   return status.ns_pid.size() > 1 ? status.image_pid() : ImagePid{0};
 }
 
+HostPid PidTranslator::back(ImagePid pid) const {
+  const int result = ::ioctl(namespace_.get(), kNsGetPidFromPidns, pid.value);
+  return {result > 0 ? result : 0};
+}
+
 absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> members, HostPid init,
                                                  const PidTranslator& translate) {
   Builder builder{init, translate, {}};
-  absl::flat_hash_set<HostPid> seen(members.begin(), members.end());
-  std::vector<HostPid> zombies;
   for (HostPid pid : members) {
     auto tasks = tasks_of(pid);
     if (!tasks.ok()) {
@@ -143,15 +149,12 @@ absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> member
       if (has_ended(added)) continue;
       return added;
     }
-    const auto children = children_of(pid, *tasks);
-    if (!children.ok()) {
-      if (has_ended(children.status())) continue;
-      return children.status();
-    }
-    for (HostPid child : *children)
-      if (seen.insert(child).second) zombies.push_back(child);
   }
-  for (HostPid pid : zombies) {
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> others, others_of(init, members, translate));
+  for (HostPid pid : others) {
+    const auto stat = kernel::read_task_stat(pid);
+    // A member that was born after the list was read is in the next one.
+    if (!stat.ok() || stat->state != 'Z') continue;
     const HostPid self[] = {pid};
     const absl::Status added = builder.add(pid, self);
     if (!added.ok() && !has_ended(added)) return added;

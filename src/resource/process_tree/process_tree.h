@@ -1,8 +1,8 @@
 // Who is whose child, in which session and process group, with which threads.
 //
 // Facts: /proc/PID/status gives NSpid, NSpgid and NSsid (proc_pid_status(5)); a zombie keeps its
-// numbers until it is reaped; cgroup.procs does not list zombies (cgroups(7)), so they are found
-// among their parents' children. Sessions and groups outlive their leaders (setsid(2), setpgid(2)):
+// numbers until it is reaped; cgroup.procs does not list zombies (cgroups(7)), so they are found in
+// the capsule's own /proc. Sessions and groups outlive their leaders (setsid(2), setpgid(2)):
 // to be born into one, a process must be forked by a member.
 #ifndef GODWIT_RESOURCE_PROCESS_TREE_PROCESS_TREE_H_
 #define GODWIT_RESOURCE_PROCESS_TREE_PROCESS_TREE_H_
@@ -42,6 +42,8 @@ class PidTranslator {
  public:
   static absl::StatusOr<PidTranslator> of(HostPid init);
   absl::StatusOr<ImagePid> operator()(HostPid tid) const;
+  // The number here of the capsule's `pid`; 0 if there is none (or before Linux 6.11).
+  HostPid back(ImagePid pid) const;
 
  private:
   explicit PidTranslator(int fd) : namespace_(fd) {}
