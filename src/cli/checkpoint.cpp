@@ -1,0 +1,88 @@
+#include <unistd.h>
+
+#include <cstdlib>
+#include <memory>
+
+#include "cli/client.h"
+#include "cli/command.h"
+
+namespace godwit::cli {
+namespace {
+
+struct Options {
+  std::string name, file, node;
+  bool leave_running = false, json = false, verbose = false, quiet = false;
+};
+
+// The daemon's working directory is not ours.
+std::string absolute(const std::string& path) {
+  char* cwd = path.starts_with('/') ? nullptr : ::getcwd(nullptr, 0);
+  const std::string result = cwd == nullptr ? path : std::string(cwd) + "/" + path;
+  ::free(cwd);
+  return result;
+}
+
+MoveOutput output_of(const Options& options) {
+  return {options.name, options.json, options.verbose, options.quiet || options.json};
+}
+
+int checkpoint(const Context& context, const Options& options) {
+  api::CheckpointRequest request;
+  request.set_name(options.name);
+  request.set_file(absolute(options.file));
+  request.set_leave_running(options.leave_running);
+  return follow_move(context.socket, output_of(options),
+                     [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
+                       return stub.Checkpoint(&call, request);
+                     });
+}
+
+int restore(const Context& context, const Options& options) {
+  api::RestoreRequest request;
+  request.set_file(absolute(options.file));
+  request.set_node(options.node);
+  request.set_name(options.name);
+  return follow_move(context.socket, output_of(options),
+                     [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
+                       return stub.Restore(&call, request);
+                     });
+}
+
+void add_output_flags(CLI::App* command, Options& o) {
+  command->add_flag("--json", o.json, "print the result as JSON, as migrate does");
+  command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
+  command->add_flag("-q,--quiet", o.quiet, "no progress line");
+}
+
+}  // namespace
+
+void add_checkpoint(CLI::App& app, Context& context) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("checkpoint", "save a running service to a file")->group(kMoving);
+  command->add_option("NAME", options->name, "service")->required();
+  command
+      ->add_option("-o,--output", options->file,
+                   "file, on the node that runs the service; it holds the service's memory: mode "
+                   "0600")
+      ->required();
+  command->add_flag("--leave-running", options->leave_running,
+                    "the service runs on afterwards (default: it ends)");
+  add_output_flags(command, *options);
+  command->footer("What is in the file: godwit image show FILE.");
+  command->callback([&context, options] { context.exit_code = checkpoint(context, *options); });
+}
+
+void add_restore(CLI::App& app, Context& context) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("restore", "let a service run again from a file")->group(kMoving);
+  command->add_option("FILE", options->file, "made by checkpoint; on the node that restores")
+      ->required();
+  command->add_option("--node", options->node, "where (default: the node that is asked)");
+  command->add_option("--name", options->name, "another name than it had");
+  add_output_flags(command, *options);
+  command->callback([&context, options] { context.exit_code = restore(context, *options); });
+}
+
+}  // namespace godwit::cli

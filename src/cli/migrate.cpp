@@ -1,0 +1,75 @@
+#include <memory>
+
+#include "base/status.h"
+#include "cli/client.h"
+#include "cli/command.h"
+#include "cli/text.h"
+
+namespace godwit::cli {
+namespace {
+
+struct Options {
+  std::string name, node, strategy = "precopy", max_downtime, bandwidth;
+  bool dry_run = false, json = false, verbose = false, quiet = false;
+};
+
+int migrate(const Context& context, const Options& options) {
+  api::MigrateRequest request;
+  request.set_name(options.name);
+  request.set_node(options.node);
+  request.set_strategy(options.strategy);
+  request.set_dry_run(options.dry_run);
+  request.set_verbose(options.verbose);
+  if (!options.max_downtime.empty()) {
+    const auto limit = parse_duration_ns(options.max_downtime);
+    if (!limit.ok()) return complain(annotate(limit.status(), "--max-downtime"), kUsage);
+    request.set_max_downtime_ns(*limit);
+  }
+  if (!options.bandwidth.empty()) {
+    const auto limit = parse_bandwidth(options.bandwidth);
+    if (!limit.ok()) return complain(annotate(limit.status(), "--bandwidth"), kUsage);
+    request.set_bandwidth_bytes_per_s(*limit);
+  }
+  return follow_move(
+      context.socket, {options.name, options.json, options.verbose, options.quiet || options.json},
+      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
+        return stub.Migrate(&call, request);
+      });
+}
+
+}  // namespace
+
+void add_migrate(CLI::App& app, Context& context) {
+  auto options = std::make_shared<Options>();
+  Options& o = *options;
+  CLI::App* command =
+      app.add_subcommand("migrate", "move a running service to another node; its connections stay")
+          ->group(kMoving);
+  command->add_option("NAME", o.name, "service")->required();
+  command->add_option("NODE", o.node, "where it goes")->required();
+  command
+      ->add_option("--strategy", o.strategy,
+                   "precopy: send memory while it runs, stop it for the last small rest; cold: "
+                   "stop it, send all")
+      ->check(CLI::IsMember({"cold", "precopy"}))
+      ->capture_default_str();
+  command->add_option("--max-downtime", o.max_downtime,
+                      "the service is stopped once what is left takes no longer than this (5ms)");
+  command->add_option("--bandwidth", o.bandwidth,
+                      "limit while it runs, a second: 100MiB, 1Gbit (default: none)");
+  command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");
+  command->add_flag("--json", o.json, "print the result as JSON, without a progress line");
+  command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
+  command->add_flag("-q,--quiet", o.quiet, "no progress line");
+  command->footer(
+      "Ctrl-C cancels the move: the service runs on where it is.\n\n"
+      "Exit codes: 0 moved; 3 it cannot move, the reasons are printed and nothing was touched;\n"
+      "4 it was tried, and the service runs on where it was; 1 another error.\n\n"
+      "JSON fields: name, node (where the service is now), outcome (moved, rolled_back, refused,\n"
+      "movable), error, strategy, rounds, freeze_ns, total_ns, bytes_wire, setup_ns,\n"
+      "first_stop_ns, pages_sent, pages_zero, source_cpu_ns, processes, threads, descriptors,\n"
+      "connections, frames_replayed, spans, refusals.");
+  command->callback([&context, options] { context.exit_code = migrate(context, *options); });
+}
+
+}  // namespace godwit::cli

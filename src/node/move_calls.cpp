@@ -1,0 +1,121 @@
+// Calls that move services, and what nodes ask each other for it.
+#include <fcntl.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/server_context.h>
+
+#include "api/rpc_status.h"
+#include "base/status.h"
+#include "kernel/syscalls.h"
+#include "node/api_service.h"
+#include "node/replica_session.h"
+#include "node/restore.h"
+#include "node/source_migration.h"
+
+namespace godwit::node {
+namespace {
+
+SourceMigration::OnProgress to_stream(ApiService::Moves& out) {
+  return [&out](const api::MigrateProgress& progress) {
+    api::MigrateEvent event;
+    *event.mutable_progress() = progress;
+    // A user who has gone is noticed as a cancelled call.
+    out.Write(event);
+  };
+}
+
+grpc::Status send_result(const absl::StatusOr<api::MigrateResult>& result,
+                         ApiService::Moves& out) {
+  if (!result.ok()) return api::to_grpc(result.status());
+  api::MigrateEvent event;
+  *event.mutable_result() = *result;
+  out.Write(event);
+  return grpc::Status::OK;
+}
+
+grpc::Status relay(grpc::ClientReader<api::MigrateEvent>& there, ApiService::Moves& out,
+                   const Peer& peer) {
+  api::MigrateEvent event;
+  while (there.Read(&event)) out.Write(event);
+  return api::to_grpc(unreachable(api::from_grpc(there.Finish()), peer));
+}
+
+}  // namespace
+
+grpc::Status ApiService::Migrate(grpc::ServerContext* context, const api::MigrateRequest* request,
+                                 Moves* out) {
+  const auto peer = locate(*context, request->name());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return relay(*(*peer)->user->Migrate(call.get(), *request), *out, **peer);
+  }
+  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
+  return send_result(migration.migrate(*request), *out);
+}
+
+grpc::Status ApiService::CancelMigration(grpc::ServerContext* context,
+                                         const api::InspectRequest* request, api::Empty* reply) {
+  const auto peer = locate(*context, request->name());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return (*peer)->user->CancelMigration(call.get(), *request, reply);
+  }
+  if (node_.cancel_outgoing(request->name())) return grpc::Status::OK;
+  return api::to_grpc(make_error(absl::StatusCode::kFailedPrecondition,
+                                 "service {} is not on the move", request->name()));
+}
+
+grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
+                                    const api::CheckpointRequest* request, Moves* out) {
+  const auto peer = locate(*context, request->name());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return relay(*(*peer)->user->Checkpoint(call.get(), *request), *out, **peer);
+  }
+  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
+  return send_result(migration.checkpoint(*request), *out);
+}
+
+grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::RestoreRequest* request,
+                                 Moves* out) {
+  const auto peer = other_node(request->node());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return relay(*(*peer)->user->Restore(call.get(), *request), *out, **peer);
+  }
+  return send_result(restore(node_, *request, to_stream(*out),
+                             [context] { return context->IsCancelled(); }),
+                     *out);
+}
+
+grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,
+                                         const api::PrepareReplicaRequest* request,
+                                         api::PrepareReplicaReply* reply) {
+  if (request->dry_run()) {
+    capsule::CapsuleSpec spec;
+    if (!spec.ParseFromString(request->spec()))
+      return {grpc::StatusCode::INVALID_ARGUMENT, "the service's spec does not parse"};
+    return api::to_grpc(check_destination(node_, spec));
+  }
+  const auto session = ReplicaSession::begin(node_, *request);
+  if (session.ok()) *reply = (*session)->reply();
+  return api::to_grpc(session.status());
+}
+
+grpc::Status PeerService::AbortReplica(grpc::ServerContext*,
+                                       const api::AbortReplicaRequest* request, api::Empty*) {
+  const auto session = node_.session(request->migration_id());
+  if (session == nullptr)
+    return {grpc::StatusCode::NOT_FOUND, "no such migration is under way here"};
+  return api::to_grpc(session->abort());
+}
+
+grpc::Status PeerService::Ping(grpc::ServerContext*, const api::Empty*, api::Node* reply) {
+  *reply = node_.describe_self();
+  return grpc::Status::OK;
+}
+
+}  // namespace godwit::node

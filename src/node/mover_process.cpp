@@ -1,0 +1,174 @@
+#include "node/mover_process.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "kernel/syscalls.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr int kMoverSocket = 3;
+// Statistics and refusals of a big tree; the default send buffer of a socket is about as large.
+constexpr size_t kMaxMessage = size_t{1} << 20;
+constexpr absl::Duration kDeathWait = absl::Seconds(30);
+
+// Field 22 of /proc/PID/stat (proc(5)); the command's name, field 2, may hold spaces and brackets.
+absl::StatusOr<uint64_t> start_ticks_of(pid_t pid) {
+  GW_ASSIGN_OR_RETURN(const std::string stat,
+                      kernel::read_file(fmt::format("/proc/{}/stat", pid), 4096));
+  size_t at = stat.rfind(')');
+  for (int field = 2; field < 22 && at != std::string::npos; ++field) at = stat.find(' ', at + 1);
+  uint64_t ticks = 0;
+  if (at == std::string::npos ||
+      std::from_chars(stat.data() + at + 1, stat.data() + stat.size(), ticks).ec != std::errc())
+    return make_error(absl::StatusCode::kDataLoss, "/proc/{}/stat has no field 22", pid);
+  return ticks;
+}
+
+absl::StatusOr<pid_t> spawn(int socket) {
+  posix_spawn_file_actions_t actions;
+  posix_spawnattr_t attributes;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawnattr_init(&attributes);
+  const auto freed = absl::MakeCleanup([&] {
+    ::posix_spawn_file_actions_destroy(&actions);
+    ::posix_spawnattr_destroy(&attributes);
+  });
+  // glibc clears close-on-exec when both numbers are the same.
+  ::posix_spawn_file_actions_adddup2(&actions, socket, kMoverSocket);
+  ::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  // gRPC opens descriptors without close-on-exec.
+  ::posix_spawn_file_actions_addclosefrom_np(&actions, kMoverSocket + 1);
+  sigset_t none, all;
+  ::sigemptyset(&none);
+  ::sigfillset(&all);
+  // A terminal's Ctrl-C at the daemon is not meant for a move: a process group of its own.
+  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
+                                              POSIX_SPAWN_SETPGROUP);
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setsigdefault(&attributes, &all);
+  char name[] = "godwit", command[] = "mover";
+  char* argv[] = {name, command, nullptr};
+  pid_t pid = -1;
+  const int error =
+      ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv, ::environ);
+  if (error != 0) return errno_status(error, "posix_spawn(/proc/self/exe mover)");
+  return pid;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start(
+    const migration::MoverStart& start) {
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+    return errno_status(errno, "socketpair(AF_UNIX, SOCK_SEQPACKET)");
+  UniqueFd ours(pair[0]), theirs(pair[1]);
+  std::unique_ptr<MoverProcess> mover(new MoverProcess);
+  mover->interrupt_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!mover->interrupt_) return errno_status(errno, "eventfd()");
+  GW_ASSIGN_OR_RETURN(mover->pid_, spawn(theirs.get()));
+  theirs.reset();
+  mover->socket_ = std::move(ours);
+  // Our child, not reaped yet: the pid cannot be another's.
+  GW_ASSIGN_OR_RETURN(mover->pidfd_, kernel::pidfd_open(HostPid{mover->pid_}));
+  GW_ASSIGN_OR_RETURN(mover->start_ticks_, start_ticks_of(mover->pid_));
+  migration::DaemonToMover message;
+  *message.mutable_start() = start;
+  GW_RETURN_IF_ERROR(mover->send(message));
+  return mover;
+}
+
+MoverProcess::~MoverProcess() { kill(); }
+
+absl::StatusOr<migration::MoverToDaemon> MoverProcess::receive(Deadline deadline) {
+  while (true) {
+    pollfd polled[] = {{socket_.get(), POLLIN, 0}, {interrupt_.get(), POLLIN, 0}};
+    const int ready = ::poll(polled, 2, deadline.remaining_ms());
+    if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(mover)");
+    if (ready < 0) continue;
+    if (ready == 0)
+      return make_error(absl::StatusCode::kDeadlineExceeded, "the mover says nothing");
+    if (polled[1].revents != 0) {
+      uint64_t count = 0;
+      if (::read(interrupt_.get(), &count, sizeof count) == sizeof count)
+        return make_error(absl::StatusCode::kCancelled, "interrupted");
+    }
+    if (polled[0].revents != 0) break;
+  }
+  std::vector<char> bytes(kMaxMessage);
+  ssize_t size = 0;
+  do {
+    size = ::recv(socket_.get(), bytes.data(), bytes.size(), MSG_TRUNC);
+  } while (size < 0 && errno == EINTR);
+  if (size < 0 && errno != ECONNRESET) return errno_status(errno, "recv(mover)");
+  if (size <= 0) return make_error(absl::StatusCode::kOutOfRange, "the mover has ended");
+  migration::MoverToDaemon message;
+  if (static_cast<size_t>(size) > bytes.size() ||
+      !message.ParseFromArray(bytes.data(), static_cast<int>(size)))
+    return make_error(absl::StatusCode::kDataLoss, "the mover's message does not parse");
+  return message;
+}
+
+absl::Status MoverProcess::send(const migration::DaemonToMover& message) {
+  const std::string bytes = message.SerializeAsString();
+  ssize_t sent = 0;
+  do {
+    sent = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  } while (sent < 0 && errno == EINTR);
+  if (sent < 0) return errno_status(errno, "send(mover)");
+  return absl::OkStatus();
+}
+
+void MoverProcess::interrupt() {
+  const uint64_t one = 1;
+  if (::write(interrupt_.get(), &one, sizeof one) != sizeof one)
+    log_error("interrupting the wait for a mover: write: {}", std::strerror(errno));
+}
+
+void MoverProcess::kill() {
+  if (reaped_ || pid_ <= 0) return;
+  ::kill(pid_, SIGKILL);
+  int wait_status = 0;
+  while (::waitpid(pid_, &wait_status, 0) < 0 && errno == EINTR) {
+  }
+  reaped_ = true;
+}
+
+absl::Status kill_left_over_mover(pid_t pid, uint64_t start_ticks) {
+  if (pid <= 0) return absl::OkStatus();
+  const auto pidfd = kernel::pidfd_open(HostPid{pid});
+  if (absl::IsNotFound(pidfd.status())) return absl::OkStatus();
+  if (!pidfd.ok()) return pidfd.status();
+  // The process behind the pidfd has the pid while it lives, so this reads about the same one.
+  const auto ticks = start_ticks_of(pid);
+  if (!ticks.ok() || *ticks != start_ticks) return absl::OkStatus();
+  if (::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
+    return errno_status(errno, fmt::format("pidfd_send_signal({}, SIGKILL)", pid));
+  pollfd polled{pidfd->get(), POLLIN, 0};
+  const Deadline deadline = Deadline::in(kDeathWait);
+  while (::poll(&polled, 1, deadline.remaining_ms()) < 0 && errno == EINTR) {
+  }
+  if (polled.revents == 0)
+    return make_error(absl::StatusCode::kDeadlineExceeded,
+                      "mover {} of an earlier daemon does not die", pid);
+  return absl::OkStatus();
+}
+
+}  // namespace godwit::node

@@ -1,0 +1,58 @@
+// A mover as its daemon sees it: a child of the same program with a SOCK_SEQPACKET socket
+// (unix(7)) as descriptor 3, one message of migration/mover.proto a packet. What a mover sent
+// before it died can still be received; after that, receive() says kOutOfRange.
+//
+// Thread rule: one thread receives; send() and interrupt() may come from any.
+#ifndef GODWIT_NODE_MOVER_PROCESS_H_
+#define GODWIT_NODE_MOVER_PROCESS_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/clock.h"
+#include "base/unique_fd.h"
+#include "migration/mover.pb.h"
+
+namespace godwit::node {
+
+class MoverProcess {
+ public:
+  // Starts "/proc/self/exe mover" and sends it `start`. Its stderr is ours.
+  static absl::StatusOr<std::unique_ptr<MoverProcess>> start(const migration::MoverStart& start);
+  // Kills and reaps it if it still lives.
+  ~MoverProcess();
+  MoverProcess(const MoverProcess&) = delete;
+  MoverProcess& operator=(const MoverProcess&) = delete;
+
+  // kOutOfRange: it has ended. kCancelled: interrupt() was called (once answers once).
+  // kDeadlineExceeded: nothing came.
+  absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline);
+  absl::Status send(const migration::DaemonToMover& message);
+  void interrupt();
+
+  // SIGKILL, waits for its end. Idempotent. From here on nothing of it runs.
+  void kill();
+  pid_t pid() const { return pid_; }
+  uint64_t start_ticks() const { return start_ticks_; }
+
+ private:
+  MoverProcess() = default;
+  pid_t pid_ = -1;
+  uint64_t start_ticks_ = 0;
+  UniqueFd pidfd_;
+  UniqueFd socket_;
+  UniqueFd interrupt_;  // eventfd
+  bool reaped_ = false;
+};
+
+// Ends a mover that an earlier daemon started, unless the pid is another process's by now.
+absl::Status kill_left_over_mover(pid_t pid, uint64_t start_ticks);
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_MOVER_PROCESS_H_

@@ -1,0 +1,119 @@
+// A node's daemon: what its calls and its migrations share. Holds no ptrace; capsules outlive it.
+#ifndef GODWIT_NODE_NODE_H_
+#define GODWIT_NODE_NODE_H_
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "api/certificates.h"
+#include "api/godwit.pb.h"
+#include "node/busy.h"
+#include "node/journal.h"
+#include "node/node_config.h"
+#include "node/peers.h"
+#include "node/records.h"
+#include "node/services.h"
+#include "node/tasks.h"
+#include "store/sqlite_store.h"
+
+namespace godwit::node {
+
+class ReplicaSession;
+
+// A migration of which this node is the source, while it runs.
+struct Outgoing {
+  std::atomic<bool> cancelled = false;
+};
+
+class Node {
+ public:
+  // Folder, certificates, store. Does not talk to other nodes yet.
+  static absl::StatusOr<std::unique_ptr<Node>> open(const NodeConfig& config);
+  ~Node();
+
+  // Settles what an earlier daemon left, says in the store that this node is there. Waits for the
+  // store for ever, until stop().
+  absl::Status recover();
+  void stop() { stopping_ = true; }
+  bool stopping() const { return stopping_; }
+
+  const NodeConfig& config() const { return config_; }
+  const api::Identity& identity() const { return identity_; }
+  store::Store* local_store() { return local_store_.get(); }
+  const Records& records() const { return *records_; }
+  const Services& services() const { return services_; }
+  const Journal& journal() const { return journal_; }
+  Peers& peers() { return *peers_; }
+  Busy& busy() { return busy_; }
+  Tasks& tasks() { return tasks_; }
+
+  // From here on the end of the capsule that is there now is noticed and recorded; whoever watched
+  // an earlier one of that name stops.
+  void supervise(const std::string& name);
+  // The service has ended: says so in its record, removes it with --rm. The caller holds it.
+  absl::Status record_exit(const std::string& name, const capsule::CapsuleInfo& info);
+  // Record, address, capsule, port. The caller holds the service.
+  absl::Status remove_service(const std::string& name);
+
+  // Capsule and port; nobody watches for its end any more.
+  absl::Status destroy_local(const std::string& name);
+
+  // What a user is told, from the record and, if it is here, the capsule.
+  api::Service describe(const api::ServiceRecord& record) const;
+  api::Node describe_self() const;
+
+  // Ends a migration of which this node is the source and whose mover is dead or has said that it
+  // rolled back (`undone`): asks the store who owns the service, goes back or finishes. Waits for
+  // the store as long as it takes. Returns the node that has the service.
+  absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, bool undone);
+  // The same at the destination.
+  absl::Status settle_destination(const api::MigrationJournal& entry);
+  // Calls `ask` until its answer is neither kUnavailable nor kDeadlineExceeded, or stop().
+  absl::Status until_answered(const std::function<absl::Status()>& ask) const;
+
+  std::shared_ptr<Outgoing> begin_outgoing(const std::string& service);
+  void end_outgoing(const std::string& service);
+  bool cancel_outgoing(const std::string& service);
+  void add_session(const std::shared_ptr<ReplicaSession>& session);
+  void drop_session(const std::string& migration_id);
+  std::shared_ptr<ReplicaSession> session(const std::string& migration_id);
+
+ private:
+  explicit Node(const NodeConfig& config)
+      : config_(config), services_(config_), journal_(config_.state_dir) {}
+  void watch_for_exit(const std::string& name, uint64_t watch);
+  bool watch_is_current(const std::string& name, uint64_t watch) const;
+  absl::Status settle_service(VersionedService versioned);
+  absl::Status remove_strays();
+  absl::Status announce_self();
+
+  NodeConfig config_;
+  Services services_;
+  Journal journal_;
+  api::Identity identity_;
+  std::unique_ptr<store::SqliteStore> local_store_;
+  std::unique_ptr<store::Store> remote_store_;
+  std::unique_ptr<Records> records_;
+  std::unique_ptr<Peers> peers_;
+  Busy busy_;
+  std::atomic<bool> stopping_ = false;
+  mutable std::mutex mutex_;
+  std::map<std::string, uint64_t> watches_;
+  uint64_t last_watch_ = 0;
+  std::map<std::string, std::shared_ptr<Outgoing>> outgoing_;
+  std::map<std::string, std::shared_ptr<ReplicaSession>> sessions_;
+  Tasks tasks_;  // last: its threads use the others
+};
+
+// Runs a daemon until SIGTERM or SIGINT. Returns the process's exit code.
+int node_main(const NodeConfig& config);
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_NODE_H_

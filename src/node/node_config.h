@@ -1,0 +1,49 @@
+// What a daemon is told when it starts, and where its things are.
+#ifndef GODWIT_NODE_NODE_CONFIG_H_
+#define GODWIT_NODE_NODE_CONFIG_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace godwit::node {
+
+constexpr char kDefaultSocket[] = "/run/godwit/node.sock";
+constexpr char kDefaultState[] = "/var/lib/godwit";
+constexpr uint16_t kDefaultPort = 7400;
+
+// A lab's daemons: sockets and stores in memory below kLabRun, state with the services' layers
+// below kLabState, one folder a node.
+constexpr char kLabRun[] = "/run/godwit/lab";
+constexpr char kLabState[] = "/var/lib/godwit/lab";
+inline std::string lab_socket(std::string_view node) {
+  return std::string(kLabRun) + "/" + std::string(node) + "/node.sock";
+}
+
+struct NodeConfig {
+  std::string name;
+  std::string state_dir = kDefaultState;  // absolute
+  std::string socket = kDefaultSocket;
+  std::string listen_host;                // where other nodes reach this one
+  uint16_t listen_port = kDefaultPort;
+  std::string tls_dir;                    // "": <state_dir>/tls
+  // Exactly one of the two: keeps the cluster's store, or uses the one of another node.
+  std::string store_path;                 // SQLite file
+  std::string join_node, join_address;    // name, "HOST:PORT"
+  // Network of the services.
+  std::string bridge = "gw0";
+  std::string subnet = "10.77.0.0/16";
+  std::string pool;                       // "FIRST-LAST"; "": upper half of the subnet
+  std::string subnet6;                    // "": services have no IPv6 address
+  std::string gateway;                    // of either family, several with commas; "": none
+  uint32_t mtu = 1500;
+  int ready_fd = -1;                      // "ready\n" is written there, then it is closed
+
+  std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
+  std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }
+  std::string pin_dir() const { return "/sys/fs/bpf/godwit-" + name; }
+};
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_NODE_CONFIG_H_

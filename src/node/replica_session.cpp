@@ -1,0 +1,238 @@
+#include "node/replica_session.h"
+
+#include <openssl/rand.h>
+
+#include "absl/cleanup/cleanup.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "capsule/root_fs.h"
+#include "node/node.h"
+
+namespace godwit::node {
+namespace {
+
+// A move back right after a move: the first one's source is still being taken down.
+constexpr absl::Duration kHoldWait = absl::Seconds(20);
+constexpr absl::Duration kListenWait = absl::Seconds(20);
+// Nobody waits for a mover longer than for its own deadlines, which are shorter.
+constexpr absl::Duration kForever = absl::Hours(24);
+constexpr size_t kTokenBytes = 32;
+
+}  // namespace
+
+absl::Status check_destination(const Node& node, const capsule::CapsuleSpec& spec) {
+  const absl::Status root = capsule::check_root(spec);
+  if (!root.ok()) return annotate(root, fmt::format("on node {}", node.config().name));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
+    Node& node, const api::PrepareReplicaRequest& request) {
+  std::shared_ptr<ReplicaSession> session(new ReplicaSession(node, request));
+  GW_ASSIGN_OR_RETURN(session->hold_,
+                      node.busy().hold(request.service(),
+                                       fmt::format("being moved here from {}", request.source()),
+                                       Deadline::in(kHoldWait)));
+  GW_RETURN_IF_ERROR(session->prepare());
+  node.add_session(session);
+  node.tasks().run([session] { session->run(); });
+  return session;
+}
+
+absl::Status ReplicaSession::prepare() {
+  capsule::CapsuleSpec spec;
+  if (!spec.ParseFromString(request_.spec()) || spec.name() != request_.service())
+    return make_error(absl::StatusCode::kInvalidArgument, "the service's spec does not parse");
+  GW_ASSIGN_OR_RETURN(VersionedService current, node_.records().service(request_.service()));
+  api::ServiceRecord& record = current.record;
+  if (current.revision != request_.record_revision() ||
+      record.migration_id() != request_.migration_id() ||
+      record.destination() != node_.config().name)
+    return make_error(absl::StatusCode::kAborted,
+                      "the store does not say that {} is on its way here as migration {}",
+                      request_.service(), request_.migration_id());
+  GW_RETURN_IF_ERROR(check_destination(node_, spec));
+  const std::string source = record.owner();
+  record.set_owner(node_.config().name);
+  record.set_generation(record.generation() + 1);
+  record.set_state(api::SERVICE_RUNNING);
+  record.clear_migration_id();
+  record.clear_destination();
+  api::MigrationStatistics* last = record.mutable_last_migration();
+  last->Clear();
+  last->set_id(request_.migration_id());
+  last->set_source(source);
+  last->set_destination(node_.config().name);
+  last->set_outcome("moved");
+  committed_record_ = record.SerializeAsString();
+
+  entry_.set_id(request_.migration_id());
+  entry_.set_side(api::MigrationJournal::DESTINATION);
+  entry_.set_service(request_.service());
+  entry_.set_peer(request_.source());
+  entry_.set_generation(record.generation() - 1);
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  auto undo = absl::MakeCleanup([this] {
+    if (mover_ != nullptr) mover_->kill();
+    capsule_.reset();
+    const absl::Status gone = node_.services().destroy(request_.service());
+    if (!gone.ok())
+      log_error("taking down the replica of {}: {}", request_.service(), message_of(gone));
+    else
+      node_.journal().remove(entry_.id()).IgnoreError();
+  });
+  GW_ASSIGN_OR_RETURN(capsule_, node_.services().create(spec, true));
+  GW_RETURN_IF_ERROR(start_mover());
+  std::move(undo).Cancel();
+  return absl::OkStatus();
+}
+
+absl::Status ReplicaSession::start_mover() {
+  std::string token(kTokenBytes, '\0');
+  if (RAND_bytes(reinterpret_cast<unsigned char*>(token.data()), kTokenBytes) != 1)
+    return make_error(absl::StatusCode::kInternal, "RAND_bytes failed");
+  migration::MoverStart start;
+  start.set_role(migration::ROLE_DESTINATION);
+  start.set_migration_id(request_.migration_id());
+  start.set_service(request_.service());
+  start.set_node(node_.config().name);
+  start.set_state_dir(node_.config().state_dir);
+  start.set_listen_host(node_.config().listen_host);
+  start.set_token(token);
+  start.set_verbose(request_.verbose());
+  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(start));
+  entry_.set_mover_pid(mover_->pid());
+  entry_.set_mover_start_ticks(mover_->start_ticks());
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  const auto first = mover_->receive(Deadline::in(kListenWait));
+  if (!first.ok()) return annotate(first.status(), "the destination's mover");
+  if (first->has_finished())
+    return make_error(absl::StatusCode::kFailedPrecondition, "{}", first->finished().error());
+  if (!first->has_listening())
+    return make_error(absl::StatusCode::kInternal, "the destination's mover does not listen");
+  reply_.set_host(node_.config().listen_host);
+  reply_.set_port(first->listening());
+  reply_.set_token(token);
+  return absl::OkStatus();
+}
+
+void ReplicaSession::run() {
+  listen();
+  // From here on nothing of the mover runs: what it left is settled by what the store says.
+  mover_->kill();
+  bool committed = false, well = false;
+  {
+    std::lock_guard lock(mutex_);
+    committed = committed_;
+    well = finished_well_;
+  }
+  absl::Status settled = absl::OkStatus();
+  if (committed && well) {
+    settled = node_.journal().remove(entry_.id());
+    node_.supervise(request_.service());
+  } else {
+    capsule_.reset();
+    settled = node_.settle_destination(entry_);
+  }
+  if (!settled.ok())
+    log_error("settling migration {} of {}: {}", entry_.id(), request_.service(),
+              message_of(settled));
+  node_.drop_session(migration_id());
+  hold_.release();
+  {
+    std::lock_guard lock(mutex_);
+    has_ended_ = true;
+  }
+  ended_.notify_all();
+}
+
+void ReplicaSession::listen() {
+  while (true) {
+    const auto message = mover_->receive(Deadline::in(kForever));
+    if (!message.ok()) {
+      if (!absl::IsCancelled(message.status()))
+        log_warning("migration {} of {}: {}", migration_id(), request_.service(),
+                    message_of(message.status()));
+      return;
+    }
+    if (message->commit_request()) {
+      migration::DaemonToMover answer;
+      *answer.mutable_commit_answer() = commit();
+      if (absl::Status sent = mover_->send(answer); !sent.ok())
+        log_warning("answering the mover of {}: {}", request_.service(), message_of(sent));
+    }
+    if (message->has_finished()) {
+      std::lock_guard lock(mutex_);
+      finished_well_ = message->finished().outcome() == migration::OUTCOME_MOVED;
+      if (!finished_well_ && !message->finished().error().empty())
+        log_warning("migration {} of {}: {}", migration_id(), request_.service(),
+                    message->finished().error());
+      return;
+    }
+  }
+}
+
+migration::CommitAnswer ReplicaSession::commit() {
+  migration::CommitAnswer answer;
+  {
+    std::lock_guard lock(mutex_);
+    if (aborted_) {
+      answer.set_error("the source took the migration back");
+      return answer;
+    }
+  }
+  // First: from the commit on the replica must outlive this daemon.
+  absl::Status done = capsule_->adopt();
+  if (done.ok()) done = swap_owner();
+  if (!done.ok()) {
+    answer.set_error(std::string(message_of(done)));
+    return answer;
+  }
+  std::lock_guard lock(mutex_);
+  committed_ = true;
+  answer.set_committed(true);
+  return answer;
+}
+
+absl::Status ReplicaSession::swap_owner() {
+  FAULT_POINT("node.before_commit");
+  const std::string key = service_key(request_.service());
+  // An answer that was lost leaves open whether the change was made. Asked again, the store says
+  // "another revision", which is ours or the source's.
+  bool unsure = false;
+  const absl::Status swapped = node_.until_answered([&] {
+    const auto revision = node_.records().store()->compare_and_swap(
+        key, request_.record_revision(), committed_record_);
+    const absl::Status& status = revision.status();
+    if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) unsure = true;
+    return status;
+  });
+  if (absl::IsAborted(swapped) && unsure) {
+    absl::StatusOr<VersionedService> now = absl::UnknownError("");
+    GW_RETURN_IF_ERROR(node_.until_answered([&] {
+      now = node_.records().service(request_.service());
+      return now.status();
+    }));
+    if (now->record.owner() == node_.config().name &&
+        now->record.last_migration().id() == migration_id())
+      return absl::OkStatus();
+  }
+  FAULT_POINT("node.after_commit");
+  return swapped;
+}
+
+absl::Status ReplicaSession::abort() {
+  std::unique_lock lock(mutex_);
+  if (!aborted_) {
+    aborted_ = true;
+    mover_->interrupt();
+  }
+  ended_.wait(lock, [this] { return has_ended_; });
+  if (committed_)
+    return make_error(absl::StatusCode::kFailedPrecondition, "{} runs on {} already",
+                      request_.service(), node_.config().name);
+  return absl::OkStatus();
+}
+
+}  // namespace godwit::node

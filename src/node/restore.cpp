@@ -1,0 +1,163 @@
+#include "node/restore.h"
+
+#include <fcntl.h>
+
+#include <optional>
+
+#include "absl/cleanup/cleanup.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "capsule/capsule.h"
+#include "kernel/syscalls.h"
+#include "node/mover_process.h"
+#include "node/node.h"
+#include "node/replica_session.h"
+#include "stream/stream.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr absl::Duration kSlice = absl::Milliseconds(100);
+constexpr absl::Duration kSilence = absl::Seconds(30);
+
+// What the mover says until it has finished; commits when it asks.
+absl::StatusOr<migration::Finished> follow(MoverProcess& mover,
+                                           const SourceMigration::OnProgress& on_progress,
+                                           const SourceMigration::Cancelled& cancelled,
+                                           const std::function<absl::Status()>& commit) {
+  bool asked_to_cancel = false;
+  Deadline silence = Deadline::in(kSilence);
+  while (true) {
+    if (!asked_to_cancel && cancelled()) {
+      asked_to_cancel = true;
+      migration::DaemonToMover message;
+      message.set_cancel(true);
+      mover.send(message).IgnoreError();  // one that has ended is noticed below
+    }
+    auto message = mover.receive(Deadline::in(kSlice));
+    if (absl::IsDeadlineExceeded(message.status()) && !silence.passed()) continue;
+    if (!message.ok()) return message.status();
+    silence = Deadline::in(kSilence);
+    if (message->commit_request()) {
+      migration::DaemonToMover answer;
+      const absl::Status committed = commit();
+      answer.mutable_commit_answer()->set_committed(committed.ok());
+      answer.mutable_commit_answer()->set_error(std::string(message_of(committed)));
+      GW_RETURN_IF_ERROR(mover.send(answer));
+    }
+    if (message->has_progress()) {
+      api::MigrateProgress progress;
+      progress.set_phase(message->progress().phase());
+      progress.set_pages_left(message->progress().pages_left());
+      progress.set_pages_total(message->progress().pages_total());
+      progress.set_bytes_per_s(message->progress().bytes_per_s());
+      on_progress(progress);
+    }
+    if (message->has_finished()) return message->finished();
+  }
+}
+
+absl::Status claim(Node& node, const capsule::CapsuleSpec& spec, VersionedService& versioned) {
+  api::ServiceRecord& record = versioned.record;
+  record.set_name(spec.name());
+  record.set_owner(node.config().name);
+  record.set_generation(1);
+  record.set_state(api::SERVICE_CREATING);
+  record.set_spec(spec.SerializeAsString());
+  record.set_created_unix_ns(clock_ns(CLOCK_REALTIME));
+  if (spec.addresses_size() > 0) record.set_address(spec.addresses(0).ip());
+  const absl::Status named = node.records().put(versioned);
+  if (absl::IsAborted(named))
+    return make_error(absl::StatusCode::kAlreadyExists,
+                      "there is a service \"{}\" already; choose another --name or remove it",
+                      spec.name());
+  return named;
+}
+
+}  // namespace
+
+absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::open(file, O_RDONLY | O_CLOEXEC));
+  const auto feed = stream::fd_feed(fd.get());
+  stream::Reader reader(*feed);
+  while (true) {
+    auto frame = reader.next();
+    if (!frame.ok()) return annotate(frame.status(), file);
+    if (const auto* section = std::get_if<stream::Section>(&*frame);
+        section != nullptr && section->key.kind == kCapsuleSection) {
+      capsule::CapsuleSpec spec;
+      if (!spec.ParseFromString(section->state))
+        return make_error(absl::StatusCode::kDataLoss, "{}: section {} does not parse", file,
+                          kCapsuleSection);
+      return spec;
+    }
+    if (std::get_if<stream::EpochEnd>(&*frame) != nullptr)
+      return make_error(absl::StatusCode::kDataLoss, "{} does not say what its capsule is", file);
+  }
+}
+
+absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest& request,
+                                           const SourceMigration::OnProgress& on_progress,
+                                           const SourceMigration::Cancelled& cancelled) {
+  GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, read_capsule_spec(request.file()));
+  if (!request.name().empty()) spec.set_name(request.name());
+  GW_RETURN_IF_ERROR(capsule::check_name(spec.name()));
+  GW_RETURN_IF_ERROR(check_destination(node, spec));
+  GW_ASSIGN_OR_RETURN(const Busy::Hold hold,
+                      node.busy().try_hold(spec.name(), "being restored from a file"));
+  VersionedService versioned;
+  GW_RETURN_IF_ERROR(claim(node, spec, versioned));
+  std::optional<capsule::Capsule> capsule;
+  std::unique_ptr<MoverProcess> mover;
+  auto undo = absl::MakeCleanup([&] {
+    mover.reset();
+    capsule.reset();
+    const absl::Status gone = node.remove_service(spec.name());
+    if (!gone.ok()) log_error("undoing the restore of {}: {}", spec.name(), message_of(gone));
+  });
+  if (spec.addresses_size() > 0)
+    GW_RETURN_IF_ERROR(node.records().claim_address(spec.addresses(0).ip(), spec.name()));
+  GW_ASSIGN_OR_RETURN(capsule, node.services().create(spec, true));
+  bool committed = false;
+  const auto commit = [&]() -> absl::Status {
+    if (committed) return absl::OkStatus();
+    GW_RETURN_IF_ERROR(capsule->adopt());
+    versioned.record.set_state(api::SERVICE_RUNNING);
+    versioned.record.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
+    GW_RETURN_IF_ERROR(node.records().put(versioned));
+    committed = true;
+    return absl::OkStatus();
+  };
+  migration::MoverStart start;
+  start.set_role(migration::ROLE_RESTORE);
+  start.set_service(spec.name());
+  start.set_node(node.config().name);
+  start.set_state_dir(node.config().state_dir);
+  start.set_file(request.file());
+  GW_ASSIGN_OR_RETURN(mover, MoverProcess::start(start));
+  GW_ASSIGN_OR_RETURN(const migration::Finished finished,
+                      follow(*mover, on_progress, cancelled, commit));
+  api::MigrateResult result;
+  result.set_name(spec.name());
+  *result.mutable_statistics() = statistics_of(finished.statistics());
+  if (finished.outcome() != migration::OUTCOME_MOVED) {
+    result.set_outcome(finished.outcome() == migration::OUTCOME_REFUSED ? "refused" : "failed");
+    result.set_error(finished.error());
+    for (const migration::Reason& each : finished.reasons()) {
+      api::Refusal* refusal = result.add_refusals();
+      refusal->set_code(each.code());
+      refusal->set_object(each.object());
+      refusal->set_reason(each.reason());
+      refusal->set_way_out(each.way_out());
+    }
+    return result;
+  }
+  GW_RETURN_IF_ERROR(commit());
+  std::move(undo).Cancel();
+  node.supervise(spec.name());
+  result.set_node(node.config().name);
+  result.set_outcome("restored");
+  return result;
+}
+
+}  // namespace godwit::node

@@ -1,0 +1,28 @@
+// A service from a file: claimed like a new one, filled by a mover like a replica.
+#ifndef GODWIT_NODE_RESTORE_H_
+#define GODWIT_NODE_RESTORE_H_
+
+#include <functional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "api/godwit.pb.h"
+#include "capsule/capsule.pb.h"
+#include "node/source_migration.h"
+
+namespace godwit::node {
+
+class Node;
+
+// Section of an image with the CapsuleSpec that its capsule is made from; object 0, epoch 0.
+constexpr char kCapsuleSection[] = "capsule";
+absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file);
+
+// Blocks until it runs or has failed; then nothing is left.
+absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest& request,
+                                           const SourceMigration::OnProgress& on_progress,
+                                           const SourceMigration::Cancelled& cancelled);
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_RESTORE_H_

@@ -1,0 +1,108 @@
+#include "node/services.h"
+
+#include <cstdlib>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "kernel/syscalls.h"
+#include "node/service_port.h"
+#include "resource/tcp_socket/tcp_socket.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr absl::Duration kDestroyWait = absl::Seconds(30);
+// A bpffs below /sys would be no secret, but sockets and stores of daemons are.
+constexpr const char* kMasked[] = {"/run/godwit", kDefaultState};
+
+// All TCP sockets of one process; one that has just ended has none.
+absl::Status end_repair(HostPid pid) {
+  const auto pidfd = kernel::pidfd_open(pid);
+  if (absl::IsNotFound(pidfd.status())) return absl::OkStatus();
+  if (!pidfd.ok()) return pidfd.status();
+  const auto names = kernel::list_folder(fmt::format("/proc/{}/fd", pid.value));
+  if (absl::IsNotFound(names.status())) return absl::OkStatus();
+  if (!names.ok()) return names.status();
+  std::vector<int> fds;
+  for (const std::string& each : *names) fds.push_back(std::atoi(each.c_str()));
+  return resource::tcp_end_capture_of(pidfd->get(), fds);
+}
+
+}  // namespace
+
+absl::StatusOr<capsule::Capsule> Services::create(const capsule::CapsuleSpec& spec,
+                                                  bool replica) const {
+  capsule::CreateOptions options;
+  options.replica = replica;
+  options.masked.assign(std::begin(kMasked), std::end(kMasked));
+  GW_ASSIGN_OR_RETURN(capsule::Capsule made, capsule::Capsule::create(paths_, spec, options));
+  auto undo = absl::MakeCleanup([&] {
+    const absl::Status gone = destroy(spec.name());
+    if (!gone.ok()) log_error("undoing the start of {}: {}", spec.name(), message_of(gone));
+  });
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, made.info());
+  GW_ASSIGN_OR_RETURN(const NodeNetwork network, load_network(config_.state_dir));
+  GW_ASSIGN_OR_RETURN(const UniqueFd netns, open_netns_of(HostPid{info.init_pid()}));
+  GW_ASSIGN_OR_RETURN(const network::PortSpec described, port_spec(network, spec, netns.get()));
+  GW_RETURN_IF_ERROR(network::Port::create(described).status());
+  std::move(undo).Cancel();
+  return made;
+}
+
+absl::StatusOr<capsule::CapsuleInfo> Services::start(capsule::Capsule& capsule) const {
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo before, capsule.info());
+  GW_ASSIGN_OR_RETURN(
+      OpenedPort opened,
+      open_port(config_.state_dir, capsule.spec(), HostPid{before.init_pid()}));
+  GW_RETURN_IF_ERROR(opened.port.prepare_announce());
+  GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kSourceRunning));
+  // The address may have been another service's a moment ago.
+  GW_RETURN_IF_ERROR(opened.port.announce());
+  return capsule.start();
+}
+
+absl::StatusOr<capsule::CapsuleInfo> Services::info(const std::string& name) const {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  return capsule.info();
+}
+
+absl::Status Services::destroy(const std::string& name) const {
+  const absl::Status port = network::Port::remove(name, config_.pin_dir());
+  const absl::Status capsule =
+      capsule::Capsule::destroy(paths_, name, Deadline::in(kDestroyWait));
+  if (!port.ok()) return annotate(port, fmt::format("removing the port of {}", name));
+  return capsule;
+}
+
+absl::Status Services::roll_back(const std::string& name) const {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  if (info.state() == capsule::CAPSULE_EXITED) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, capsule.work_pids());
+  for (const HostPid each : members) GW_RETURN_IF_ERROR(end_repair(each));
+  GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
+                                                   HostPid{info.init_pid()}));
+  GW_RETURN_IF_ERROR(opened.port.prepare_hold());
+  GW_RETURN_IF_ERROR(opened.port.prepare_announce());
+  GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
+  GW_RETURN_IF_ERROR(capsule.thaw());
+  return opened.port.release_hold();
+}
+
+absl::Status Services::activate(const std::string& name) const {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  GW_RETURN_IF_ERROR(capsule.adopt());
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
+                                                   HostPid{info.init_pid()}));
+  GW_RETURN_IF_ERROR(capsule.thaw());
+  GW_RETURN_IF_ERROR(opened.port.prepare_hold());
+  GW_RETURN_IF_ERROR(opened.port.prepare_announce());
+  GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kActive));
+  GW_RETURN_IF_ERROR(opened.port.announce());
+  return opened.port.release_hold();
+}
+
+}  // namespace godwit::node

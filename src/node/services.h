@@ -1,0 +1,49 @@
+// The capsules of this node with their ports: everything about a service that needs no store.
+//
+// Thread rule: any thread; calls for one service must not overlap (Busy), but reading calls (info,
+// open) may come at any time.
+#ifndef GODWIT_NODE_SERVICES_H_
+#define GODWIT_NODE_SERVICES_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "capsule/capsule.h"
+#include "node/node_config.h"
+
+namespace godwit::node {
+
+class Services {
+ public:
+  explicit Services(const NodeConfig& config)
+      : config_(config), paths_{config.state_dir, config.name} {}
+  const capsule::NodePaths& paths() const { return paths_; }
+
+  // Capsule and port; the gate is closed both ways. Nothing is left on error. A replica lives only
+  // as long as what this returns, until adopt().
+  absl::StatusOr<capsule::Capsule> create(const capsule::CapsuleSpec& spec, bool replica) const;
+  // Opens the gate, tells the neighbours, runs the program.
+  absl::StatusOr<capsule::CapsuleInfo> start(capsule::Capsule& capsule) const;
+  absl::StatusOr<capsule::Capsule> open(const std::string& name) const {
+    return capsule::Capsule::open(paths_, name);
+  }
+  absl::StatusOr<capsule::CapsuleInfo> info(const std::string& name) const;
+  // Port first, so that the emptied namespace answers nobody; then everything else. Idempotent.
+  absl::Status destroy(const std::string& name) const;
+
+  // The source of a move that will not happen, whatever its dead mover left: sockets out of repair,
+  // gate open, neighbours told, tree thawed. Idempotent; the mover must be dead.
+  absl::Status roll_back(const std::string& name) const;
+  // The destination of a move that was committed, if its mover did not get so far: adopted, thawed,
+  // gate open. Idempotent; the mover must be dead.
+  absl::Status activate(const std::string& name) const;
+
+ private:
+  NodeConfig config_;
+  capsule::NodePaths paths_;
+};
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_SERVICES_H_

@@ -1,0 +1,58 @@
+// Joins the streams of a program to those of a call: input messages to a descriptor, what comes
+// from descriptors to output messages, until the program has ended.
+#ifndef GODWIT_NODE_SESSION_PUMP_H_
+#define GODWIT_NODE_SESSION_PUMP_H_
+
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "api/godwit.grpc.pb.h"
+#include "base/unique_fd.h"
+
+namespace godwit::node {
+
+class SessionPump {
+ public:
+  using Session = grpc::ServerReaderWriter<api::ExecOutput, api::ExecInput>;
+
+  struct Streams {
+    UniqueFd in;   // what the user types is written here; may be the same description as `out`
+    UniqueFd out;
+    UniqueFd err;  // none: with a terminal
+    int ended_fd = -1;  // borrowed; readable when the program has ended; -1: the end of `out` tells
+  };
+  struct Actions {
+    std::function<void()> end_of_input;
+    std::function<void(unsigned rows, unsigned columns)> resize;
+    std::function<void(int signal)> signal;
+  };
+
+  SessionPump(Session& session, Streams streams, Actions actions);
+  // Returns when the program has ended and what it wrote has been passed on, or when the user has
+  // gone (kCancelled).
+  absl::Status run(grpc::ServerContext& context);
+  // Tells the user the end, as the last message, and waits for the call's other half to end.
+  void finish(const absl::StatusOr<int>& exit_code);
+
+ private:
+  void take_input();
+  bool write_input(const std::string& data);
+  // False: nothing more will come.
+  bool pass_output(int fd, bool error);
+
+  Session& session_;
+  Streams streams_;
+  Actions actions_;
+  UniqueFd stop_;  // eventfd: input is not taken any more
+  std::thread input_;
+};
+
+// The last message of a session.
+api::ExecOutput session_end(const absl::StatusOr<int>& exit_code);
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_SESSION_PUMP_H_

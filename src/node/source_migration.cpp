@@ -1,0 +1,383 @@
+#include "node/source_migration.h"
+
+#include <grpcpp/client_context.h>
+#include <openssl/rand.h>
+
+#include <array>
+
+#include "absl/cleanup/cleanup.h"
+#include "api/rpc_status.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "capsule/capsule.h"
+#include "node/node.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr absl::Duration kPrepareTimeout = absl::Seconds(60);
+// How often a cancelled call is looked for while the mover says nothing.
+constexpr absl::Duration kCancelSlice = absl::Milliseconds(100);
+// A mover reports more often than this at any time; one that does not hangs, perhaps with a frozen
+// service in its hands.
+constexpr absl::Duration kSilence = absl::Seconds(30);
+
+std::string random_id() {
+  std::array<unsigned char, 8> bytes{};
+  RAND_bytes(bytes.data(), bytes.size());
+  std::string id;
+  for (const unsigned char each : bytes) id += fmt::format("{:02x}", each);
+  return id;
+}
+
+}  // namespace
+
+absl::Status SourceMigration::check(const std::string& service, const std::string& doing) {
+  GW_ASSIGN_OR_RETURN(hold_, node_.busy().try_hold(service, doing));
+  GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
+  if (current_.record.owner() != node_.config().name)
+    return make_error(absl::StatusCode::kAborted, "service {} has just gone to {}; ask again",
+                      service, current_.record.owner());
+  if (current_.record.state() != api::SERVICE_RUNNING)
+    return make_error(absl::StatusCode::kFailedPrecondition, "service {} does not run", service);
+  return absl::OkStatus();
+}
+
+migration::MoverStart SourceMigration::describe(migration::Role role) const {
+  migration::MoverStart start;
+  start.set_role(role);
+  start.set_migration_id(entry_.id());
+  start.set_service(current_.record.name());
+  start.set_node(node_.config().name);
+  start.set_state_dir(node_.config().state_dir);
+  return start;
+}
+
+absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRequest& request) {
+  const std::string& self = node_.config().name;
+  if (request.node() == self)
+    return make_error(absl::StatusCode::kInvalidArgument, "service {} is on {} already",
+                      request.name(), self);
+  migration::Strategy strategy = migration::STRATEGY_PRECOPY;
+  if (request.strategy() == "cold")
+    strategy = migration::STRATEGY_COLD;
+  else if (!request.strategy().empty() && request.strategy() != "precopy")
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "--strategy {}: use cold or precopy", request.strategy());
+  GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
+  GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
+  entry_.set_id(random_id());
+  entry_.set_peer(request.node());
+  if (request.dry_run()) return dry_run(request);
+
+  const auto outgoing = node_.begin_outgoing(request.name());
+  const auto ended = absl::MakeCleanup([&] { node_.end_outgoing(request.name()); });
+  user_cancelled_ = [outgoing, before = std::move(user_cancelled_)] {
+    return outgoing->cancelled || before();
+  };
+  GW_RETURN_IF_ERROR(mark_migrating(request.node()));
+  api::MigrateProgress preparing;
+  preparing.set_phase("prepare");
+  on_progress_(preparing);
+  const absl::Status prepared = prepare_destination(request.verbose());
+  if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), true);
+  if (user_cancelled_()) return rolled_back("cancelled", true);
+
+  migration::MoverStart start = describe(migration::ROLE_SOURCE);
+  start.set_strategy(strategy);
+  start.set_max_downtime_ns(request.max_downtime_ns());
+  start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
+  start.set_peer_host(replica_.host());
+  start.set_peer_port(replica_.port());
+  start.set_token(replica_.token());
+  start.set_verbose(request.verbose());
+  const absl::Status started = start_mover(std::move(start));
+  if (!started.ok()) return rolled_back(std::string(message_of(started)), false);
+  return conclude(follow());
+}
+
+absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRequest& request) {
+  api::PrepareReplicaRequest question;
+  question.set_migration_id(entry_.id());
+  question.set_service(request.name());
+  question.set_source(node_.config().name);
+  question.set_spec(current_.record.spec());
+  question.set_dry_run(true);
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(request.node()));
+  grpc::ClientContext context;
+  set_timeout(context, kPrepareTimeout);
+  api::PrepareReplicaReply answer;
+  const absl::Status there =
+      api::from_grpc(peer->peer->PrepareReplica(&context, question, &answer));
+
+  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(describe(migration::ROLE_PRECHECK)));
+  GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
+  api::MigrateResult result;
+  result.set_name(request.name());
+  result.set_node(node_.config().name);
+  result.mutable_statistics()->set_source(node_.config().name);
+  result.mutable_statistics()->set_destination(request.node());
+  result.mutable_statistics()->set_strategy(request.strategy());
+  for (const migration::Reason& each : finished.reasons()) {
+    api::Refusal* refusal = result.add_refusals();
+    refusal->set_code(each.code());
+    refusal->set_object(each.object());
+    refusal->set_reason(each.reason());
+    refusal->set_way_out(each.way_out());
+  }
+  if (!there.ok()) {
+    api::Refusal* refusal = result.add_refusals();
+    refusal->set_code("destination");
+    refusal->set_object(request.node());
+    refusal->set_reason(std::string(message_of(there)));
+    refusal->set_way_out("mend that on the node, or choose another one");
+  }
+  const bool refused = finished.outcome() == migration::OUTCOME_REFUSED ||
+                       result.refusals_size() > 0 || !finished.error().empty();
+  result.set_outcome(refused ? "refused" : "movable");
+  result.set_error(finished.error());
+  return result;
+}
+
+absl::Status SourceMigration::mark_migrating(const std::string& destination) {
+  api::ServiceRecord& record = current_.record;
+  entry_.set_side(api::MigrationJournal::SOURCE);
+  entry_.set_service(record.name());
+  entry_.set_generation(record.generation() + 1);
+  // Before the record: one that says "migrating" always has its note.
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  record.set_generation(entry_.generation());
+  record.set_state(api::SERVICE_MIGRATING);
+  record.set_migration_id(entry_.id());
+  record.set_destination(destination);
+  const absl::Status marked = node_.records().put(current_);
+  if (!marked.ok()) node_.journal().remove(entry_.id()).IgnoreError();
+  return marked;
+}
+
+absl::Status SourceMigration::prepare_destination(bool verbose) {
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
+  api::PrepareReplicaRequest request;
+  request.set_migration_id(entry_.id());
+  request.set_service(entry_.service());
+  request.set_source(node_.config().name);
+  request.set_record_revision(current_.revision);
+  request.set_spec(current_.record.spec());
+  request.set_verbose(verbose);
+  grpc::ClientContext context;
+  set_timeout(context, kPrepareTimeout);
+  const absl::Status prepared =
+      api::from_grpc(peer->peer->PrepareReplica(&context, request, &replica_));
+  if (!prepared.ok())
+    return annotate(prepared, fmt::format("preparing {} on {}", entry_.service(), entry_.peer()));
+  return absl::OkStatus();
+}
+
+absl::Status SourceMigration::start_mover(migration::MoverStart start) {
+  FAULT_POINT("node.before_mover");
+  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(start));
+  entry_.set_mover_pid(mover_->pid());
+  entry_.set_mover_start_ticks(mover_->start_ticks());
+  return node_.journal().write(entry_);
+}
+
+absl::StatusOr<migration::Finished> SourceMigration::follow() {
+  bool asked_to_cancel = false;
+  Deadline silence = Deadline::in(kSilence);
+  while (true) {
+    if (!asked_to_cancel && user_cancelled_()) {
+      asked_to_cancel = true;
+      migration::DaemonToMover message;
+      message.set_cancel(true);
+      // A mover that cannot be told has ended; receive() says so.
+      mover_->send(message).IgnoreError();
+    }
+    auto message = mover_->receive(Deadline::in(kCancelSlice));
+    if (absl::IsDeadlineExceeded(message.status())) {
+      if (!silence.passed()) continue;
+      mover_->kill();
+      return make_error(absl::StatusCode::kOutOfRange,
+                        "the mover said nothing for {} s and was ended",
+                        absl::ToInt64Seconds(kSilence));
+    }
+    if (!message.ok()) return message.status();
+    silence = Deadline::in(kSilence);
+    if (message->end_mark_sent()) end_mark_sent_ = true;
+    if (message->has_finished()) return message->finished();
+    if (!message->has_progress()) continue;
+    const migration::Progress& from = message->progress();
+    api::MigrateProgress progress;
+    progress.set_phase(from.phase());
+    progress.set_round(from.round());
+    progress.set_pages_left(from.pages_left());
+    progress.set_pages_total(from.pages_total());
+    progress.set_bytes_per_s(from.bytes_per_s());
+    progress.set_dirty_pages_per_s(from.dirty_pages_per_s());
+    progress.set_time_left_ns(from.time_left_ns());
+    on_progress_(progress);
+  }
+}
+
+absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
+    absl::StatusOr<migration::Finished> finished) {
+  mover_->kill();
+  if (!finished.ok()) {
+    // Without the end mark the destination cannot have asked for the commit: go back at once, the
+    // store may be slow.
+    if (!end_mark_sent_) {
+      const absl::Status back = node_.services().roll_back(entry_.service());
+      if (!back.ok()) log_error("rolling {} back: {}", entry_.service(), message_of(back));
+    }
+    return rolled_back(std::string(message_of(finished.status())), false);
+  }
+  api::MigrationStatistics statistics = statistics_of(finished->statistics());
+  statistics.set_id(entry_.id());
+  statistics.set_source(node_.config().name);
+  statistics.set_destination(entry_.peer());
+  statistics.set_outcome(outcome_name(finished->outcome()));
+  statistics.set_finished_unix_ns(clock_ns(CLOCK_REALTIME));
+  api::MigrateResult result;
+  if (finished->outcome() == migration::OUTCOME_MOVED) {
+    record_statistics(statistics);
+    take_down();
+    result.set_name(entry_.service());
+    result.set_node(entry_.peer());
+    result.set_outcome("moved");
+  } else {
+    const bool undone = finished->outcome() == migration::OUTCOME_ROLLED_BACK ||
+                        finished->outcome() == migration::OUTCOME_REFUSED;
+    GW_ASSIGN_OR_RETURN(result, rolled_back(finished->error(), undone));
+    if (finished->outcome() == migration::OUTCOME_REFUSED) result.set_outcome("refused");
+    for (const migration::Reason& each : finished->reasons()) {
+      api::Refusal* refusal = result.add_refusals();
+      refusal->set_code(each.code());
+      refusal->set_object(each.object());
+      refusal->set_reason(each.reason());
+      refusal->set_way_out(each.way_out());
+    }
+    statistics.set_outcome(result.outcome());
+    if (result.outcome() == "moved") record_statistics(statistics);
+  }
+  *result.mutable_statistics() = std::move(statistics);
+  return result;
+}
+
+absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::string& why,
+                                                                bool undone) {
+  GW_ASSIGN_OR_RETURN(const std::string owner, node_.settle_source(entry_, undone));
+  api::MigrateResult result;
+  result.set_name(entry_.service());
+  result.set_node(owner);
+  result.set_outcome(owner == node_.config().name ? "rolled_back" : "moved");
+  result.set_error(why);
+  result.mutable_statistics()->set_source(node_.config().name);
+  result.mutable_statistics()->set_destination(entry_.peer());
+  return result;
+}
+
+void SourceMigration::record_statistics(const api::MigrationStatistics& statistics) {
+  const absl::Status recorded =
+      node_.records()
+          .update(entry_.service(),
+                  [&](api::ServiceRecord& record) {
+                    // It may have moved on meanwhile.
+                    if (record.last_migration().id() != statistics.id())
+                      return absl::CancelledError("another migration");
+                    *record.mutable_last_migration() = statistics;
+                    return absl::OkStatus();
+                  })
+          .status();
+  if (!recorded.ok() && !absl::IsCancelled(recorded))
+    log_warning("recording the figures of migration {}: {}", entry_.id(), message_of(recorded));
+}
+
+void SourceMigration::take_down() {
+  // Ending gigabytes takes a while and nobody waits for it; the hold keeps a move back from meeting
+  // what is left.
+  auto hold = std::make_shared<Busy::Hold>(std::move(hold_));
+  node_.tasks().run([&node = node_, entry = entry_, hold]() mutable {
+    const auto settled = node.settle_source(entry, true);
+    if (!settled.ok() && !absl::IsCancelled(settled.status()))
+      log_error("taking {} down after migration {}: {}", entry.service(), entry.id(),
+                message_of(settled.status()));
+    hold->release();
+  });
+}
+
+absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
+    const api::CheckpointRequest& request) {
+  GW_RETURN_IF_ERROR(check(request.name(), "being saved to a file"));
+  entry_.set_id(random_id());
+  entry_.set_service(request.name());
+  entry_.set_side(api::MigrationJournal::LOCAL);
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  const auto outgoing = node_.begin_outgoing(request.name());
+  const auto ended = absl::MakeCleanup([&] { node_.end_outgoing(request.name()); });
+  user_cancelled_ = [outgoing, before = std::move(user_cancelled_)] {
+    return outgoing->cancelled || before();
+  };
+  migration::MoverStart start = describe(migration::ROLE_CHECKPOINT);
+  start.set_file(request.file());
+  start.set_leave_running(request.leave_running());
+  start.set_strategy(request.leave_running() ? migration::STRATEGY_PRECOPY
+                                             : migration::STRATEGY_COLD);
+  const absl::Status started = start_mover(std::move(start));
+  if (!started.ok()) return rolled_back(std::string(message_of(started)), false);
+  const auto finished = follow();
+  mover_->kill();
+  if (!finished.ok() || finished->outcome() != migration::OUTCOME_SAVED)
+    return conclude(finished);
+
+  api::MigrateResult result;
+  result.set_name(request.name());
+  result.set_node(node_.config().name);
+  result.set_outcome("saved");
+  *result.mutable_statistics() = statistics_of(finished->statistics());
+  result.mutable_statistics()->set_id(entry_.id());
+  result.mutable_statistics()->set_source(node_.config().name);
+  result.mutable_statistics()->set_outcome("saved");
+  if (!request.leave_running()) {
+    // Its state is in the file from now on; the name and the address are free for a restore.
+    GW_RETURN_IF_ERROR(node_.remove_service(request.name()));
+  }
+  GW_RETURN_IF_ERROR(node_.journal().remove(entry_.id()));
+  return result;
+}
+
+const char* outcome_name(migration::Outcome outcome) {
+  switch (outcome) {
+    case migration::OUTCOME_MOVED: return "moved";
+    case migration::OUTCOME_ROLLED_BACK: return "rolled_back";
+    case migration::OUTCOME_REFUSED: return "refused";
+    case migration::OUTCOME_SAVED: return "saved";
+    default: return "unknown";
+  }
+}
+
+api::MigrationStatistics statistics_of(const migration::Statistics& from) {
+  api::MigrationStatistics to;
+  to.set_strategy(from.strategy());
+  to.set_rounds(from.rounds());
+  to.set_freeze_ns(from.freeze_ns());
+  to.set_total_ns(from.total_ns());
+  to.set_setup_ns(from.setup_ns());
+  to.set_first_stop_ns(from.first_stop_ns());
+  to.set_bytes_wire(from.bytes_wire());
+  to.set_pages_sent(from.pages_sent());
+  to.set_pages_zero(from.pages_zero());
+  to.set_source_cpu_ns(from.cpu_ns());
+  to.set_processes(from.processes());
+  to.set_threads(from.threads());
+  to.set_descriptors(from.descriptors());
+  to.set_connections(from.connections());
+  to.set_frames_replayed(from.frames_replayed());
+  for (const migration::Span& each : from.spans()) {
+    api::MigrationSpan* span = to.add_spans();
+    span->set_name(each.name());
+    span->set_ns(each.ns());
+  }
+  return to;
+}
+
+}  // namespace godwit::node

@@ -1,0 +1,67 @@
+// The source of one migration as its daemon sees it, from the user's call to the result.
+#ifndef GODWIT_NODE_SOURCE_MIGRATION_H_
+#define GODWIT_NODE_SOURCE_MIGRATION_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "api/godwit.pb.h"
+#include "node/busy.h"
+#include "node/mover_process.h"
+#include "node/records.h"
+
+namespace godwit::node {
+
+class Node;
+
+class SourceMigration {
+ public:
+  using OnProgress = std::function<void(const api::MigrateProgress&)>;
+  using Cancelled = std::function<bool()>;
+
+  SourceMigration(Node& node, OnProgress on_progress, Cancelled cancelled)
+      : node_(node),
+        on_progress_(std::move(on_progress)),
+        user_cancelled_(std::move(cancelled)) {}
+
+  // Blocks until the outcome is known. The result tells of refusal and rollback; a status only what
+  // kept the migration from beginning. A source that has moved is taken down in the background.
+  absl::StatusOr<api::MigrateResult> migrate(const api::MigrateRequest& request);
+  absl::StatusOr<api::MigrateResult> checkpoint(const api::CheckpointRequest& request);
+
+ private:
+  absl::Status check(const std::string& service, const std::string& doing);
+  absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
+  absl::Status mark_migrating(const std::string& destination);
+  absl::Status prepare_destination(bool verbose);
+  absl::Status start_mover(migration::MoverStart start);
+  // What the mover says until it has finished; kOutOfRange: it died, or was killed for saying
+  // nothing.
+  absl::StatusOr<migration::Finished> follow();
+  absl::StatusOr<api::MigrateResult> conclude(absl::StatusOr<migration::Finished> finished);
+  absl::StatusOr<api::MigrateResult> rolled_back(const std::string& why, bool undone);
+  void record_statistics(const api::MigrationStatistics& statistics);
+  void take_down();
+  migration::MoverStart describe(migration::Role role) const;
+
+  Node& node_;
+  OnProgress on_progress_;
+  Cancelled user_cancelled_;
+  Busy::Hold hold_;
+  VersionedService current_;
+  api::MigrationJournal entry_;
+  api::PrepareReplicaReply replica_;
+  std::unique_ptr<MoverProcess> mover_;
+  bool end_mark_sent_ = false;
+};
+
+// "moved", "rolled_back" and so on, and the mover's figures for the user.
+const char* outcome_name(migration::Outcome outcome);
+api::MigrationStatistics statistics_of(const migration::Statistics& from);
+
+}  // namespace godwit::node
+
+#endif  // GODWIT_NODE_SOURCE_MIGRATION_H_
