@@ -1,0 +1,189 @@
+"""Driving build/godwit from tests, the demo and the benchmark.
+
+One lab at a time exists on a machine: Lab takes a lock, brings it up, and takes it down again, and
+says what was left behind.
+"""
+
+import contextlib
+import fcntl
+import glob
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+
+
+class Failure(Exception):
+    pass
+
+
+def run(*command, timeout=60, check=True, **options):
+    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, timeout=timeout, **options)
+    if check and done.returncode != 0:
+        raise Failure("%s: exit code %d\n%s%s" % (" ".join(map(str, command)), done.returncode,
+                                                  done.stdout, done.stderr))
+    return done
+
+
+def wait_for(what, condition, timeout=30):
+    """Polls until condition() gives something true, and returns it."""
+    end = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > end:
+            raise Failure("%s: not within %s s" % (what, timeout))
+        time.sleep(0.02)
+
+
+def machine_state():
+    """What a lab must leave as it was: names in each set are compared before and after."""
+    def lines(path):
+        with open(path) as text:
+            return text.read().splitlines()
+
+    processes = set()
+    for status in glob.glob("/proc/[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            with open(status) as text:
+                name = text.read().strip()
+            if name.startswith("godwit") or name in ("redis-server", "nginx", "memcached",
+                                                     "memory_server", "pulse"):
+                processes.add("%s %s" % (status.split("/")[2], name))
+    cgroups = set()
+    for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        cgroups |= {d for d in glob.glob(mount + "/godwit/**", recursive=True) if os.path.isdir(d)}
+    return {
+        "processes": processes,
+        "mounts": {line.split()[4] for line in lines("/proc/self/mountinfo")},
+        "network namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
+        "links": set(os.listdir("/sys/class/net")),
+        "control groups": cgroups,
+        "folders": set(glob.glob("/run/godwit/lab/*")) | set(glob.glob("/var/lib/godwit/lab/*")),
+    }
+
+
+class Pulse:
+    """tests/clients/pulse in the lab's client host."""
+
+    def __init__(self, lab, protocol, host, port, connections=1, interval_us=200, size=64):
+        self.process = subprocess.Popen(
+            lab.client_command(os.path.join(lab.build, "pulse"), "--protocol", protocol, "--host",
+                               host, "--port", port, "--connections", connections,
+                               "--interval-us", interval_us, "--bytes", size),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def _line(self, timeout):
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            raise Failure("the client has ended or hangs")
+        return json.loads(line)
+
+    def mark(self, timeout=30):
+        """What happened since the last mark."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._line(timeout)
+
+    def finish(self):
+        self.process.stdin.close()
+        result = self._line(30)
+        self.process.wait(30)
+        return result
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+class Lab:
+    def __init__(self, godwit, nodes=2, overlay=False):
+        self.godwit = os.path.abspath(godwit)
+        self.build = os.path.dirname(self.godwit)
+        self.arguments = ["--nodes", str(nodes)] + (["--overlay"] if overlay else [])
+        self.cleanup = contextlib.ExitStack()
+
+    def __enter__(self):
+        os.makedirs("/run/godwit", exist_ok=True)
+        self.lock = open("/run/godwit/test.lock", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        run(self.godwit, "lab", "down", timeout=120)
+        self.before = machine_state()
+        run(self.godwit, "lab", "up", *self.arguments, timeout=120)
+        return self
+
+    def __exit__(self, kind, value, trace):
+        try:
+            self.cleanup.close()
+            if kind is not None:
+                self.show_logs()
+            run(self.godwit, "lab", "down", timeout=120)
+            left = self.left_over()
+            if left and kind is None:
+                raise Failure("left behind: %s" % left)
+        finally:
+            self.lock.close()
+
+    def left_over(self):
+        def difference():
+            after = machine_state()
+            return {k: sorted(after[k] - self.before[k]) for k in after if after[k] - self.before[k]}
+        end = time.monotonic() + 5
+        while difference() and time.monotonic() < end:
+            time.sleep(0.05)
+        return difference()
+
+    def show_logs(self):
+        for path in sorted(glob.glob("/run/godwit/lab/*/*.log") + glob.glob("/var/lib/godwit/lab/*/*.log")):
+            with open(path, errors="replace") as text:
+                print("== %s\n%s" % (path, "".join(text.readlines()[-40:])), flush=True)
+
+    def __call__(self, *arguments, timeout=60, check=True):
+        return run(self.godwit, *arguments, timeout=timeout, check=check)
+
+    def client_command(self, *command):
+        return [str(c) for c in (self.godwit, "lab", "exec", "client", "--", *command)]
+
+    def client(self, *command, timeout=60, check=True):
+        return run(*self.client_command(*command), timeout=timeout, check=check)
+
+    def start(self, name, *command, options=(), port=None, timeout=30):
+        """Starts a service on n1 and, with `port`, waits until it answers there."""
+        self("run", "--name", name, "--node", "n1", "-d", *options, "--", *command)
+        address = self.inspect(name)["address"].split("/")[0]
+        if port is not None:
+            probe = ("import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)")
+            wait_for("%s to listen" % name, lambda: self.client(
+                "python3", "-c", probe, address, port, check=False).returncode == 0, timeout)
+        return address
+
+    def inspect(self, name):
+        shown = json.loads(self("inspect", name, "--json").stdout)
+        return shown[0] if isinstance(shown, list) else shown
+
+    def migrate(self, name, node, *options, timeout=120):
+        done = self("migrate", name, node, "--json", *options, timeout=timeout, check=False)
+        try:
+            result = json.loads(done.stdout)
+        except ValueError:
+            raise Failure("migrate: %s%s" % (done.stdout, done.stderr))
+        result["exit_code"] = done.returncode
+        return result
+
+    def move(self, name, node, *options, timeout=120):
+        """A migration that must succeed."""
+        result = self.migrate(name, node, *options, timeout=timeout)
+        if result.get("outcome") != "moved":
+            raise Failure("move of %s to %s: %s" % (name, node, json.dumps(result)))
+        return result
+
+    def pulse(self, *arguments, **options):
+        client = Pulse(self, *arguments, **options)
+        self.cleanup.callback(client.kill)
+        return client
