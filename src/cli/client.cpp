@@ -22,6 +22,11 @@ int complain(const absl::Status& status, int code) {
   return code;
 }
 
+int complain(const api::SessionFailure& failure) {
+  fmt::print(stderr, "godwit: {}\n", failure.message());
+  return failure.exit_code() != 0 ? failure.exit_code() : kOwnError;
+}
+
 std::string find_socket(const std::string& given) {
   if (!given.empty()) return given;
   if (const char* set = std::getenv("GODWIT_SOCKET"); set != nullptr && *set != 0) return set;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "api/godwit.pb.h"
 
 namespace godwit::cli {
 
@@ -49,6 +50,9 @@ void add_lab(CLI::App& app, Context& context);
 
 // "godwit: <message>" to stderr; returns `code`.
 int complain(const absl::Status& status, int code = kError);
+
+// The same for a program that did not start: a shell's 126 or 127, else kOwnError.
+int complain(const api::SessionFailure& failure);
 
 }  // namespace godwit::cli
 

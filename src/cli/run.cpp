@@ -77,6 +77,7 @@ int run(const Context& context, const Options& options) {
     return stub.Run(call, request, out);
   });
   if (!reply.ok()) return complain(reply.status(), kOwnError);
+  if (reply->has_not_started()) return complain(reply->not_started());
   if (options.json) {
     Json json;
     service_json(json, reply->service());

@@ -107,17 +107,15 @@ int run_session(
   std::thread sending([&] { sender.run(); });
 
   std::optional<int> exit_code;
-  absl::Status failure = absl::OkStatus();
+  std::optional<api::SessionFailure> failure;
   api::ExecOutput output;
-  while (!exit_code && failure.ok() && stream->Read(&output)) {
+  while (!exit_code && !failure && stream->Read(&output)) {
     bool written = true;
     if (output.has_out()) written = write_all(STDOUT_FILENO, output.out());
     if (output.has_err()) written = write_all(STDERR_FILENO, output.err());
     if (!written) context.TryCancel();
     if (output.has_exit_code()) exit_code = output.exit_code();
-    if (output.has_failure())
-      failure = absl::Status(static_cast<absl::StatusCode>(output.failure().code()),
-                             output.failure().message());
+    if (output.has_failure()) failure = output.failure();
   }
   const uint64_t one = 1;
   if (::write(stop.get(), &one, sizeof one) != sizeof one) ::abort();  // cannot fail: eventfd(2)
@@ -126,7 +124,7 @@ int run_session(
   stream->WritesDone();
   const grpc::Status status = stream->Finish();
   if (exit_code) return *exit_code;
-  if (!failure.ok()) return complain(failure, kOwnError);
+  if (failure) return complain(*failure);
   if (status.ok())
     return complain(absl::UnknownError("the program's end was not reported"), kOwnError);
   return complain(api::from_grpc(status), kOwnError);

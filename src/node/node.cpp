@@ -48,6 +48,8 @@ const char* state_name(api::ServiceState state) {
 absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
   GW_RETURN_IF_ERROR(capsule::check_name(config.name));
   GW_RETURN_IF_ERROR(make_folders(config.state_dir));
+  // The ports' bpffs is mounted below.
+  GW_RETURN_IF_ERROR(make_folders("/run/godwit"));
   std::unique_ptr<Node> node(new Node(config));
   GW_ASSIGN_OR_RETURN(node->identity_, api::load_identity(config.tls()));
   if (!config.store_path.empty()) {

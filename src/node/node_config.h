@@ -41,7 +41,7 @@ struct NodeConfig {
 
   std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
   std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }
-  std::string pin_dir() const { return "/sys/fs/bpf/godwit-" + name; }
+  std::string pin_dir() const { return "/run/godwit/bpf-" + name; }
 };
 
 }  // namespace godwit::node

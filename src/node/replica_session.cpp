@@ -129,6 +129,7 @@ void ReplicaSession::run() {
   }
   absl::Status settled = absl::OkStatus();
   if (committed && well) {
+    keep_main_process();
     settled = node_.journal().remove(entry_.id());
     node_.supervise(request_.service());
   } else {
@@ -145,6 +146,14 @@ void ReplicaSession::run() {
     has_ended_ = true;
   }
   ended_.notify_all();
+}
+
+void ReplicaSession::keep_main_process() {
+  // It may have ended on the way, while others of the service live.
+  absl::Status set = capsule_->set_main_pid({request_.main_image_pid()});
+  if (!set.ok()) set = capsule_->set_main_pid({0});
+  if (!set.ok())
+    log_warning("naming the main process of {}: {}", request_.service(), message_of(set));
 }
 
 void ReplicaSession::listen() {

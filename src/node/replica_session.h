@@ -47,6 +47,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   void listen();
   migration::CommitAnswer commit();
   absl::Status swap_owner();
+  void keep_main_process();
 
   Node& node_;
   api::PrepareReplicaRequest request_;

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "node/api_service.h"
 #include "node/launch.h"
+#include "node/session_pump.h"
 
 namespace godwit::node {
 namespace {
@@ -33,7 +34,11 @@ grpc::Status ApiService::Run(grpc::ServerContext* context, const api::RunRequest
 
 absl::Status ApiService::run_here(const api::RunRequest& request, api::RunReply& reply) {
   GW_ASSIGN_OR_RETURN(Launch launch, Launch::prepare(node_, request));
-  GW_ASSIGN_OR_RETURN(*reply.mutable_service(), launch.start());
+  const auto started = launch.start();
+  if (started.ok())
+    *reply.mutable_service() = *started;
+  else
+    *reply.mutable_not_started() = failure_of(started.status());
   return absl::OkStatus();
 }
 

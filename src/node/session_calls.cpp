@@ -72,6 +72,15 @@ absl::StatusOr<ExecStreams> make_pipes(bool interactive) {
   return streams;
 }
 
+// The program could not be started: that is the session's end, told like any other.
+absl::Status end_unstarted(ApiService::Session& session, const absl::Status& why) {
+  session.Write(session_end(why));
+  api::ExecInput input;
+  while (session.Read(&input)) {
+  }
+  return absl::OkStatus();
+}
+
 void resize_terminal(int fd, unsigned rows, unsigned columns) {
   winsize size{};
   size.ws_row = static_cast<unsigned short>(rows);
@@ -120,7 +129,12 @@ absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::Exec
     GW_ASSIGN_OR_RETURN(streams, make_pipes(start.interactive()));
     given = {streams.in.get(), streams.out.get(), streams.err.get()};
   }
-  GW_ASSIGN_OR_RETURN(capsule::Exec exec, capsule.exec(program, given));
+  auto started = capsule.exec(program, given);
+  if (!started.ok()) {
+    hold.release();
+    return end_unstarted(session, started.status());
+  }
+  capsule::Exec& exec = *started;
   streams.in.reset();
   streams.out.reset();
   streams.err.reset();
@@ -179,8 +193,9 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(name));
   GW_ASSIGN_OR_RETURN(capsule::Attached attached, capsule.attach());
   if (launch) {
-    GW_RETURN_IF_ERROR(launch->start().status());
+    const absl::Status started = launch->start().status();
     launch.reset();
+    if (!started.ok()) return end_unstarted(session, started);
   }
   // There is a terminal only once its program runs.
   if (start.tty() && start.window().rows() > 0)

@@ -111,13 +111,30 @@ void SessionPump::finish(const absl::StatusOr<int>& exit_code) {
   if (input_.joinable()) input_.join();
 }
 
+api::SessionFailure failure_of(const absl::Status& status) {
+  api::SessionFailure failure;
+  failure.set_code(static_cast<int32_t>(status.code()));
+  failure.set_message(std::string(message_of(status)));
+  failure.set_exit_code(not_started_code(status));
+  return failure;
+}
+
+int not_started_code(const absl::Status& status) {
+  switch (errno_of(status)) {
+    case ENOENT: return 127;
+    case EACCES:
+    case ENOEXEC:
+    case EISDIR: return 126;
+    default: return 0;
+  }
+}
+
 api::ExecOutput session_end(const absl::StatusOr<int>& exit_code) {
   api::ExecOutput last;
   if (exit_code.ok()) {
     last.set_exit_code(*exit_code);
   } else {
-    last.mutable_failure()->set_code(static_cast<int32_t>(exit_code.status().code()));
-    last.mutable_failure()->set_message(std::string(message_of(exit_code.status())));
+    *last.mutable_failure() = failure_of(exit_code.status());
   }
   return last;
 }

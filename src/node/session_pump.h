@@ -50,6 +50,11 @@ class SessionPump {
   std::thread input_;
 };
 
+// For a message; the errno is lost.
+api::SessionFailure failure_of(const absl::Status& status);
+// What a shell's exit code is for a program that could not be started: 127 it is not there, 126 it
+// cannot be executed; 0: the error is another one.
+int not_started_code(const absl::Status& status);
 // The last message of a session.
 api::ExecOutput session_end(const absl::StatusOr<int>& exit_code);
 

@@ -165,6 +165,8 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
   request.set_record_revision(current_.revision);
   request.set_spec(current_.record.spec());
   request.set_verbose(verbose);
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, node_.services().info(entry_.service()));
+  request.set_main_image_pid(info.main_pid() == 0 ? 0 : info.main_image_pid());
   grpc::ClientContext context;
   set_timeout(context, kPrepareTimeout);
   const absl::Status prepared =
