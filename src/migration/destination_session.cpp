@@ -109,7 +109,7 @@ class DestinationSession {
     active.set_frames_replayed(frames);
     active.set_cpu_ns(clock_ns(CLOCK_PROCESS_CPUTIME_ID));
     (void)messages_->send(message);  // a source that has gone asks the store
-    return absl::OkStatus();
+    return workload_.settle();
   }
 
   absl::Status meet() {

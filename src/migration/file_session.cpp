@@ -141,7 +141,8 @@ absl::Status read_image(const MoverStart& start, ReplicaWorkload& workload, Daem
     break;
   }
   GW_RETURN_IF_ERROR(workload.activate());
-  return workload.open({}).status();
+  GW_RETURN_IF_ERROR(workload.open({}).status());
+  return workload.settle();
 }
 
 }  // namespace

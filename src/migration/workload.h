@@ -54,6 +54,8 @@ class ReplicaWorkload {
   virtual absl::Status activate() = 0;
   // Gives it `from_source`, then what was held here, and opens the gate. Returns their number.
   virtual absl::StatusOr<uint32_t> open(const std::vector<std::string>& from_source) = 0;
+  // It runs and can be reached: what could wait until now.
+  virtual absl::Status settle() = 0;
   // Frames of the source that come after open().
   virtual absl::Status deliver(const std::vector<std::string>& frames) = 0;
   virtual void discard() = 0;

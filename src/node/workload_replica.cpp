@@ -78,6 +78,17 @@ absl::StatusOr<uint32_t> ServiceReplica::open(const std::vector<std::string>& fr
   return static_cast<uint32_t>(from_source.size() + replay.frames);
 }
 
+absl::Status ServiceReplica::settle() {
+  capsule::CapsuleInfo source;
+  const std::string* bytes = replica_->capsule_section();
+  if (bytes != nullptr && !source.ParseFromString(*bytes))
+    return make_error(absl::StatusCode::kDataLoss, "the capsule section is not valid");
+  // 0 where the main process had ended before the move.
+  GW_RETURN_IF_ERROR(capsule_.set_main_pid(
+      {source.main_pid() != 0 ? source.main_image_pid() : 0}));
+  return capsule_.adopt();
+}
+
 absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
   return port_->port.inject(frames_of(frames));
 }

@@ -28,6 +28,7 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   absl::Status make_ready() override;
   absl::Status activate() override;
   absl::StatusOr<uint32_t> open(const std::vector<std::string>& from_source) override;
+  absl::Status settle() override;
   absl::Status deliver(const std::vector<std::string>& frames) override;
   void discard() override;
   void describe(migration::Statistics& statistics) override;

@@ -41,7 +41,6 @@ absl::Status Replica::make_descriptions() {
         annotate(make_description(one.id, std::string(one.kind->name()), *one.state),
                  fmt::format("{} {}", one.kind->name(), one.kind->describe(*one.state))));
   }
-  if (final_) context_->drop_stash();
   return absl::OkStatus();
 }
 
@@ -128,6 +127,7 @@ absl::Status Replica::finish_descriptions() {
     for (const auto& check : checks)
       GW_RETURN_IF_ERROR(annotate(check(batch), fmt::format("process {}", pid)));
   }
+  context_->drop_stash();
   return absl::OkStatus();
 }
 

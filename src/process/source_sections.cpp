@@ -22,6 +22,26 @@ absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
   return static_cast<uint64_t>(stat.st_size);
 }
 
+// Without the stub's area, which the kernel may have merged with a neighbour.
+void cut_out(resource::AddressRange own, std::vector<kernel::Mapping>& maps) {
+  std::vector<kernel::Mapping> rest;
+  for (kernel::Mapping& mapping : maps) {
+    if (!own.overlaps(mapping.start, mapping.end)) {
+      rest.push_back(std::move(mapping));
+      continue;
+    }
+    if (mapping.start < own.start) {
+      rest.push_back(mapping);
+      rest.back().end = own.start;
+    }
+    if (mapping.end > own.end) {
+      rest.push_back(mapping);
+      rest.back().start = own.end;
+    }
+  }
+  maps = std::move(rest);
+}
+
 }  // namespace
 
 void Source::begin_sections(bool final) {
@@ -70,12 +90,14 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       if (!final_ && errno_of(maps.status()) != 0) continue;  // has just ended
       return maps.status();
     }
+    cut_out(own, *maps);
     bool unknown = false;
-    auto state = resource::capture_memory_map(process.host_pid, *maps, own, &process.memory_map,
-                                              &unknown);
+    auto state =
+        resource::capture_memory_map(process.host_pid, *maps, &process.memory_map, &unknown);
     if (state.ok() && unknown && final_) {
       GW_ASSIGN_OR_RETURN(*maps, kernel::read_smaps(process.host_pid));
-      state = resource::capture_memory_map(process.host_pid, *maps, own, nullptr, &unknown);
+      cut_out(own, *maps);
+      state = resource::capture_memory_map(process.host_pid, *maps, nullptr, &unknown);
     }
     if (!state.ok()) {
       if (!final_ && errno_of(state.status()) != 0) continue;

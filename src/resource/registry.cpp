@@ -22,6 +22,9 @@
 #include "resource/signals/signals.h"
 #include "resource/tcp_socket/tcp_socket.h"
 #include "resource/timerfd/timerfd.h"
+#include "resource/unix_socket/unix_socket.h"
+#include "resource/udp_socket/udp_socket.h"
+#include "resource/netlink_socket/netlink_socket.h"
 #include "resource/working_directory/working_directory.h"
 
 namespace godwit::resource {
@@ -64,7 +67,10 @@ std::span<const FileKind* const> file_kinds() {
       &signalfd_kind(),
       &timerfd_kind(),
       &memfd_kind(),
+      &unix_socket_kind(),
       &tcp_socket_kind(),
+      &udp_socket_kind(),
+      &netlink_socket_kind(),
       &epoll_kind(),
   };
   return list;

@@ -90,6 +90,7 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
                         std::move(reason), std::move(way_out)});
   };
   const MappingState::Kind kind = kind_of(mapping);
+  if (kind == MappingState::KIND_KERNEL) return absl::OkStatus();
   if (mapping.has_flag("ht"))
     refuse("mapping.hugetlb", "explicit huge pages (hugetlbfs) are not carried",
            "use transparent huge pages (madvise) instead");
@@ -119,14 +120,13 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
 }
 
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
-                                                  AddressRange own, const MemoryMapState* before,
+                                                  const MemoryMapState* before,
                                                   bool* unknown_flags) {
   MemoryMapState state;
   *unknown_flags = false;
   uint64_t heap_end = 0;
   for (const kernel::Mapping& mapping : maps) {
     if (mapping.path == "[vsyscall]") continue;
-    if (own.overlaps(mapping.start, mapping.end)) continue;
     GW_ASSIGN_OR_RETURN(MappingState one, mapping_state(mapping));
     if (mapping.vm_flags.empty()) {
       const MappingState* old = before != nullptr ? covering(*before, one) : nullptr;

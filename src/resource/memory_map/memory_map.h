@@ -53,7 +53,7 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
 // of the same kind covers the range; `unknown_flags` tells that some had no counterpart and smaps
 // must be read. `own`: the stub's range, left out.
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
-                                                  AddressRange own, const MemoryMapState* before,
+                                                  const MemoryMapState* before,
                                                   bool* unknown_flags);
 
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
