@@ -30,7 +30,7 @@ int complain(const api::SessionFailure& failure) {
 std::string find_socket(const std::string& given) {
   if (!given.empty()) return given;
   if (const char* set = std::getenv("GODWIT_SOCKET"); set != nullptr && *set != 0) return set;
-  const std::string lab = node::lab_socket("n1");
+  const std::string lab = node::LabPlace::current().socket("n1");
   if (::access(lab.c_str(), F_OK) == 0) return lab;
   return node::kDefaultSocket;
 }

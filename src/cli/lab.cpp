@@ -29,12 +29,13 @@ constexpr absl::Duration kReadyWait = absl::Seconds(30);
 constexpr absl::Duration kStopWait = absl::Seconds(15);
 constexpr absl::Duration kDestroyWait = absl::Seconds(30);
 
-std::string run_dir(const std::string& node) { return std::string(node::kLabRun) + "/" + node; }
-std::string state_dir(const std::string& node) {
-  return std::string(node::kLabState) + "/" + node;
-}
+node::LabPlace place() { return node::LabPlace::current(); }
+std::string run_dir(const std::string& node) { return place().run + "/" + node; }
+std::string state_dir(const std::string& node) { return place().state + "/" + node; }
+// Unique on this machine, which may have several labs.
+std::string local_name(const std::string& node) { return place().id + "-" + node; }
 std::string node_name(uint32_t number) { return "n" + std::to_string(number); }
-std::string spec_file() { return std::string(node::kLabRun) + "/spec"; }
+std::string spec_file() { return place().run + "/spec"; }
 
 std::string to_text(const network::LabSpec& spec) {
   return fmt::format("{} {} {} {} {} {} {}\n", spec.id, spec.nodes, spec.overlay ? 1 : 0,
@@ -56,11 +57,11 @@ bool is_mount_point(const std::string& path) {
 }
 
 absl::Status make_run_folder() {
-  GW_RETURN_IF_ERROR(make_folder(node::kLabRun, 0755));
-  if (is_mount_point(node::kLabRun)) return absl::OkStatus();
-  if (::mount("godwit-lab", node::kLabRun, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64m") !=
-      0)
-    return errno_status(errno, fmt::format("mount(tmpfs, {})", node::kLabRun));
+  const std::string run = place().run;
+  GW_RETURN_IF_ERROR(make_folder(run, 0755));
+  if (is_mount_point(run)) return absl::OkStatus();
+  if (::mount("godwit-lab", run.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64m") != 0)
+    return errno_status(errno, fmt::format("mount(tmpfs, {})", run));
   return absl::OkStatus();
 }
 
@@ -73,7 +74,7 @@ absl::Status write_text(const std::string& path, const std::string& text) {
 }
 
 absl::Status make_identities(uint32_t nodes) {
-  const std::string folder = std::string(node::kLabRun) + "/ca";
+  const std::string folder = place().run + "/ca";
   auto authority = api::load_authority(folder);
   if (!authority.ok()) {
     authority = api::make_authority("lab");
@@ -101,14 +102,14 @@ absl::Status start_node(const network::LabNetwork& lab, uint32_t number) {
   const std::string name = node_name(number);
   const std::string run = run_dir(name);
   if (open_by_pid_file(run + "/pid")) return absl::OkStatus();
-  GW_RETURN_IF_ERROR(make_folder(node::kLabState, 0755));
+  GW_RETURN_IF_ERROR(make_folder(place().state, 0755));
   GW_RETURN_IF_ERROR(make_folder(state_dir(name), 0700));
   const std::string address = lab.node_address(number).ip.text();
   // Away from what the lab uses itself, and enough for any test.
   constexpr uint32_t kPool = 100;
   std::vector<std::string> arguments = {
-      "--socket", node::lab_socket(name), "node", "--name", name, "--listen", address, "--state",
-      state_dir(name), "--tls", run + "/tls", "--subnet", lab.spec().subnet, "--pool",
+      "--socket", place().socket(name), "node", "--name", name, "--local-name", local_name(name),
+      "--listen", address, "--state", state_dir(name), "--tls", run + "/tls", "--subnet", lab.spec().subnet, "--pool",
       lab.service_address(0).ip.text() + "-" + lab.service_address(kPool - 1).ip.text(),
       "--subnet6", lab.spec().subnet6, "--mtu", std::to_string(lab.service_mtu()),
       "--keep-alive"};
@@ -119,7 +120,7 @@ absl::Status start_node(const network::LabNetwork& lab, uint32_t number) {
   }
   const std::string gateways = joined(lab.service_gateways());
   if (!gateways.empty()) arguments.insert(arguments.end(), {"--gateway", gateways});
-  return start_daemon(lab.node_netns(number), arguments, run + "/log", run + "/pid",
+  return start_daemon(lab.node_netns(number), arguments, run + "/node.log", run + "/pid",
                       Deadline::in(kReadyWait));
 }
 
@@ -133,10 +134,11 @@ absl::Status end_movers(const std::string& state) {
 }
 
 absl::Status remove_services(const std::string& node, const std::string& netns) {
-  const capsule::NodePaths paths{state_dir(node), node};
+  const capsule::NodePaths paths{state_dir(node), local_name(node)};
   GW_ASSIGN_OR_RETURN(const std::vector<std::string> names, capsule::list_services(paths));
   node::NodeConfig config;
   config.name = node;
+  config.local_name = local_name(node);
   for (const std::string& name : names) {
     // The namespace may be gone already, and the port with it.
     const auto inside = network::NetnsScope::enter_named(netns);
@@ -145,13 +147,13 @@ absl::Status remove_services(const std::string& node, const std::string& netns) 
     GW_RETURN_IF_ERROR(capsule::Capsule::destroy(paths, name, Deadline::in(kDestroyWait)));
   }
   const auto cgroups = capsule::cgroup2_mount();
-  if (cgroups.ok()) ::rmdir((*cgroups + "/godwit/" + node).c_str());
+  if (cgroups.ok()) ::rmdir((*cgroups + "/godwit/" + local_name(node)).c_str());
   return absl::OkStatus();
 }
 
 std::vector<std::string> nodes_with_folders() {
   std::vector<std::string> names;
-  for (const char* parent : {node::kLabRun, node::kLabState}) {
+  for (const std::string& parent : {place().run, place().state}) {
     const auto found = kernel::list_folder(parent);
     if (!found.ok()) continue;
     for (const std::string& each : *found)
@@ -202,8 +204,7 @@ absl::Status lab_up(const network::LabSpec& spec) {
 absl::Status lab_down() {
   if (::geteuid() != 0)
     return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
-  const auto spec = lab_spec();
-  const std::string id = spec.ok() ? spec->id : network::LabSpec().id;
+  const auto [id, run, state] = place();
   const std::vector<std::string> nodes = nodes_with_folders();
   // All daemons first: one that loses its peer would begin to settle things.
   for (const std::string& each : nodes)
@@ -214,12 +215,12 @@ absl::Status lab_down() {
   }
   GW_RETURN_IF_ERROR(network::LabNetwork::down(id));
   std::error_code error;
-  fs::remove_all(node::kLabState, error);
-  if (error) return errno_status(error.value(), fmt::format("removing {}", node::kLabState));
-  if (is_mount_point(node::kLabRun) && ::umount2(node::kLabRun, MNT_DETACH) != 0)
-    return errno_status(errno, fmt::format("umount2({})", node::kLabRun));
-  fs::remove_all(node::kLabRun, error);
-  if (error) return errno_status(error.value(), fmt::format("removing {}", node::kLabRun));
+  fs::remove_all(state, error);
+  if (error) return errno_status(error.value(), fmt::format("removing {}", state));
+  if (is_mount_point(run) && ::umount2(run.c_str(), MNT_DETACH) != 0)
+    return errno_status(errno, fmt::format("umount2({})", run));
+  fs::remove_all(run, error);
+  if (error) return errno_status(error.value(), fmt::format("removing {}", run));
   remove_if_empty("/run/godwit");
   remove_if_empty(node::kDefaultState);
   const auto cgroups = capsule::cgroup2_mount();
@@ -231,7 +232,7 @@ absl::Status lab_exec(const std::string& host, const std::vector<std::string>& a
   GW_ASSIGN_OR_RETURN(const network::LabSpec spec, lab_spec());
   GW_ASSIGN_OR_RETURN(const network::NetnsScope inside,
                       network::NetnsScope::enter_named(spec.id + "-" + host));
-  const std::string socket = node::lab_socket(host);
+  const std::string socket = place().socket(host);
   if (::access(socket.c_str(), F_OK) == 0) ::setenv("GODWIT_SOCKET", socket.c_str(), 1);
   std::vector<char*> arguments;
   for (const std::string& each : argv) arguments.push_back(const_cast<char*>(each.c_str()));

@@ -3,10 +3,11 @@
 //
 //   /run/godwit/lab/spec        how it was brought up
 //                  /ca/         its own small authority
-//                  /<node>/     node.sock, store.db (n1), tls/, log, pid
+//                  /<node>/     node.sock, store.db (n1), tls/, node.log, pid
 //   /var/lib/godwit/lab/<node>/ state: services with their layers
 //
-// /run/godwit/lab is a tmpfs: a commit waits for the store's fsync.
+// /run/godwit/lab is a tmpfs: a commit waits for the store's fsync. $GODWIT_LAB=x makes a second
+// lab beside it, in /run/godwit/lab-x.
 #ifndef GODWIT_CLI_LAB_H_
 #define GODWIT_CLI_LAB_H_
 

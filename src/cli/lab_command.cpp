@@ -21,7 +21,8 @@ struct Options {
   bool json = false;
 };
 
-int up(const Options& options) {
+int up(Options& options) {
+  options.spec.id = node::LabPlace::current().id;
   const absl::Status status = lab_up(options.spec);
   if (!status.ok()) return complain(status);
   const auto lab = network::LabNetwork::of(options.spec);
@@ -42,17 +43,18 @@ int status(const Options& options) {
   json.array();
   for (uint32_t number = 1; number <= spec->nodes; ++number) {
     const std::string name = "n" + std::to_string(number);
-    const std::string run = std::string(node::kLabRun) + "/" + name;
+    const node::LabPlace place = node::LabPlace::current();
+    const std::string run = place.run + "/" + name;
     const bool lives = static_cast<bool>(open_by_pid_file(run + "/pid"));
     table.row({name, lab->node_address(number).ip.text(), lab->node_netns(number),
-               lives ? "runs" : "down", node::lab_socket(name)});
+               lives ? "runs" : "down", place.socket(name)});
     json.object()
         .text("host", name)
         .text("address", lab->node_address(number).ip.text())
         .text("namespace", lab->node_netns(number))
         .boolean("daemon", lives)
-        .text("socket", node::lab_socket(name))
-        .text("log", run + "/log")
+        .text("socket", place.socket(name))
+        .text("log", run + "/node.log")
         .end();
   }
   table.row({"client", lab->client_address().ip.text(), lab->client_netns(), "-", "-"});

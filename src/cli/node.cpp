@@ -137,6 +137,9 @@ void add_node(CLI::App& app, Context& context) {
   command->add_option("--gateway", o.config.gateway,
                       "default route of services: an address, or one of each family with a comma");
   command->add_option("--mtu", o.config.mtu, "of the services' ports")->capture_default_str();
+  command->add_option("--local-name", o.config.local_name,
+                      "for several nodes on one machine: names the services' cgroup (default: the "
+                      "name)");
   command->add_flag("--keep-alive", o.keep_alive, "start the daemon again when it is killed");
   command->add_option("--ready-fd", o.config.ready_fd,
                       "write \"ready\" there once calls are served");

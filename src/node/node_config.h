@@ -3,6 +3,7 @@
 #define GODWIT_NODE_NODE_CONFIG_H_
 
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 #include <string_view>
 
@@ -12,16 +13,32 @@ constexpr char kDefaultSocket[] = "/run/godwit/node.sock";
 constexpr char kDefaultState[] = "/var/lib/godwit";
 constexpr uint16_t kDefaultPort = 7400;
 
-// A lab's daemons: sockets and stores in memory below kLabRun, state with the services' layers
-// below kLabState, one folder a node.
-constexpr char kLabRun[] = "/run/godwit/lab";
-constexpr char kLabState[] = "/var/lib/godwit/lab";
-inline std::string lab_socket(std::string_view node) {
-  return std::string(kLabRun) + "/" + std::string(node) + "/node.sock";
-}
+// A lab's daemons: sockets and stores in memory below run, state with the services' layers below
+// state, one folder a node. $GODWIT_LAB names another lab than the usual one, beside it.
+struct LabPlace {
+  std::string id = "gw";  // of its network namespaces: "gw-n1"
+  std::string run = "/run/godwit/lab";
+  std::string state = "/var/lib/godwit/lab";
+
+  static LabPlace current() {
+    LabPlace place;
+    const char* named = std::getenv("GODWIT_LAB");
+    if (named == nullptr || *named == 0) return place;
+    place.id = named;
+    place.run += "-" + place.id;
+    place.state += "-" + place.id;
+    return place;
+  }
+  std::string socket(std::string_view node) const {
+    return run + "/" + std::string(node) + "/node.sock";
+  }
+};
 
 struct NodeConfig {
   std::string name;
+  // Names the cgroup of its services and its folder of pinned gates: unique on this machine, where
+  // several nodes may be. "": the name.
+  std::string local_name;
   std::string state_dir = kDefaultState;  // absolute
   std::string socket = kDefaultSocket;
   std::string listen_host;                // where other nodes reach this one
@@ -41,7 +58,8 @@ struct NodeConfig {
 
   std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
   std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }
-  std::string pin_dir() const { return "/run/godwit/bpf-" + name; }
+  const std::string& local() const { return local_name.empty() ? name : local_name; }
+  std::string pin_dir() const { return "/run/godwit/bpf-" + local(); }
 };
 
 }  // namespace godwit::node

@@ -96,7 +96,7 @@ absl::Status ReplicaSession::start_mover() {
   start.set_role(migration::ROLE_DESTINATION);
   start.set_migration_id(request_.migration_id());
   start.set_service(request_.service());
-  start.set_node(node_.config().name);
+  start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   start.set_listen_host(node_.config().listen_host);
   start.set_token(token);

@@ -131,7 +131,7 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   migration::MoverStart start;
   start.set_role(migration::ROLE_RESTORE);
   start.set_service(spec.name());
-  start.set_node(node.config().name);
+  start.set_node(node.config().local());
   start.set_state_dir(node.config().state_dir);
   start.set_file(request.file());
   GW_ASSIGN_OR_RETURN(mover, MoverProcess::start(start));

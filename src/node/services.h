@@ -17,7 +17,7 @@ namespace godwit::node {
 class Services {
  public:
   explicit Services(const NodeConfig& config)
-      : config_(config), paths_{config.state_dir, config.name} {}
+      : config_(config), paths_{config.state_dir, config.local()} {}
   const capsule::NodePaths& paths() const { return paths_; }
 
   // Capsule and port; the gate is closed both ways. Nothing is left on error. A replica lives only

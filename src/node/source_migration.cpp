@@ -49,7 +49,7 @@ migration::MoverStart SourceMigration::describe(migration::Role role) const {
   start.set_role(role);
   start.set_migration_id(entry_.id());
   start.set_service(current_.record.name());
-  start.set_node(node_.config().name);
+  start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   return start;
 }
