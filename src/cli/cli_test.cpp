@@ -112,7 +112,7 @@ int run_cli(std::vector<std::string> words) {
 TEST(CommandLineTest, EveryCommandHasHelp) {
   for (const char* command :
        {"run", "ps", "inspect", "logs", "exec", "attach", "signal", "stop", "wait", "rm",
-        "migrate", "checkpoint", "restore", "nodes", "node", "certificates", "lab"})
+        "migrate", "checkpoint", "restore", "image", "nodes", "node", "certificates", "lab"})
     EXPECT_EQ(run_cli({command, "--help"}), 0) << command;
 }
 

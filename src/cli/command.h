@@ -43,6 +43,7 @@ void add_rm(CLI::App& app, Context& context);
 void add_migrate(CLI::App& app, Context& context);
 void add_checkpoint(CLI::App& app, Context& context);
 void add_restore(CLI::App& app, Context& context);
+void add_image(CLI::App& app, Context& context);
 void add_nodes(CLI::App& app, Context& context);
 void add_node(CLI::App& app, Context& context);
 void add_certificates(CLI::App& app, Context& context);

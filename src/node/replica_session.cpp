@@ -71,6 +71,7 @@ absl::Status ReplicaSession::prepare() {
   entry_.set_side(api::MigrationJournal::DESTINATION);
   entry_.set_service(request_.service());
   entry_.set_peer(request_.source());
+  entry_.set_main_image_pid(request_.main_image_pid());
   entry_.set_generation(record.generation() - 1);
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
   auto undo = absl::MakeCleanup([this] {
@@ -129,11 +130,9 @@ void ReplicaSession::run() {
   }
   absl::Status settled = absl::OkStatus();
   if (committed && well) {
-    keep_main_process();
     settled = node_.journal().remove(entry_.id());
     node_.supervise(request_.service());
   } else {
-    capsule_.reset();
     settled = node_.settle_destination(entry_);
   }
   if (!settled.ok())
@@ -148,14 +147,6 @@ void ReplicaSession::run() {
   ended_.notify_all();
 }
 
-void ReplicaSession::keep_main_process() {
-  // It may have ended on the way, while others of the service live.
-  absl::Status set = capsule_->set_main_pid({request_.main_image_pid()});
-  if (!set.ok()) set = capsule_->set_main_pid({0});
-  if (!set.ok())
-    log_warning("naming the main process of {}: {}", request_.service(), message_of(set));
-}
-
 void ReplicaSession::listen() {
   while (true) {
     const auto message = mover_->receive(Deadline::in(kForever));
@@ -165,6 +156,9 @@ void ReplicaSession::listen() {
                     message_of(message.status()));
       return;
     }
+    // Before it is asked to commit, so that the commit need not wait for it: from the commit on
+    // the replica must outlive this daemon. One that dies before is removed by the next one.
+    if (message->source_frozen()) adopt_early();
     if (message->commit_request()) {
       migration::DaemonToMover answer;
       *answer.mutable_commit_answer() = commit();
@@ -191,9 +185,7 @@ migration::CommitAnswer ReplicaSession::commit() {
       return answer;
     }
   }
-  // First: from the commit on the replica must outlive this daemon.
-  absl::Status done = capsule_->adopt();
-  if (done.ok()) done = swap_owner();
+  const absl::Status done = swap_owner();
   if (!done.ok()) {
     answer.set_error(std::string(message_of(done)));
     return answer;
@@ -202,6 +194,13 @@ migration::CommitAnswer ReplicaSession::commit() {
   committed_ = true;
   answer.set_committed(true);
   return answer;
+}
+
+void ReplicaSession::adopt_early() {
+  const absl::Status adopted = capsule_->adopt();
+  adopted_ = adopted.ok();
+  if (!adopted_)
+    log_warning("adopting the replica of {}: {}", request_.service(), message_of(adopted));
 }
 
 absl::Status ReplicaSession::swap_owner() {

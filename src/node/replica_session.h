@@ -46,8 +46,8 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   // What the mover says until it ends or says "finished".
   void listen();
   migration::CommitAnswer commit();
+  void adopt_early();
   absl::Status swap_owner();
-  void keep_main_process();
 
   Node& node_;
   api::PrepareReplicaRequest request_;
@@ -59,6 +59,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   std::string committed_record_;  // ready to be written
   std::mutex mutex_;
   std::condition_variable ended_;
+  bool adopted_ = false;  // the session's thread only
   bool has_ended_ = false;
   bool committed_ = false;
   bool aborted_ = false;

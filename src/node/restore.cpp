@@ -121,7 +121,6 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   bool committed = false;
   const auto commit = [&]() -> absl::Status {
     if (committed) return absl::OkStatus();
-    GW_RETURN_IF_ERROR(capsule->adopt());
     versioned.record.set_state(api::SERVICE_RUNNING);
     versioned.record.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
     GW_RETURN_IF_ERROR(node.records().put(versioned));
@@ -153,6 +152,8 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
     return result;
   }
   GW_RETURN_IF_ERROR(commit());
+  // The mover has done so, where it could; a replica would end with our connection to it.
+  GW_RETURN_IF_ERROR(capsule->adopt());
   std::move(undo).Cancel();
   node.supervise(spec.name());
   result.set_node(node.config().name);

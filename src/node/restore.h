@@ -15,7 +15,7 @@ namespace godwit::node {
 class Node;
 
 // Section of an image with the CapsuleSpec that its capsule is made from; object 0, epoch 0.
-constexpr char kCapsuleSection[] = "capsule";
+constexpr char kCapsuleSection[] = "capsule_spec";
 absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file);
 
 // Blocks until it runs or has failed; then nothing is left.

@@ -91,10 +91,15 @@ absl::Status Services::roll_back(const std::string& name) const {
   return opened.port.release_hold();
 }
 
-absl::Status Services::activate(const std::string& name) const {
+absl::Status Services::activate(const std::string& name, int32_t main_image_pid) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
-  GW_RETURN_IF_ERROR(capsule.adopt());
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  if (info.state() == capsule::CAPSULE_REPLICA) {
+    // It may have ended on the way, while others of the service live.
+    if (!capsule.set_main_pid({main_image_pid}).ok())
+      GW_RETURN_IF_ERROR(capsule.set_main_pid({0}));
+    GW_RETURN_IF_ERROR(capsule.adopt());
+  }
   GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
                                                    HostPid{info.init_pid()}));
   GW_RETURN_IF_ERROR(capsule.thaw());

@@ -35,9 +35,9 @@ class Services {
   // The source of a move that will not happen, whatever its dead mover left: sockets out of repair,
   // gate open, neighbours told, tree thawed. Idempotent; the mover must be dead.
   absl::Status roll_back(const std::string& name) const;
-  // The destination of a move that was committed, if its mover did not get so far: adopted, thawed,
-  // gate open. Idempotent; the mover must be dead.
-  absl::Status activate(const std::string& name) const;
+  // The destination of a move that was committed, if its mover did not get so far: thawed, gate
+  // open, adopted with its main process (0: that has ended). Idempotent; the mover must be dead.
+  absl::Status activate(const std::string& name, int32_t main_image_pid) const;
 
  private:
   NodeConfig config_;

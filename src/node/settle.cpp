@@ -88,7 +88,7 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry) {
                     record->record.last_migration().id() == entry.id();
   if (ours) {
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
-    const absl::Status active = services_.activate(entry.service());
+    const absl::Status active = services_.activate(entry.service(), entry.main_image_pid());
     if (!active.ok())
       log_error("activating {} after migration {}: {}", entry.service(), entry.id(),
                 message_of(active));
