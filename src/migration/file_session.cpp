@@ -90,19 +90,18 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
                                    reasons[0].way_out()));
     return finished;
   }
-  daemon.watch_for_cancel();
+  daemon.watch_for_cancel([&workload] { workload.interrupt(); });
   const std::string partial = start.file() + ".partial";
   const absl::Status written =
       write_image(start, workload, daemon, partial, *finished.mutable_statistics());
   if (!written.ok()) {
     ::unlink(partial.c_str());
-    const absl::Status thawed = workload.thaw();
-    return failed(OUTCOME_ROLLED_BACK, thawed.ok() ? written : thawed);
+    absl::Status undone = workload.thaw();
+    undone.Update(workload.withdraw());
+    return failed(OUTCOME_ROLLED_BACK, undone.ok() ? written : undone);
   }
-  if (!start.leave_running()) {
-    const absl::Status ended = workload.commit();
-    if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);
-  }
+  const absl::Status ended = start.leave_running() ? workload.withdraw() : workload.commit();
+  if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);
   finished.set_outcome(OUTCOME_SAVED);
   finished.mutable_statistics()->set_strategy("checkpoint");
   finished.mutable_statistics()->set_total_ns(monotonic_ns() - begin);

@@ -35,10 +35,16 @@ class SourceWorkload {
   virtual absl::StatusOr<RoundFigures> final_pages(stream::Writer& writer) = 0;
   // Frames that arrived for it since freeze() and were not given yet.
   virtual absl::StatusOr<std::vector<std::string>> take_held_frames() = 0;
-  // Rollback; idempotent, also when freeze() never ran or failed half-way.
+  // Runs on; idempotent, also when freeze() never ran or failed half-way.
   virtual absl::Status thaw() = 0;
+  // Rollback, after thaw(): nothing of ours stays in it.
+  virtual absl::Status withdraw() = 0;
   // Committed elsewhere: never runs here again; the caller removes it.
   virtual absl::Status commit() = 0;
+  // Who owns it is not known here: it stays frozen behind its gate, whatever becomes of us.
+  virtual void leave_frozen() = 0;
+  // A round or final_pages() under way returns soon, with kCancelled. From any thread.
+  virtual void interrupt() = 0;
   virtual void describe(Statistics& statistics) = 0;
 };
 
@@ -59,6 +65,8 @@ class ReplicaWorkload {
   // Frames of the source that come after open().
   virtual absl::Status deliver(const std::vector<std::string>& frames) = 0;
   virtual void discard() = 0;
+  // After make_ready(): it stays as it is, whatever becomes of us; the daemon goes on with it.
+  virtual void leave() = 0;
   virtual void describe(Statistics& statistics) = 0;
 };
 

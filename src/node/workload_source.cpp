@@ -51,6 +51,7 @@ absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
 absl::Status ServiceSource::prepare() {
   network::Port& port = port_->port;
   GW_RETURN_IF_ERROR(port.prepare_hold());
+  on_hold_(port.hold_fd());
   GW_RETURN_IF_ERROR(port.prepare_announce());
   return source_->start_tracking();
 }
@@ -96,6 +97,7 @@ absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
   size_t at = 0;
   for (const uint32_t size : held.sizes) {
     frames.push_back(held.bytes.substr(at, size));
+    taken_.append(frames.back());
     at += size;
   }
   return frames;
@@ -104,8 +106,19 @@ absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
 absl::Status ServiceSource::thaw() {
   absl::Status first = source_->thaw();
   source_->control().set_bytes_per_second(bytes_per_s_);
+  if (!taken_.empty()) {
+    port_->port.gate().set_from(network::GateMode::kPass);  // so that answers get out
+    first.Update(port_->port.inject(taken_));
+    taken_.clear();
+  }
   // Announces itself and gives it what came meanwhile.
   first.Update(port_->port.set_phase(network::PortPhase::kRolledBack));
+  return first;
+}
+
+absl::Status ServiceSource::withdraw() {
+  absl::Status first = source_->withdraw();
+  first.Update(port_->port.release_hold());
   return first;
 }
 

@@ -3,6 +3,7 @@
 #ifndef GODWIT_NODE_WORKLOAD_SOURCE_H_
 #define GODWIT_NODE_WORKLOAD_SOURCE_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +24,8 @@ class ServiceSource final : public migration::SourceWorkload {
   static absl::StatusOr<std::unique_ptr<ServiceSource>> open(const capsule::NodePaths& node,
                                                              const std::string& service,
                                                              uint64_t bytes_per_s);
+  // Called by prepare() with the descriptor whose copy keeps held frames over our death.
+  void on_hold(std::function<void(int)> told) { on_hold_ = std::move(told); }
 
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
   absl::Status prepare() override;
@@ -32,7 +35,10 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::StatusOr<migration::RoundFigures> final_pages(stream::Writer& writer) override;
   absl::StatusOr<std::vector<std::string>> take_held_frames() override;
   absl::Status thaw() override;
+  absl::Status withdraw() override;
   absl::Status commit() override;
+  void leave_frozen() override { source_->finish(); }
+  void interrupt() override { source_->control().cancel(); }
   void describe(migration::Statistics& statistics) override;
 
  private:
@@ -46,6 +52,8 @@ class ServiceSource final : public migration::SourceWorkload {
   std::optional<OpenedPort> port_;
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
+  std::function<void(int)> on_hold_ = [](int) {};
+  network::Frames taken_;  // given away since the freeze began: after a rollback they are ours again
 };
 
 }  // namespace godwit::node

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -15,14 +16,22 @@
 #include "process/timeouts.h"
 #include "resource/registry.h"
 #include "resource/rseq/rseq.h"
+#include "tracee/memory.h"
 #include "tracee/remote_syscalls.h"
 
 namespace godwit::process {
+namespace {
+
+constexpr size_t kAreaBytes = size_t{128} << 10;
+constexpr size_t kCodeBytes = 4096;  // the area's first page
+
+}  // namespace
 
 Source::Source(SourceHost host)
     : host_(std::move(host)), context_(std::make_unique<Context>(*this)) {}
 
 Source::~Source() {
+  if (scanner_) scanner_->wait().IgnoreError();
   if (!frozen_.empty() || holding_) (void)thaw();
 }
 
@@ -113,6 +122,7 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
 
 absl::Status Source::start_tracking() {
   FAULT_POINT("source.start_tracking");
+  if (!scanner_) scanner_ = std::make_unique<Background>();
   GW_RETURN_IF_ERROR(read_tree());
   return track_new_processes();
 }
@@ -128,20 +138,26 @@ absl::Status Source::track_new_processes() {
   return absl::OkStatus();
 }
 
-// userfaultfd(2) must be called by the process whose memory it is for; the descriptor is taken out
-// and closed there in the same stop.
 absl::Status Source::open_tracker(SourceProcess& process) {
   const int64_t begin = monotonic_ns();
-  GW_ASSIGN_OR_RETURN(const RemoteAddress instruction,
-                      tracee::find_vdso_syscall(process.host_pid));
   GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
   GW_RETURN_IF_ERROR(seized.interrupt());
   GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
                       std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
   GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
+  GW_RETURN_IF_ERROR(attach_tracker(process, task));
+  GW_RETURN_IF_ERROR(std::move(task).detach());
+  longest_stop_ns_ = std::max(longest_stop_ns_, monotonic_ns() - begin);
+  return absl::OkStatus();
+}
+
+// userfaultfd(2) must be called by the process whose memory it is for; the descriptor is taken out
+// and closed there, and the stub's area mapped, in one short stop.
+absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask& task) {
+  GW_RETURN_IF_ERROR(map_area(process, task));
   UniqueFd uffd;
   {
-    tracee::RemoteSyscalls remote(task, instruction);
+    tracee::RemoteSyscalls remote = process.area->single_calls(task);
     GW_ASSIGN_OR_RETURN(const uint64_t number,
                         remote.must(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0, 0}));
     auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
@@ -150,12 +166,41 @@ absl::Status Source::open_tracker(SourceProcess& process) {
     if (!taken.ok()) return taken.status();
     uffd = *std::move(taken);
   }
-  GW_RETURN_IF_ERROR(std::move(task).detach());
-  longest_stop_ns_ = std::max(longest_stop_ns_, monotonic_ns() - begin);
   GW_ASSIGN_OR_RETURN(process.tracker,
                       pages::UffdTracker::make(std::move(uffd), process.host_pid));
-  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_maps(process.host_pid));
+  GW_RETURN_IF_ERROR(read_maps_of(process, false));
   return process.tracker->start(pages::private_mappings(process.maps));
+}
+
+absl::Status Source::map_area(SourceProcess& process, tracee::StoppedTask& task) {
+  if (process.area) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(const bool inherited, adopt_inherited_area(process));
+  if (inherited) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(tracee::StubArea area,
+                      tracee::StubArea::map(task, process.pid, kAreaBytes));
+  process.area = std::move(area);
+  return absl::OkStatus();
+}
+
+// A process that was forked from one with an area has a copy of it: known by its code.
+absl::StatusOr<bool> Source::adopt_inherited_area(SourceProcess& process) {
+  GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_maps(process.host_pid));
+  for (const auto& [pid, other] : processes_) {
+    if (!other.area || &other == &process) continue;
+    const RemoteAddress at = other.area->address();
+    const bool mapped = std::any_of(maps.begin(), maps.end(), [&](const kernel::Mapping& m) {
+      return m.anonymous() && m.start <= at.value && at.value + kCodeBytes <= m.end && m.execute;
+    });
+    if (!mapped) continue;
+    std::array<std::byte, kCodeBytes> here{};
+    std::array<std::byte, kCodeBytes> there{};
+    GW_RETURN_IF_ERROR(tracee::read_memory(process.host_pid, at, here));
+    GW_RETURN_IF_ERROR(tracee::read_memory(other.host_pid, at, there));
+    if (here != there) continue;
+    process.area = other.area->for_child(process.pid);
+    return true;
+  }
+  return false;
 }
 
 absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& extra) {

@@ -6,7 +6,8 @@
 //   freeze()          every task stopped, state read by batches, the cgroup freezer on
 //   final_state(), final_pages()  the last epoch in two parts: the replica applies the state while
 //                     we scan
-//   thaw()            rollback: everything of ours taken out again, the program runs on
+//   thaw()            the program runs on; freeze() may be tried again
+//   withdraw()        rollback, after thaw(): everything of ours is taken out of the program
 //   finish()          committed: nothing is given back, the caller ends the processes
 //
 // One thread (ptrace's rule); scanning and reading use helpers of pages/. A destructor after
@@ -26,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "process/background.h"
 #include "process/object_sender.h"
 #include "process/spans.h"
 #include "process/source_process.h"
@@ -79,6 +81,7 @@ class Source {
   absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
 
   absl::Status thaw();
+  absl::Status withdraw();
   void finish();
 
   // A section that is not the engine's own business travels with the others.
@@ -97,6 +100,10 @@ class Source {
   absl::Status read_tree();
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);
+  absl::Status attach_tracker(SourceProcess& process, tracee::StoppedTask& task);
+  absl::Status map_area(SourceProcess& process, tracee::StoppedTask& task);
+  absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
+  absl::Status read_maps_of(SourceProcess& process, bool with_flags);
   std::vector<resource::FdHolder> holders() const;
 
   void begin_sections(bool final);
@@ -111,6 +118,8 @@ class Source {
                              RoundResult& result);
   absl::Status send_objects(stream::Writer& writer, bool frozen);
 
+  absl::Status adopt_stopped(tracee::FrozenTree tree);
+  void start_last_scan();
   absl::Status run_capture_batches();
   absl::Status capture_process(FrozenProcess& frozen);
 
@@ -133,6 +142,7 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
+  std::unique_ptr<Background> scanner_;
 };
 
 }  // namespace godwit::process

@@ -1,7 +1,5 @@
 // The freeze: every task stopped by ptrace, what only tasks can tell read by one batch each, then
 // held by the cgroup freezer. And the way back.
-#include <algorithm>
-
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "process/source.h"
@@ -12,22 +10,34 @@
 #include "resource/tcp_socket/tcp_socket.h"
 
 namespace godwit::process {
-namespace {
-
-constexpr size_t kAreaBytes = size_t{64} << 10;
-constexpr size_t kBytesPerCall = 128;  // of the area: a table entry and its data, generously
-
-}  // namespace
 
 absl::Status Source::freeze() {
   FAULT_POINT("source.freeze");
   final_ = true;
+  if (!scanner_) scanner_ = std::make_unique<Background>();
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
                       tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
   spans_.mark("stop");
   GW_RETURN_IF_ERROR(read_tree());
-  for (tracee::StoppedProcess& process : stopped.processes) {
+  GW_RETURN_IF_ERROR(adopt_stopped(std::move(stopped)));
+  spans_.mark("read tree");
+  for (auto& [pid, process] : processes_) GW_RETURN_IF_ERROR(read_maps_of(process, false));
+  spans_.mark("read maps");
+  start_last_scan();
+  GW_ASSIGN_OR_RETURN(resource::Descriptors descriptors, resource::Descriptors::read(holders()));
+  descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
+  spans_.mark("take descriptors");
+  GW_RETURN_IF_ERROR(run_capture_batches());
+  spans_.mark("batches");
+  holding_ = true;
+  GW_RETURN_IF_ERROR(host_.hold());
+  spans_.mark("hold");
+  return absl::OkStatus();
+}
+
+absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
+  for (tracee::StoppedProcess& process : tree.processes) {
     FrozenProcess frozen;
     GW_ASSIGN_OR_RETURN(const ImagePid pid, (*translate_)(process.pid));
     const auto known = processes_.find(pid.value);
@@ -43,17 +53,35 @@ absl::Status Source::freeze() {
     }
     frozen.stopped = std::move(process);
     frozen_.push_back(std::move(frozen));
+    FrozenProcess& kept = frozen_.back();
+    // Born since the last round, or frozen without any round.
+    if (!kept.process->tracker)
+      GW_RETURN_IF_ERROR(attach_tracker(*kept.process, kept.stopped.tasks.front()));
   }
-  spans_.mark("read tree");
-  GW_ASSIGN_OR_RETURN(resource::Descriptors descriptors, resource::Descriptors::read(holders()));
-  descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
-  spans_.mark("take descriptors");
-  GW_RETURN_IF_ERROR(run_capture_batches());
-  spans_.mark("batches");
-  holding_ = true;
-  GW_RETURN_IF_ERROR(host_.hold());
-  spans_.mark("hold");
   return absl::OkStatus();
+}
+
+// Beside everything else in the freeze: nothing of the program runs, and what batches run in it
+// writes only into the stub's area, which is not scanned. (Going back to user mode the kernel also
+// writes CPU numbers into rseq areas: the destination's does that anew.)
+void Source::start_last_scan() {
+  scanner_->start([this]() -> absl::Status {
+    for (auto& [pid, process] : processes_) {
+      pages::ScanResult found;
+      GW_RETURN_IF_ERROR(annotate(
+          process.tracker->scan(pages::private_mappings(process.maps), pages::ScanMode::kFrozen,
+                                found),
+          fmt::format("scan the pages of process {} ({})", pid, process.comm)));
+      // What an attempt before this one found and never sent must not be forgotten.
+      pages::ScanResult& all = process.last_scan;
+      all.dirty.subtract(found.dropped);
+      all.dirty_file.subtract(found.dropped);
+      all.dropped.subtract(found.dirty);
+      all.dropped.subtract(found.dirty_file);
+      all.add(found);
+    }
+    return absl::OkStatus();
+  });
 }
 
 absl::Status Source::run_capture_batches() {
@@ -92,17 +120,11 @@ absl::Status Source::capture_process(FrozenProcess& frozen) {
   }
   const std::vector<size_t> flags = descriptors_->add_close_on_exec_calls(pid, batches[0]);
 
-  size_t calls = 0;
-  for (const tracee::Batch& batch : batches) calls += batch.size();
-  GW_ASSIGN_OR_RETURN(tracee::StubArea area,
-                      tracee::StubArea::map(frozen.stopped.tasks[0], pid,
-                                            std::max(kAreaBytes, calls * kBytesPerCall)));
-  frozen.area = std::move(area);
   std::vector<tracee::StubArea::Run> runs;
   for (size_t i = 0; i < batches.size(); ++i)
     if (!batches[i].empty())
       runs.push_back({&frozen.stopped.tasks[i], frozen.tids[i], &batches[i]});
-  GW_RETURN_IF_ERROR(frozen.area->run_all(runs, Deadline::in(kTargetTimeout)));
+  GW_RETURN_IF_ERROR(frozen.process->area->run_all(runs, Deadline::in(kTargetTimeout)));
 
   for (const Collecting& one : collecting) {
     auto state = one.collect(batches[one.task]);
@@ -124,13 +146,33 @@ absl::Status Source::thaw() {
       if (description.kind != nullptr && description.kind->name() == "tcp_socket")
         first.Update(resource::tcp_end_capture(description.duplicate.get()));
   descriptors_.reset();
-  // A frozen task runs no call: thawed by its cgroup first, while ptrace still holds it.
+  if (scanner_) first.Update(scanner_->wait());
   if (holding_) first.Update(host_.release());
   holding_ = false;
-  for (FrozenProcess& frozen : frozen_)
-    if (frozen.area) first.Update(frozen.area->unmap(frozen.stopped.tasks[0]));
   frozen_.clear();  // detaches every task
   final_ = false;
+  return first;
+}
+
+absl::Status Source::withdraw() {
+  absl::Status first;
+  for (auto& [pid, process] : processes_) {
+    if (process.tracker) first.Update(process.tracker->stop(pages::ScanMode::kRunning));
+    process.tracker.reset();
+    if (!process.area) continue;
+    absl::Status removed = [&]() -> absl::Status {
+      GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
+      GW_RETURN_IF_ERROR(seized.interrupt());
+      GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
+                          std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
+      GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
+      GW_RETURN_IF_ERROR(process.area->unmap(task));
+      return std::move(task).detach();
+    }();
+    process.area.reset();
+    // A process that has ended meanwhile took it along.
+    if (errno_of(removed) != ESRCH) first.Update(removed);
+  }
   return first;
 }
 

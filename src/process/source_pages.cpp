@@ -15,6 +15,10 @@ absl::StatusOr<RoundResult> Source::send_pages(stream::Writer& writer, bool froz
   const uint64_t sent_before = control_.pages_sent;
   const uint64_t zero_before = control_.zero_pages;
   const uint64_t bytes_before = writer.bytes_written();
+  if (frozen) {
+    GW_RETURN_IF_ERROR(scanner_->wait());
+    spans_.mark("scan");
+  }
   for (auto& [pid, process] : processes_) {
     if (!process.tracker) {
       if (!frozen) continue;  // appeared in this round: tracked from the next one on
@@ -39,11 +43,12 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   FAULT_POINT("source.send_pages");
   const int64_t begin = monotonic_ns();
   pages::ScanResult found;
-  GW_RETURN_IF_ERROR(
-      process.tracker->scan(pages::private_mappings(process.maps),
-                            frozen ? pages::ScanMode::kFrozen : pages::ScanMode::kRunning, found));
+  if (frozen)
+    found = std::exchange(process.last_scan, pages::ScanResult());
+  else
+    GW_RETURN_IF_ERROR(process.tracker->scan(pages::private_mappings(process.maps),
+                                             pages::ScanMode::kRunning, found));
   result.scan_ns += monotonic_ns() - begin;
-  if (frozen) spans_.mark("scan");
   if (!found.guards.empty())
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "guard regions (MADV_GUARD_INSTALL) are not carried");

@@ -28,7 +28,10 @@ struct SourceProcess {
   UniqueFd pidfd;
   std::unique_ptr<pages::DirtyTracker> tracker;
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
-  std::vector<kernel::Mapping> maps;          // as last read
+  // Mapped in the stop that prepare needs anyway, and kept until the end.
+  std::optional<tracee::StubArea> area;
+  std::vector<kernel::Mapping> maps;          // as last read, without the area
+  pages::ScanResult last_scan;                // of the freeze
   resource::MemoryMapState memory_map;        // as last sent
 };
 
@@ -36,7 +39,6 @@ struct FrozenProcess {
   SourceProcess* process = nullptr;
   std::vector<ImagePid> tids;                 // of stopped.tasks, in their order
   tracee::StoppedProcess stopped;
-  std::optional<tracee::StubArea> area;
 };
 
 struct RoundResult {

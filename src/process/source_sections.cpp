@@ -77,27 +77,33 @@ absl::Status Source::tree_section(stream::Writer& writer) {
   return section(writer, "process_tree", 0, tree_.state.SerializeAsString());
 }
 
+absl::Status Source::read_maps_of(SourceProcess& process, bool with_flags) {
+  GW_ASSIGN_OR_RETURN(process.maps, with_flags ? kernel::read_smaps(process.host_pid)
+                                               : kernel::read_maps(process.host_pid));
+  if (process.area) {
+    const uint64_t at = process.area->address().value;
+    cut_out({at, at + process.area->size()}, process.maps);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Source::memory_sections(stream::Writer& writer) {
   std::set<uint64_t> objects;
   for (auto& [pid, process] : processes_) {
-    resource::AddressRange own;
-    for (const FrozenProcess& frozen : frozen_)
-      if (frozen.process == &process && frozen.area)
-        own = {frozen.area->address().value, frozen.area->address().value + frozen.area->size()};
-    // In the rounds with flags; in the freeze only if a mapping is new.
-    auto maps = final_ ? kernel::read_maps(process.host_pid) : kernel::read_smaps(process.host_pid);
-    if (!maps.ok()) {
-      if (!final_ && errno_of(maps.status()) != 0) continue;  // has just ended
-      return maps.status();
+    // In the rounds with flags. In the freeze the maps are read already, and smaps only if a
+    // mapping is new.
+    if (!final_) {
+      const absl::Status read = read_maps_of(process, true);
+      if (errno_of(read) != 0) continue;  // has just ended
+      GW_RETURN_IF_ERROR(read);
     }
-    cut_out(own, *maps);
     bool unknown = false;
-    auto state =
-        resource::capture_memory_map(process.host_pid, *maps, &process.memory_map, &unknown);
+    auto state = resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
+                                              &unknown);
     if (state.ok() && unknown && final_) {
-      GW_ASSIGN_OR_RETURN(*maps, kernel::read_smaps(process.host_pid));
-      cut_out(own, *maps);
-      state = resource::capture_memory_map(process.host_pid, *maps, nullptr, &unknown);
+      GW_RETURN_IF_ERROR(read_maps_of(process, true));
+      state =
+          resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown);
     }
     if (!state.ok()) {
       if (!final_ && errno_of(state.status()) != 0) continue;
@@ -115,7 +121,6 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       GW_RETURN_IF_ERROR(
           section(writer, "shared_object", mapping.object(), object.SerializeAsString()));
     }
-    process.maps = *std::move(maps);
     process.memory_map = *std::move(state);
     GW_RETURN_IF_ERROR(section(writer, "memory_map", static_cast<uint64_t>(pid),
                                process.memory_map.SerializeAsString()));
