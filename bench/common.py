@@ -1,0 +1,68 @@
+"""What the benchmarks share: a service of a given size, moves there and back, medians.
+
+Both nodes, the client and everything else share this machine, so figures are medians of moves in
+one run, and what they are compared with is measured in the same run.
+"""
+
+import os
+import statistics
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests"))
+import godwit_lab  # noqa: E402
+
+MOVES = int(os.environ.get("GODWIT_MOVES", "10"))
+PORT = 7000
+
+
+def median(values):
+    return statistics.median(values) if values else float("nan")
+
+
+def spread(values, unit=1.0):
+    """'median (min - max)' of values / unit."""
+    if not values:
+        return "-"
+    return "%.2f (%.2f - %.2f)" % (median(values) / unit, min(values) / unit, max(values) / unit)
+
+
+def memory_server(lab, name, mib, dirty=0, threads=0, files=0):
+    command = [os.path.join(lab.build, "memory_server"), "--port", PORT, "--mib", mib,
+               "--dirty-pages-per-s", dirty, "--threads", threads, "--files", files]
+    return lab.start(name, *map(str, command), port=PORT, timeout=120)
+
+
+def moves(lab, name, client, count=MOVES, options=()):
+    """Moves there and back; the first two warm the nodes' memory and do not count."""
+    results = []
+    for i in range(count + 2):
+        client.mark()
+        moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *options, timeout=300)
+        time.sleep(0.2)
+        seen = client.mark()
+        if seen["wrong"] or seen["lost"]:
+            raise godwit_lab.Failure("wrong or lost answers: %s" % seen)
+        moved["gap_ns"] = seen["longest_gap_us"] * 1000
+        if i >= 2:
+            results.append(moved)
+    return results
+
+
+def daemon_cpu_seconds():
+    """User and system time of the lab's daemons and of the movers they have reaped."""
+    ticks = 0
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as text:
+                words = text.read().split(b"\0")
+            if b"node" not in words or not words[0].endswith(b"godwit"):
+                continue
+            with open("/proc/%s/stat" % pid) as text:
+                fields = text.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(int(f) for f in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
