@@ -1,7 +1,12 @@
 #include <gtest/gtest.h>
 
-#include <cerrno>
+#include <unistd.h>
 
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+
+#include "base/fault_point.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 
@@ -16,6 +21,23 @@ TEST(StatusTest, ErrnoSurvivesAnnotation) {
 }
 
 TEST(StatusTest, OkHasNoErrno) { EXPECT_EQ(errno_of(absl::OkStatus()), 0); }
+
+TEST(FaultPointTest, AFileArmsOneHitOfOneName) {
+  const std::string path = ::testing::TempDir() + "fault." + std::to_string(::getpid());
+  ::setenv("GODWIT_FAULT", ("@" + path).c_str(), 1);
+  EXPECT_TRUE(hit_fault_point("a.b").ok());
+  std::ofstream(path) << "a.b=error\n";
+  EXPECT_TRUE(hit_fault_point("a").ok());
+  EXPECT_TRUE(hit_fault_point("a.bc").ok());
+  EXPECT_EQ(hit_fault_point("a.b").code(), absl::StatusCode::kAborted);
+  EXPECT_TRUE(hit_fault_point("a.b").ok());
+  EXPECT_NE(::access(path.c_str(), F_OK), 0);
+  std::ofstream(path + ".go") << "";
+  std::ofstream(path) << "a.b=wait\n";
+  EXPECT_TRUE(hit_fault_point("a.b").ok());
+  ::unlink((path + ".go").c_str());
+  ::unsetenv("GODWIT_FAULT");
+}
 
 }  // namespace
 }  // namespace godwit

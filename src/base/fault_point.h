@@ -1,6 +1,15 @@
-// Named places where a test can make this process die, hang or fail, to prove what follows.
-// GODWIT_FAULT="replica.apply_pages=kill" (kill | error | hang), read once. Costs one load and a
-// branch when unset.
+// Named places where a test can make this process die, hang, wait or fail, to prove what follows.
+//
+//   GODWIT_FAULT="replica.apply_pages=kill"   armed from the start on, for every hit
+//   GODWIT_FAULT="@/path"                     armed while that file has such a line in it, for one
+//                                             hit: the process that hits removes the file first
+//
+// kill: SIGKILL to itself; error: the function fails; hang: for ever; wait: until /path.go is there
+// (@ only), at most 30 s, so that a test can do something to another process at this very step.
+//
+// Movers inherit their daemon's environment, and each name is hit on one side of a migration only
+// (source.*, pages.send, pages.scan and node.before_mover at the source; all others at the
+// destination): so one file for a whole lab arms one side. Costs one load and a branch when unset.
 #ifndef GODWIT_BASE_FAULT_POINT_H_
 #define GODWIT_BASE_FAULT_POINT_H_
 

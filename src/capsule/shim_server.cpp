@@ -281,8 +281,9 @@ absl::StatusOr<HostPid> ShimServer::host_pid(int32_t image_pid) const {
 }
 
 absl::Status ShimServer::set_main(int32_t image_pid) {
-  if (info_.state() != CAPSULE_REPLICA) {
-    return absl::FailedPreconditionError("set_main: not a replica");
+  // Adopted already, perhaps: which process is the main one shows late, at the end of a move.
+  if (info_.state() != CAPSULE_REPLICA && info_.state() != CAPSULE_RUNNING) {
+    return absl::FailedPreconditionError("set_main: no replica, and not running");
   }
   if (image_pid != 0) {
     GW_ASSIGN_OR_RETURN(const HostPid pid, host_pid(image_pid));

@@ -51,13 +51,21 @@ void DaemonLink::progress(const Progress& progress) {
   (void)send(message);  // a daemon that has gone is noticed where an answer is needed
 }
 
-void DaemonLink::watch_for_cancel() {
-  watcher_ = std::thread([this] {
+void DaemonLink::hold_fd(int fd) {
+  if (fd < 0) return;
+  MoverToDaemon message;
+  message.set_hold_fd(static_cast<uint32_t>(fd));
+  (void)send(message);
+}
+
+void DaemonLink::watch_for_cancel(std::function<void()> on_cancel) {
+  watcher_ = std::thread([this, on_cancel = std::move(on_cancel)] {
     for (;;) {
       const auto message = receive(Deadline::in(absl::Hours(24)));
       if (!message.ok() && absl::IsDeadlineExceeded(message.status())) continue;
       if (!message.ok() || message->cancel()) {
         cancelled_ = true;
+        on_cancel();
         return;
       }
     }

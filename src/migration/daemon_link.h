@@ -4,6 +4,7 @@
 #define GODWIT_MIGRATION_DAEMON_LINK_H_
 
 #include <atomic>
+#include <functional>
 #include <thread>
 
 #include "absl/status/status.h"
@@ -24,9 +25,13 @@ class DaemonLink {
   absl::StatusOr<DaemonToMover> receive(Deadline deadline);
 
   void progress(const Progress& progress);
+  // Tells the daemon which descriptor of ours it should have a copy of, to have what is held should
+  // we die.
+  void hold_fd(int fd);
 
-  // From here on messages are taken by a thread: cancel, or the daemon's end, sets cancelled().
-  void watch_for_cancel();
+  // From here on messages are taken by a thread: cancel, or the daemon's end, sets cancelled() and
+  // calls `on_cancel` there.
+  void watch_for_cancel(std::function<void()> on_cancel);
   const std::atomic<bool>& cancelled() const { return cancelled_; }
 
  private:

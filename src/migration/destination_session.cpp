@@ -1,5 +1,7 @@
+#include <poll.h>
 #include <sys/socket.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -15,6 +17,9 @@ namespace {
 
 constexpr absl::Duration kAcceptTimeout = absl::Seconds(30);
 constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
+// The source closes its port right after it hears that the replica is active; what it holds then is
+// on its way.
+constexpr absl::Duration kStragglersFor = absl::Seconds(1);
 
 // What was held at the source: collected until the gate opens, delivered at once afterwards.
 class HeldFromSource {
@@ -49,20 +54,28 @@ class DestinationSession {
       : start_(start), workload_(workload), daemon_(daemon), held_(workload) {}
 
   ~DestinationSession() {
-    if (listener_thread_.joinable()) listener_thread_.join();
+    if (!listener_thread_.joinable()) return;
+    ::shutdown(messages_->fd(), SHUT_RD);  // ends its wait
+    listener_thread_.join();
   }
 
   Finished run() {
     const absl::Status taken = take();
     if (taken.ok()) {
-      // Stragglers of the source come until it says that there are no more, or closes.
-      if (listener_thread_.joinable()) listener_thread_.join();
+      // Stragglers of the source come until it says that there are no more, or closes, or has been
+      // silent for too long.
+      wait_for_stragglers();
       Finished finished;
       finished.set_outcome(OUTCOME_MOVED);
       fill(*finished.mutable_statistics());
       return finished;
     }
-    if (undecided_) return failed(OUTCOME_UNKNOWN, taken);
+    // Committed, or perhaps: nothing of the replica may go, and the source must not be told that
+    // it can go on. The daemon finishes or removes it by what the store says.
+    if (decided_elsewhere_) {
+      workload_.leave();
+      return failed(OUTCOME_UNKNOWN, taken);
+    }
     workload_.discard();
     PeerMessage message;
     message.set_failed(std::string(message_of(taken)));
@@ -118,9 +131,9 @@ class DestinationSession {
     told.set_listening(listener.port);
     GW_RETURN_IF_ERROR(daemon_.send(told));
     const Deadline deadline = Deadline::in(kAcceptTimeout);
+    Acceptor acceptor(listener.fd.get(), start_.token());
     while (!stream_fd_ || !messages_) {
-      GW_ASSIGN_OR_RETURN(Accepted accepted,
-                          accept_peer(listener.fd.get(), start_.token(), deadline));
+      GW_ASSIGN_OR_RETURN(Accepted accepted, acceptor.next(deadline));
       if (accepted.purpose == Purpose::kStream) stream_fd_ = std::move(accepted.fd);
       if (accepted.purpose == Purpose::kMessages)
         messages_ = std::make_unique<PeerMessages>(std::move(accepted.fd));
@@ -133,13 +146,23 @@ class DestinationSession {
     for (;;) {
       const auto message = messages_->receive(Deadline::in(absl::Hours(24)));
       if (!message.ok() || message->held_end() ||
-          message->message_case() == PeerMessage::kFailed)
+          message->message_case() == PeerMessage::kFailed) {
+        listener_ended_ = true;
         return;
+      }
       if (message->frozen()) {
+        MoverToDaemon told;
+        told.set_source_frozen(true);
+        (void)daemon_.send(told);
         const absl::Status announced = workload_.announce();
         if (!announced.ok()) log_warning("announce: {}", message_of(announced));
       }
       if (message->message_case() == PeerMessage::kHeld) held_.add(message->held());
+      if (message->are_you_there()) {
+        PeerMessage answer;
+        answer.set_still_here(true);
+        (void)messages_->send(answer);
+      }
     }
   }
 
@@ -161,14 +184,21 @@ class DestinationSession {
       if (!answer.ok()) {
         // Whether it was committed is not known here: it stays frozen, and whoever reads the store
         // decides.
-        undecided_ = true;
+        decided_elsewhere_ = true;
         return answer.status();
       }
       if (answer->message_case() != DaemonToMover::kCommitAnswer) continue;
+      decided_elsewhere_ =
+          answer->commit_answer().committed() || answer->commit_answer().undecided();
       if (!answer->commit_answer().committed())
         return absl::AbortedError("not committed: " + answer->commit_answer().error());
       return absl::OkStatus();
     }
+  }
+
+  void wait_for_stragglers() {
+    const Deadline deadline = Deadline::in(kStragglersFor);
+    while (!listener_ended_ && !deadline.passed()) ::poll(nullptr, 0, 1);
   }
 
   void fill(Statistics& statistics) {
@@ -184,7 +214,8 @@ class DestinationSession {
   std::unique_ptr<PeerMessages> messages_;
   HeldFromSource held_;
   std::thread listener_thread_;
-  bool undecided_ = false;
+  std::atomic<bool> listener_ended_ = false;
+  bool decided_elsewhere_ = false;
   uint64_t bytes_ = 0;
 };
 

@@ -9,8 +9,10 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <span>
@@ -87,9 +89,13 @@ absl::Status fill_nonce(std::span<char> nonce) {
 void tune(int fd) {
   const int on = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  // A black-holed peer is noticed by the kernel too, not only by the movers' own deadlines.
-  const unsigned timeout_ms = 15'000;
-  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof timeout_ms);
+  // A black-holed peer is noticed by the kernel too, not only by the movers' own deadlines; by one
+  // that only listens as well, which has nothing unacknowledged (tcp(7)).
+  set_patience(fd, absl::Seconds(15));
+  const int idle_s = 5, interval_s = 2;
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+  ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
 }
 
 using Addresses = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
@@ -106,27 +112,14 @@ absl::StatusOr<Addresses> numeric(const std::string& host, uint16_t port, int fl
   return Addresses(list, &::freeaddrinfo);
 }
 
-absl::StatusOr<Purpose> shake_hands(int fd, std::string_view token, Deadline deadline) {
-  std::array<char, kMagic.size() + 1 + kNonce> hello{};
-  GW_RETURN_IF_ERROR(read_all(fd, hello, deadline));
-  if (std::string_view(hello.data(), kMagic.size()) != kMagic)
-    return absl::UnauthenticatedError("not a mover of this version");
-  const char purpose = hello[kMagic.size()];
-  std::string nonces(hello.data() + kMagic.size() + 1, kNonce);
-  nonces.resize(2 * kNonce);
-  GW_RETURN_IF_ERROR(fill_nonce(std::span(nonces).subspan(kNonce)));
-  const Mac mine = mac_of(token, "destination", purpose, nonces);
-  GW_RETURN_IF_ERROR(
-      write_all(fd, nonces.substr(kNonce) + std::string(mine.data(), mine.size())));
-  Mac theirs{};
-  GW_RETURN_IF_ERROR(read_all(fd, theirs, deadline));
-  const Mac wanted = mac_of(token, "source", purpose, nonces);
-  if (::CRYPTO_memcmp(theirs.data(), wanted.data(), kMac) != 0)
-    return absl::UnauthenticatedError("the peer does not know the migration's token");
-  if (purpose != static_cast<char>(Purpose::kStream) &&
-      purpose != static_cast<char>(Purpose::kMessages))
-    return absl::UnauthenticatedError("the peer wants something unknown");
-  return static_cast<Purpose>(purpose);
+constexpr size_t kHello = kMagic.size() + 1 + kNonce;
+// Strangers get this long, and no more of them than that; the oldest goes first.
+constexpr absl::Duration kStrangerPatience = absl::Seconds(2);
+constexpr size_t kMaxPending = 64;
+
+size_t readable_bytes(int fd) {
+  int bytes = 0;
+  return ::ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? static_cast<size_t>(bytes) : 0;
 }
 
 }  // namespace
@@ -134,11 +127,12 @@ absl::StatusOr<Purpose> shake_hands(int fd, std::string_view token, Deadline dea
 absl::StatusOr<Listener> listen_on(const std::string& host) {
   GW_ASSIGN_OR_RETURN(const Addresses addresses, numeric(host, 0, AI_PASSIVE));
   Listener listener;
-  listener.fd.reset(::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  listener.fd.reset(
+      ::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener.fd) return errno_status(errno, "socket(SOCK_STREAM)");
   if (::bind(listener.fd.get(), addresses->ai_addr, addresses->ai_addrlen) != 0)
     return errno_status(errno, fmt::format("bind({})", host));
-  if (::listen(listener.fd.get(), 8) != 0) return errno_status(errno, "listen()");
+  if (::listen(listener.fd.get(), 64) != 0) return errno_status(errno, "listen()");
   sockaddr_storage bound{};
   socklen_t length = sizeof bound;
   if (::getsockname(listener.fd.get(), reinterpret_cast<sockaddr*>(&bound), &length) != 0)
@@ -183,21 +177,84 @@ absl::StatusOr<UniqueFd> connect_to_peer(const std::string& host, uint16_t port,
   return fd;
 }
 
-absl::StatusOr<Accepted> accept_peer(int listener, std::string_view token, Deadline deadline) {
+void set_patience(int fd, absl::Duration patience) {
+  const auto milliseconds = static_cast<unsigned>(absl::ToInt64Milliseconds(patience));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof milliseconds);
+}
+
+void Acceptor::take_in() {
+  UniqueFd fd(::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC));
+  if (!fd) return;  // it has gone again
+  tune(fd.get());
+  if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());
+  pending_.push_back({std::move(fd), Deadline::in(kStrangerPatience), kHello, 0, {}});
+}
+
+absl::StatusOr<bool> Acceptor::step(Pending& one) const {
+  // Less than it needs: the peer is slow, or has closed; recv(2) tells the two apart.
+  if (readable_bytes(one.fd.get()) < one.wanted) {
+    char byte = 0;
+    const ssize_t n = ::recv(one.fd.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+      return absl::UnavailableError("the peer closed the connection");
+    return false;
+  }
+  const Deadline now = Deadline::in(absl::ZeroDuration());
+  if (one.purpose == 0) {
+    std::array<char, kHello> hello{};
+    GW_RETURN_IF_ERROR(read_all(one.fd.get(), hello, now));
+    const char purpose = hello[kMagic.size()];
+    if (std::string_view(hello.data(), kMagic.size()) != kMagic ||
+        (purpose != static_cast<char>(Purpose::kStream) &&
+         purpose != static_cast<char>(Purpose::kMessages)))
+      return absl::UnauthenticatedError("not a mover of this version");
+    one.purpose = purpose;
+    one.nonces.assign(hello.data() + kMagic.size() + 1, kNonce);
+    one.nonces.resize(2 * kNonce);
+    GW_RETURN_IF_ERROR(fill_nonce(std::span(one.nonces).subspan(kNonce)));
+    const Mac mine = mac_of(token_, "destination", purpose, one.nonces);
+    GW_RETURN_IF_ERROR(write_all(one.fd.get(), one.nonces.substr(kNonce) +
+                                                   std::string(mine.data(), mine.size())));
+    one.wanted = kMac;
+    return false;
+  }
+  Mac theirs{};
+  GW_RETURN_IF_ERROR(read_all(one.fd.get(), theirs, now));
+  const Mac wanted = mac_of(token_, "source", one.purpose, one.nonces);
+  if (::CRYPTO_memcmp(theirs.data(), wanted.data(), kMac) != 0)
+    return absl::UnauthenticatedError("the peer does not know the migration's token");
+  return true;
+}
+
+absl::StatusOr<Accepted> Acceptor::next(Deadline deadline) {
+  // A half-sent message would make poll(2) return at once: then it is looked at this often.
+  constexpr absl::Duration kSlice = absl::Milliseconds(10);
   for (;;) {
-    GW_RETURN_IF_ERROR(wait_for(listener, POLLIN, deadline, "accept"));
-    Accepted accepted;
-    accepted.fd.reset(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
-    if (!accepted.fd) {
-      if (errno == EINTR || errno == ECONNABORTED || errno == EAGAIN) continue;
-      return errno_status(errno, "accept4()");
+    for (auto one = pending_.begin(); one != pending_.end();) {
+      const absl::StatusOr<bool> done = step(*one);
+      if (done.ok() && *done) {
+        Accepted accepted{std::move(one->fd), static_cast<Purpose>(one->purpose)};
+        pending_.erase(one);
+        return accepted;
+      }
+      one = done.ok() && !one->patience.passed() ? one + 1 : pending_.erase(one);
     }
-    tune(accepted.fd.get());
-    // A stranger must not keep the listener busy for longer than this.
-    auto purpose = shake_hands(accepted.fd.get(), token, Deadline::in(absl::Seconds(2)));
-    if (!purpose.ok()) continue;
-    accepted.purpose = *purpose;
-    return accepted;
+    std::vector<pollfd> polled = {{listener_, POLLIN, 0}};
+    bool half_sent = false;
+    for (const Pending& one : pending_) {
+      if (readable_bytes(one.fd.get()) > 0) {
+        half_sent = true;
+        continue;
+      }
+      polled.push_back({one.fd.get(), POLLIN, 0});
+    }
+    if (deadline.passed())
+      return make_error(absl::StatusCode::kDeadlineExceeded, "accept: no answer from the peer in time");
+    const Deadline slice = Deadline::in(half_sent ? kSlice : absl::Milliseconds(200));
+    const int wait_ms = std::min(deadline.remaining_ms(), slice.remaining_ms());
+    if (::poll(polled.data(), polled.size(), wait_ms) < 0 && errno != EINTR)
+      return errno_status(errno, "poll()");
+    if (polled[0].revents != 0) take_in();
   }
 }
 
@@ -206,6 +263,7 @@ absl::Status PeerMessages::send(const PeerMessage& message) {
   message.AppendToString(&bytes);
   const auto length = static_cast<uint32_t>(bytes.size() - 4);
   std::memcpy(bytes.data(), &length, 4);
+  std::lock_guard lock(sending_);
   return write_all(fd_.get(), bytes);
 }
 

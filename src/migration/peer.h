@@ -11,8 +11,10 @@
 #define GODWIT_MIGRATION_PEER_H_
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -37,10 +39,34 @@ struct Accepted {
   UniqueFd fd;
   Purpose purpose = Purpose::kInvalid;
 };
-// The next connection that knows the token; others are closed without a word.
-absl::StatusOr<Accepted> accept_peer(int listener, std::string_view token, Deadline deadline);
+// Takes connections and lets in those that know the token; others are closed without a word. All
+// hands are shaken at the same time, so that strangers, however slow, keep nobody waiting.
+class Acceptor {
+ public:
+  Acceptor(int listener, std::string_view token) : listener_(listener), token_(token) {}
+  absl::StatusOr<Accepted> next(Deadline deadline);
 
-// Messages both ways. One thread may send while another receives.
+ private:
+  struct Pending {
+    UniqueFd fd;
+    Deadline patience;
+    size_t wanted = 0;   // bytes that its next step needs
+    char purpose = 0;    // 0: its first message has not come
+    std::string nonces;
+  };
+  void take_in();
+  // True: authenticated. An error: it is to be closed.
+  absl::StatusOr<bool> step(Pending& one) const;
+
+  int listener_;
+  std::string token_;
+  std::vector<Pending> pending_;
+};
+
+// A connection on which nothing is acknowledged for this long is broken.
+void set_patience(int fd, absl::Duration patience);
+
+// Messages both ways. Any thread may send while one receives.
 class PeerMessages {
  public:
   explicit PeerMessages(UniqueFd fd) : fd_(std::move(fd)) {}
@@ -51,6 +77,7 @@ class PeerMessages {
 
  private:
   UniqueFd fd_;
+  std::mutex sending_;
 };
 
 }  // namespace godwit::migration

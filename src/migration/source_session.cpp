@@ -18,6 +18,10 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 constexpr absl::Duration kPeerTimeout = absl::Seconds(10);
 // After the end mark: no answer for this long and the store has to say who owns the workload.
 constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
+// But one that is there says so at once, whatever it is doing: without a word for this long it
+// cannot be reached, and the service must not stand still any longer.
+constexpr absl::Duration kPing = absl::Milliseconds(100);
+constexpr absl::Duration kSilence = absl::Milliseconds(700);
 constexpr int kFreezeAttempts = 20;
 
 int64_t cpu_ns() { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
@@ -33,17 +37,22 @@ class SourceSession {
     const absl::Status checked = workload_.precheck(reasons);
     if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
     if (!reasons.empty()) return refused(reasons);
-    daemon_.watch_for_cancel();
+    daemon_.watch_for_cancel([this] { workload_.interrupt(); });
     const absl::Status moved = move();
     if (moved.ok()) return moved_away();
     if (end_mark_sent_ && !told_failed_) {
+      workload_.leave_frozen();
       Finished finished = failed(OUTCOME_UNKNOWN, moved);
       fill(*finished.mutable_statistics());
       return finished;
     }
     tell_peer(message_of(moved));
-    const absl::Status thawed = workload_.thaw();
-    return failed(OUTCOME_ROLLED_BACK, thawed.ok() ? moved : thawed);
+    absl::Status undone = workload_.thaw();
+    undone.Update(workload_.withdraw());
+    if (undone.ok()) return failed(OUTCOME_ROLLED_BACK, moved);
+    // The daemon, which does it with us dead, has another way.
+    workload_.leave_frozen();
+    return failed(OUTCOME_UNKNOWN, undone);
   }
 
  private:
@@ -89,6 +98,7 @@ class SourceSession {
       GW_RETURN_IF_ERROR(check_cancel());
       const int64_t begin = monotonic_ns();
       auto round = workload_.round(*writer_);
+      GW_RETURN_IF_ERROR(check_cancel());
       if (!round.ok()) return explain(round.status());
       GW_RETURN_IF_ERROR(wait_for_applied());
       round->duration_ns = monotonic_ns() - begin;
@@ -104,6 +114,10 @@ class SourceSession {
   }
 
   absl::Status freeze() {
+    // A write that is stuck now keeps the service standing still. Not so in a cold move, whose
+    // destination may well be busy for longer with what it has.
+    if (start_.strategy() != STRATEGY_COLD) set_patience(stream_fd_.get(), kSilence);
+    set_patience(messages_->fd(), kSilence);
     for (int attempt = 1;; ++attempt) {
       freeze_begin_ns_ = monotonic_ns();
       absl::Status frozen = workload_.freeze();
@@ -125,6 +139,7 @@ class SourceSession {
 
   absl::Status send_last_epoch() {
     const auto pages = workload_.final_pages(*writer_);
+    GW_RETURN_IF_ERROR(check_cancel());
     if (!pages.ok()) return explain(pages.status());
     FAULT_POINT("source.before_end_mark");
     // The daemon must know before the destination can: from here on the store decides.
@@ -140,18 +155,27 @@ class SourceSession {
 
   absl::Status wait_for_active() {
     const Deadline deadline = Deadline::in(kAnswerTimeout);
+    Deadline silence = Deadline::in(kSilence);
+    Deadline ping = Deadline::in(kPing);
     for (;;) {
       GW_RETURN_IF_ERROR(forward_held());
+      if (ping.passed()) {
+        ping = Deadline::in(kPing);
+        PeerMessage question;
+        question.set_are_you_there(true);
+        GW_RETURN_IF_ERROR(messages_->send(question));
+      }
       pollfd one{messages_->fd(), POLLIN, 0};
       const timespec soon{0, 200'000};
       const int ready = ::ppoll(&one, 1, &soon, nullptr);
       if (ready < 0 && errno != EINTR) return errno_status(errno, "ppoll(peer)");
       if (ready <= 0) {
-        if (deadline.passed())
+        if (deadline.passed() || silence.passed())
           return absl::DeadlineExceededError("the destination gave no answer after the end mark");
         continue;
       }
-      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
+      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(silence));
+      silence = Deadline::in(kSilence);
       if (message.message_case() == PeerMessage::kFailed) {
         // Its word that it has not committed and will not.
         told_failed_ = true;

@@ -40,6 +40,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       if (!source.ok())
         return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
+      (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
       return start.role() == migration::ROLE_SOURCE
                  ? migration::run_source(start, **source, daemon)
                  : migration::run_checkpoint(start, **source, daemon);
@@ -49,6 +50,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       auto replica = ServiceReplica::open(node, start.service());
       if (!replica.ok())
         return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
+      if (start.role() == migration::ROLE_DESTINATION) daemon.hold_fd((*replica)->hold_fd());
       return start.role() == migration::ROLE_DESTINATION
                  ? migration::run_destination(start, **replica, daemon)
                  : migration::run_restore(start, **replica, daemon);

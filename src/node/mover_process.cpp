@@ -142,6 +142,10 @@ void MoverProcess::interrupt() {
     log_error("interrupting the wait for a mover: write: {}", std::strerror(errno));
 }
 
+absl::StatusOr<UniqueFd> MoverProcess::copy_fd(uint32_t fd) const {
+  return kernel::pidfd_getfd(pidfd_.get(), static_cast<int>(fd));
+}
+
 void MoverProcess::kill() {
   if (reaped_ || pid_ <= 0) return;
   ::kill(pid_, SIGKILL);

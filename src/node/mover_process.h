@@ -34,6 +34,8 @@ class MoverProcess {
   absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline);
   absl::Status send(const migration::DaemonToMover& message);
   void interrupt();
+  // A copy of one of its descriptors, while it lives (pidfd_getfd(2)).
+  absl::StatusOr<UniqueFd> copy_fd(uint32_t fd) const;
 
   // SIGKILL, waits for its end. Idempotent. From here on nothing of it runs.
   void kill();

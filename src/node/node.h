@@ -70,10 +70,13 @@ class Node {
 
   // Ends a migration of which this node is the source and whose mover is dead or has said that it
   // rolled back (`undone`): asks the store who owns the service, goes back or finishes. Waits for
-  // the store as long as it takes. Returns the node that has the service.
-  absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, bool undone);
+  // the store as long as it takes. Returns the node that has the service. `hold`: a copy of the
+  // dead mover's, with the frames in it.
+  absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, bool undone,
+                                            UniqueFd hold = UniqueFd());
   // The same at the destination.
-  absl::Status settle_destination(const api::MigrationJournal& entry);
+  absl::Status settle_destination(const api::MigrationJournal& entry,
+                                  UniqueFd hold = UniqueFd());
   // Calls `ask` until its answer is neither kUnavailable nor kDeadlineExceeded, or stop().
   absl::Status until_answered(const std::function<absl::Status()>& ask) const;
 

@@ -63,7 +63,7 @@ absl::Status Node::settle_service(VersionedService versioned) {
   GW_RETURN_IF_ERROR(info.status());
   // Its migration had not begun to touch anything, or was settled but for this.
   if (record.state() == api::SERVICE_MIGRATING) {
-    GW_RETURN_IF_ERROR(services_.roll_back(name));
+    GW_RETURN_IF_ERROR(services_.roll_back(name, UniqueFd()));
     record.set_state(api::SERVICE_RUNNING);
     record.set_generation(record.generation() + 1);
     record.clear_migration_id();

@@ -19,6 +19,16 @@ constexpr absl::Duration kListenWait = absl::Seconds(20);
 constexpr absl::Duration kForever = absl::Hours(24);
 constexpr size_t kTokenBytes = 32;
 
+// Whether the owner was changed is not known.
+absl::Status unsure_because(const absl::Status& status) {
+  return make_error(absl::StatusCode::kUnknown, "{}", message_of(status));
+}
+
+absl::Status fault_after_commit() {
+  FAULT_POINT("node.after_commit");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status check_destination(const Node& node, const capsule::CapsuleSpec& spec) {
@@ -57,6 +67,7 @@ absl::Status ReplicaSession::prepare() {
   record.set_owner(node_.config().name);
   record.set_generation(record.generation() + 1);
   record.set_state(api::SERVICE_RUNNING);
+  record.set_spec(request_.spec());  // with the offsets of its clocks on this machine
   record.clear_migration_id();
   record.clear_destination();
   api::MigrationStatistics* last = record.mutable_last_migration();
@@ -106,7 +117,11 @@ absl::Status ReplicaSession::start_mover() {
   entry_.set_mover_pid(mover_->pid());
   entry_.set_mover_start_ticks(mover_->start_ticks());
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
-  const auto first = mover_->receive(Deadline::in(kListenWait));
+  auto first = mover_->receive(Deadline::in(kListenWait));
+  if (first.ok() && first->message_case() == migration::MoverToDaemon::kHoldFd) {
+    keep_hold(first->hold_fd());
+    first = mover_->receive(Deadline::in(kListenWait));
+  }
   if (!first.ok()) return annotate(first.status(), "the destination's mover");
   if (first->has_finished())
     return make_error(absl::StatusCode::kFailedPrecondition, "{}", first->finished().error());
@@ -133,7 +148,7 @@ void ReplicaSession::run() {
     settled = node_.journal().remove(entry_.id());
     node_.supervise(request_.service());
   } else {
-    settled = node_.settle_destination(entry_);
+    settled = node_.settle_destination(entry_, std::move(held_));
   }
   if (!settled.ok())
     log_error("settling migration {} of {}: {}", entry_.id(), request_.service(),
@@ -185,8 +200,11 @@ migration::CommitAnswer ReplicaSession::commit() {
       return answer;
     }
   }
-  const absl::Status done = swap_owner();
+  if (!adopted_) adopt_early();
+  const absl::Status done = adopted_ ? swap_owner()
+                                     : absl::InternalError("the replica could not be adopted");
   if (!done.ok()) {
+    answer.set_undecided(absl::IsUnknown(done));
     answer.set_error(std::string(message_of(done)));
     return answer;
   }
@@ -218,16 +236,28 @@ absl::Status ReplicaSession::swap_owner() {
   });
   if (absl::IsAborted(swapped) && unsure) {
     absl::StatusOr<VersionedService> now = absl::UnknownError("");
-    GW_RETURN_IF_ERROR(node_.until_answered([&] {
+    const absl::Status read = node_.until_answered([&] {
       now = node_.records().service(request_.service());
       return now.status();
-    }));
+    });
+    if (!read.ok() && !absl::IsNotFound(read)) return unsure_because(read);
+    GW_RETURN_IF_ERROR(read);
     if (now->record.owner() == node_.config().name &&
         now->record.last_migration().id() == migration_id())
       return absl::OkStatus();
   }
-  FAULT_POINT("node.after_commit");
-  return swapped;
+  if (absl::IsCancelled(swapped) && unsure) return unsure_because(swapped);
+  GW_RETURN_IF_ERROR(swapped);
+  const absl::Status fault = fault_after_commit();
+  return fault.ok() ? fault : unsure_because(fault);
+}
+
+void ReplicaSession::keep_hold(uint32_t fd) {
+  auto copy = mover_->copy_fd(fd);
+  if (copy.ok())
+    held_ = *std::move(copy);
+  else
+    log_warning("copying the hold of {}: {}", request_.service(), message_of(copy.status()));
 }
 
 absl::Status ReplicaSession::abort() {

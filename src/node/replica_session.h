@@ -47,7 +47,9 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   void listen();
   migration::CommitAnswer commit();
   void adopt_early();
+  // kUnknown: it may have been swapped.
   absl::Status swap_owner();
+  void keep_hold(uint32_t fd);
 
   Node& node_;
   api::PrepareReplicaRequest request_;
@@ -55,6 +57,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   Busy::Hold hold_;
   std::optional<capsule::Capsule> capsule_;
   std::unique_ptr<MoverProcess> mover_;
+  UniqueFd held_;  // copy of the mover's hold
   api::MigrationJournal entry_;
   std::string committed_record_;  // ready to be written
   std::mutex mutex_;

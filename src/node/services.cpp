@@ -30,6 +30,10 @@ absl::Status end_repair(HostPid pid) {
   return resource::tcp_end_capture_of(pidfd->get(), fds);
 }
 
+absl::Status take_hold(network::Port& port, UniqueFd hold) {
+  return hold ? port.adopt_hold(std::move(hold)) : port.prepare_hold();
+}
+
 }  // namespace
 
 absl::StatusOr<capsule::Capsule> Services::create(const capsule::CapsuleSpec& spec,
@@ -76,7 +80,7 @@ absl::Status Services::destroy(const std::string& name) const {
   return capsule;
 }
 
-absl::Status Services::roll_back(const std::string& name) const {
+absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
   if (info.state() == capsule::CAPSULE_EXITED) return absl::OkStatus();
@@ -84,14 +88,15 @@ absl::Status Services::roll_back(const std::string& name) const {
   for (const HostPid each : members) GW_RETURN_IF_ERROR(end_repair(each));
   GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
                                                    HostPid{info.init_pid()}));
-  GW_RETURN_IF_ERROR(opened.port.prepare_hold());
+  GW_RETURN_IF_ERROR(take_hold(opened.port, std::move(hold)));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
   GW_RETURN_IF_ERROR(capsule.thaw());
   return opened.port.release_hold();
 }
 
-absl::Status Services::activate(const std::string& name, int32_t main_image_pid) const {
+absl::Status Services::activate(const std::string& name, int32_t main_image_pid,
+                                UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
   if (info.state() == capsule::CAPSULE_REPLICA) {
@@ -103,7 +108,7 @@ absl::Status Services::activate(const std::string& name, int32_t main_image_pid)
   GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
                                                    HostPid{info.init_pid()}));
   GW_RETURN_IF_ERROR(capsule.thaw());
-  GW_RETURN_IF_ERROR(opened.port.prepare_hold());
+  GW_RETURN_IF_ERROR(take_hold(opened.port, std::move(hold)));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kActive));
   GW_RETURN_IF_ERROR(opened.port.announce());

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 #include "capsule/capsule.h"
 #include "node/node_config.h"
 
@@ -34,10 +35,11 @@ class Services {
 
   // The source of a move that will not happen, whatever its dead mover left: sockets out of repair,
   // gate open, neighbours told, tree thawed. Idempotent; the mover must be dead.
-  absl::Status roll_back(const std::string& name) const;
+  // `hold`: a copy of its port's hold, or none: then what is held there is lost.
+  absl::Status roll_back(const std::string& name, UniqueFd hold) const;
   // The destination of a move that was committed, if its mover did not get so far: thawed, gate
   // open, adopted with its main process (0: that has ended). Idempotent; the mover must be dead.
-  absl::Status activate(const std::string& name, int32_t main_image_pid) const;
+  absl::Status activate(const std::string& name, int32_t main_image_pid, UniqueFd hold) const;
 
  private:
   NodeConfig config_;

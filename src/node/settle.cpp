@@ -33,7 +33,8 @@ void tell_destination(Peers& peers, const api::MigrationJournal& entry) {
 
 }  // namespace
 
-absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, bool undone) {
+absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, bool undone,
+                                                UniqueFd hold) {
   GW_RETURN_IF_ERROR(kill_left_over_mover(entry.mover_pid(), entry.mover_start_ticks()));
   std::string owner;
   const absl::Status answered = until_answered([&] {
@@ -66,7 +67,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   }
   if (!undone) {
     log_info("migration {}: {} runs on here", entry.id(), entry.service());
-    const absl::Status back = services_.roll_back(entry.service());
+    const absl::Status back = services_.roll_back(entry.service(), std::move(hold));
     // The service ended meanwhile and its supervisor will say so.
     if (!back.ok() && !absl::IsNotFound(back)) return back;
   }
@@ -75,7 +76,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   return owner;
 }
 
-absl::Status Node::settle_destination(const api::MigrationJournal& entry) {
+absl::Status Node::settle_destination(const api::MigrationJournal& entry, UniqueFd hold) {
   GW_RETURN_IF_ERROR(kill_left_over_mover(entry.mover_pid(), entry.mover_start_ticks()));
   absl::StatusOr<VersionedService> record = absl::UnknownError("");
   const absl::Status answered = until_answered([&] {
@@ -88,7 +89,8 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry) {
                     record->record.last_migration().id() == entry.id();
   if (ours) {
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
-    const absl::Status active = services_.activate(entry.service(), entry.main_image_pid());
+    const absl::Status active =
+        services_.activate(entry.service(), entry.main_image_pid(), std::move(hold));
     if (!active.ok())
       log_error("activating {} after migration {}: {}", entry.service(), entry.id(),
                 message_of(active));

@@ -206,6 +206,12 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     if (!message.ok()) return message.status();
     silence = Deadline::in(kSilence);
     if (message->end_mark_sent()) end_mark_sent_ = true;
+    if (message->message_case() == migration::MoverToDaemon::kHoldFd) {
+      // It may be dead already; then there is nothing in it.
+      auto copy = mover_->copy_fd(message->hold_fd());
+      if (copy.ok()) held_ = *std::move(copy);
+      continue;
+    }
     if (message->has_finished()) return message->finished();
     if (!message->has_progress()) continue;
     const migration::Progress& from = message->progress();
@@ -224,15 +230,14 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
 absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
     absl::StatusOr<migration::Finished> finished) {
   mover_->kill();
-  if (!finished.ok()) {
-    // Without the end mark the destination cannot have asked for the commit: go back at once, the
-    // store may be slow.
-    if (!end_mark_sent_) {
-      const absl::Status back = node_.services().roll_back(entry_.service());
-      if (!back.ok()) log_error("rolling {} back: {}", entry_.service(), message_of(back));
-    }
-    return rolled_back(std::string(message_of(finished.status())), false);
+  // Without the end mark the destination cannot have asked for the commit: go back at once, the
+  // store may be slow.
+  if (!end_mark_sent_ &&
+      (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
+    const absl::Status back = node_.services().roll_back(entry_.service(), std::move(held_));
+    if (!back.ok()) log_error("rolling {} back: {}", entry_.service(), message_of(back));
   }
+  if (!finished.ok()) return rolled_back(std::string(message_of(finished.status())), false);
   api::MigrationStatistics statistics = statistics_of(finished->statistics());
   statistics.set_id(entry_.id());
   statistics.set_source(node_.config().name);
@@ -267,7 +272,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
 
 absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::string& why,
                                                                 bool undone) {
-  GW_ASSIGN_OR_RETURN(const std::string owner, node_.settle_source(entry_, undone));
+  GW_ASSIGN_OR_RETURN(const std::string owner,
+                      node_.settle_source(entry_, undone, std::move(held_)));
   api::MigrateResult result;
   result.set_name(entry_.service());
   result.set_node(owner);

@@ -55,6 +55,7 @@ class SourceMigration {
   api::MigrationJournal entry_;
   api::PrepareReplicaReply replica_;
   std::unique_ptr<MoverProcess> mover_;
+  UniqueFd held_;  // copy of the mover's hold
   bool end_mark_sent_ = false;
 };
 

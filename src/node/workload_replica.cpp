@@ -58,10 +58,13 @@ absl::Status ServiceReplica::make_ready() {
   GW_RETURN_IF_ERROR(replica_->make_ready());
   // Held by the cgroup from here on: our death neither ends it nor lets it run.
   GW_RETURN_IF_ERROR(capsule_.request_freeze());
-  return replica_->release();
+  GW_RETURN_IF_ERROR(replica_->release());
+  replica_->spans().mark("hold");
+  return absl::OkStatus();
 }
 
 absl::Status ServiceReplica::activate() {
+  replica_->spans().mark("commit");
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kDestinationCommitted));
   GW_RETURN_IF_ERROR(replica_->activate());
   replica_->spans().mark("detach");
@@ -86,7 +89,9 @@ absl::Status ServiceReplica::settle() {
   // 0 where the main process had ended before the move.
   GW_RETURN_IF_ERROR(capsule_.set_main_pid(
       {source.main_pid() != 0 ? source.main_image_pid() : 0}));
-  return capsule_.adopt();
+  GW_RETURN_IF_ERROR(capsule_.adopt());
+  // The gate is open: nothing needs it any more.
+  return port_->port.release_hold();
 }
 
 absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
@@ -94,6 +99,9 @@ absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
 }
 
 void ServiceReplica::discard() { replica_->discard(); }
+
+// Detached; the cgroup holds what has not been thawed.
+void ServiceReplica::leave() { replica_->activate().IgnoreError(); }
 
 void ServiceReplica::describe(migration::Statistics& statistics) {
   for (const process::Spans::Span& span : replica_->spans().list()) {

@@ -31,6 +31,9 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   absl::Status settle() override;
   absl::Status deliver(const std::vector<std::string>& frames) override;
   void discard() override;
+  void leave() override;
+  // Its copy keeps held frames over our death.
+  int hold_fd() const { return port_->port.hold_fd(); }
   void describe(migration::Statistics& statistics) override;
 
  private:
