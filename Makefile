@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 SOURCES = $(shell git ls-files 'src/*.cpp' 'src/*.h' 'tests/*.cpp' 'tests/*.h' 'bench/*.cpp' 'bench/*.h')
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build test check-fast demo bench install format format-check tidy clean
+.PHONY: help deps test-deps build test check-fast demo bench install format format-check tidy clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -19,8 +19,11 @@ $(BUILD)/build.ninja: CMakeLists.txt
 build: deps $(BUILD)/build.ninja  ## build/godwit and everything else
 	ninja -C $(BUILD) -j $(JOBS)
 
-test: build  ## all tests, as root
+test: test-deps build  ## all tests, as root
 	ctest --test-dir $(BUILD) --output-on-failure -j 2
+
+test-deps:
+	@scripts/install-deps.sh test
 
 check-fast: build  ## the tests that take seconds
 	ctest --test-dir $(BUILD) --output-on-failure -j 2 -L unit
@@ -39,8 +42,8 @@ format:  ## rewrite the sources as .clang-format says
 	clang-format -i $(SOURCES)
 
 format-check:  ## fails where a source differs from .clang-format
-	@scripts/install-deps.sh check
-	clang-format --dry-run --Werror $(SOURCES)
+	@scripts/install-deps.sh test
+	scripts/check-format
 
 tidy: build  ## clang-tidy with warnings as errors
 	@scripts/install-deps.sh check
