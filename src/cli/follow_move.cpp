@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/status.h"
 #include "base/unique_fd.h"
 #include "cli/client.h"
 #include "cli/command.h"
@@ -109,7 +110,12 @@ int follow_move(const std::string& socket, const MoveOutput& output,
   const grpc::Status status = stream->Finish();
   if (!result) {
     if (status.ok()) return complain(absl::UnknownError("the daemon did not say how it ended"));
-    return complain(api::from_grpc(status));
+    const absl::Status why = api::from_grpc(status);
+    if (!absl::IsUnavailable(why)) return complain(why);
+    return complain(make_error(absl::StatusCode::kUnavailable,
+                               "the daemon went away ({}); its successor settles this: see godwit "
+                               "inspect {}",
+                               message_of(why), output.service));
   }
   if (output.json) {
     Json json;

@@ -53,8 +53,8 @@ class ApiService final : public api::Godwit::Service {
   absl::Status run_here(const api::RunRequest& request, api::RunReply& reply);
   absl::Status stop_here(const api::StopRequest& request, api::StopReply& reply);
   absl::Status remove_here(const api::RemoveRequest& request);
-  absl::Status logs_here(grpc::ServerContext& context, const api::LogsRequest& request,
-                         grpc::ServerWriter<api::LogsChunk>& out, bool& follow_elsewhere);
+  absl::Status logs_here(grpc::ServerContext& context, api::LogsRequest& request,
+                         grpc::ServerWriter<api::LogsChunk>& out, bool& goes_on_elsewhere);
   absl::Status exec_here(grpc::ServerContext& context, const api::ExecStart& start,
                          Session& session);
   absl::Status attach_here(grpc::ServerContext& context, const api::ExecStart& start,
@@ -70,6 +70,8 @@ class PeerService final : public api::StoreService {
                               api::PrepareReplicaReply*) override;
   grpc::Status AbortReplica(grpc::ServerContext*, const api::AbortReplicaRequest*,
                             api::Empty*) override;
+  grpc::Status PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>*,
+                      api::Empty*) override;
   grpc::Status Ping(grpc::ServerContext*, const api::Empty*, api::Node*) override;
 
  private:

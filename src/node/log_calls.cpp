@@ -11,15 +11,20 @@
 #include "base/status.h"
 #include "capsule/log_file.h"
 #include "node/api_service.h"
+#include "node/log_carrier.h"
 
 namespace godwit::node {
 namespace {
 
 constexpr int kLookAgainMs = 250;
 
-bool send_lines(const std::vector<capsule::LogLine>& lines, size_t from,
+// `after`: lines up to then have been sent; becomes the time of the last one.
+bool send_lines(const std::vector<capsule::LogLine>& lines, size_t from, int64_t& after,
                 grpc::ServerWriter<api::LogsChunk>& out) {
+  const int64_t sent_before = after;
   for (size_t i = from; i < lines.size(); ++i) {
+    if (lines[i].unix_ns <= sent_before) continue;
+    after = lines[i].unix_ns;
     api::LogsChunk chunk;
     chunk.set_data(lines[i].text + (lines[i].ended ? "\n" : ""));
     chunk.set_stream(static_cast<uint32_t>(lines[i].stream));
@@ -55,7 +60,10 @@ grpc::Status ApiService::Logs(grpc::ServerContext* context, const api::LogsReque
       const auto call = pass_on(*context);
       const auto there = (*peer)->user->Logs(call.get(), wanted);
       api::LogsChunk chunk;
-      while (there->Read(&chunk)) out->Write(chunk);
+      while (there->Read(&chunk)) {
+        wanted.set_after_unix_ns(chunk.unix_ns());
+        out->Write(chunk);
+      }
       result = unreachable(api::from_grpc(there->Finish()), **peer);
       goes_on_elsewhere = absl::IsAborted(result) && wanted.follow();
     }
@@ -65,28 +73,34 @@ grpc::Status ApiService::Logs(grpc::ServerContext* context, const api::LogsReque
   return {grpc::StatusCode::CANCELLED, "cancelled"};
 }
 
-absl::Status ApiService::logs_here(grpc::ServerContext& context, const api::LogsRequest& request,
+absl::Status ApiService::logs_here(grpc::ServerContext& context, api::LogsRequest& request,
                                    grpc::ServerWriter<api::LogsChunk>& out,
                                    bool& goes_on_elsewhere) {
-  const std::string path = node_.services().paths().service(request.name()).log();
+  const capsule::ServicePaths paths = node_.services().paths().service(request.name());
+  const std::string path = paths.log();
   UniqueFd changes(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   if (!changes) return errno_status(errno, "inotify_init1()");
   // The folder: the file is replaced when it has become large.
-  const std::string folder = node_.services().paths().service(request.name()).dir;
-  ::inotify_add_watch(changes.get(), folder.c_str(), IN_MODIFY | IN_CREATE | IN_DELETE_SELF);
+  ::inotify_add_watch(changes.get(), paths.dir.c_str(), IN_MODIFY | IN_CREATE | IN_DELETE_SELF);
 
   std::vector<capsule::LogLine> lines;
-  // The older half is there only once the log has been large.
-  capsule::read_log(path + ".1", 0, lines).IgnoreError();
-  auto at = capsule::read_log(path, 0, lines);
+  absl::StatusOr<uint64_t> at = uint64_t{0};
+  // The last one is the log itself; the older ones are there only once it has moved or been large.
+  for (const std::string& each : log_files(paths)) at = capsule::read_log(each, 0, lines);
   if (!at.ok()) return at.status();
-  if (!send_lines(lines, tail_start(lines, request.tail_lines()), out)) return absl::OkStatus();
+  int64_t after = request.after_unix_ns();
+  if (!send_lines(lines, tail_start(lines, request.tail_lines()), after, out))
+    return absl::OkStatus();
   while (request.follow() && !context.IsCancelled()) {
     const auto info = node_.services().info(request.name());
     lines.clear();
     const auto next = capsule::read_log(path, *at, lines);
     if (next.ok()) at = next;
-    if (!send_lines(lines, 0, out)) return absl::OkStatus();
+    // New by position in the file; two lines may have one time.
+    int64_t all = 0;
+    if (!send_lines(lines, 0, all, out)) return absl::OkStatus();
+    after = std::max(after, all);
+    request.set_after_unix_ns(after);
     // In this order: what it wrote last was in the file before it had ended.
     if (!info.ok() || info->state() == capsule::CAPSULE_EXITED) {
       const auto record = node_.records().service(request.name());

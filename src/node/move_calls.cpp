@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "node/api_service.h"
+#include "node/log_carrier.h"
 #include "node/replica_session.h"
 #include "node/restore.h"
 #include "node/source_migration.h"
@@ -111,6 +112,11 @@ grpc::Status PeerService::AbortReplica(grpc::ServerContext*,
   if (session == nullptr)
     return {grpc::StatusCode::NOT_FOUND, "no such migration is under way here"};
   return api::to_grpc(session->abort());
+}
+
+grpc::Status PeerService::PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>* parts,
+                                 api::Empty*) {
+  return api::to_grpc(receive_log(node_.services().paths(), *parts));
 }
 
 grpc::Status PeerService::Ping(grpc::ServerContext*, const api::Empty*, api::Node* reply) {

@@ -5,6 +5,7 @@
 #include "api/rpc_status.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "node/log_carrier.h"
 #include "node/mover_process.h"
 #include "node/node.h"
 
@@ -29,6 +30,15 @@ void tell_destination(Peers& peers, const api::MigrationJournal& entry) {
   if (!told.ok() && !absl::IsNotFound(told))
     log_warning("telling {} that migration {} is off: {}", entry.peer(), entry.id(),
                 message_of(told));
+}
+
+// Best effort: a lost log must not keep a source from being taken down.
+void hand_on_log(Peers& peers, const capsule::ServicePaths& paths, const std::string& service,
+                 const std::string& owner) {
+  const auto peer = peers.find(owner);
+  const absl::Status sent =
+      peer.ok() ? send_log(paths, service, *(*peer)->peer) : peer.status();
+  if (!sent.ok()) log_warning("handing the log of {} to {}: {}", service, owner, message_of(sent));
 }
 
 }  // namespace
@@ -61,6 +71,8 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   if (gone || owner != config_.name) {
     log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
              gone ? "no node" : owner);
+    if (!gone)
+      hand_on_log(*peers_, services_.paths().service(entry.service()), entry.service(), owner);
     GW_RETURN_IF_ERROR(destroy_local(entry.service()));
     GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
     return owner;

@@ -156,6 +156,28 @@ absl::Status SourceMigration::mark_migrating(const std::string& destination) {
   return marked;
 }
 
+// The capsule's clocks must not go back over the move: on another machine its offsets are chosen
+// anew. The peer's clock was read before its answer arrived, so that the capsule's time there is
+// ahead by at most the round trip.
+absl::StatusOr<std::string> SourceMigration::spec_for(Peer& peer) const {
+  grpc::ClientContext context;
+  set_timeout(context, kPrepareTimeout);
+  api::Node there;
+  const absl::Status asked = api::from_grpc(peer.peer->Ping(&context, api::Empty(), &there));
+  if (!asked.ok()) return annotate(asked, fmt::format("node {}", peer.name));
+  const api::Node here = node_.describe_self();
+  if (!here.boot_id().empty() && here.boot_id() == there.boot_id()) return current_.record.spec();
+  capsule::CapsuleSpec spec;
+  if (!spec.ParseFromString(current_.record.spec()))
+    return make_error(absl::StatusCode::kDataLoss, "the spec of {} does not parse",
+                      entry_.service());
+  spec.set_monotonic_offset_ns(here.monotonic_ns() + spec.monotonic_offset_ns() -
+                               there.monotonic_ns());
+  spec.set_boottime_offset_ns(here.boottime_ns() + spec.boottime_offset_ns() -
+                              there.boottime_ns());
+  return spec.SerializeAsString();
+}
+
 absl::Status SourceMigration::prepare_destination(bool verbose) {
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
   api::PrepareReplicaRequest request;
@@ -163,7 +185,7 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
   request.set_service(entry_.service());
   request.set_source(node_.config().name);
   request.set_record_revision(current_.revision);
-  request.set_spec(current_.record.spec());
+  GW_ASSIGN_OR_RETURN(*request.mutable_spec(), spec_for(*peer));
   request.set_verbose(verbose);
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, node_.services().info(entry_.service()));
   request.set_main_image_pid(info.main_pid() == 0 ? 0 : info.main_image_pid());

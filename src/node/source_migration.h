@@ -16,6 +16,7 @@
 namespace godwit::node {
 
 class Node;
+struct Peer;
 
 class SourceMigration {
  public:
@@ -36,6 +37,7 @@ class SourceMigration {
   absl::Status check(const std::string& service, const std::string& doing);
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
   absl::Status mark_migrating(const std::string& destination);
+  absl::StatusOr<std::string> spec_for(Peer& peer) const;
   absl::Status prepare_destination(bool verbose);
   absl::Status start_mover(migration::MoverStart start);
   // What the mover says until it has finished; kOutOfRange: it died, or was killed for saying
