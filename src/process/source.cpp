@@ -157,9 +157,13 @@ absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask&
   GW_RETURN_IF_ERROR(map_area(process, task));
   UniqueFd uffd;
   {
+    // User mode only: a process that is not root may have no other (userfaultfd(2), sysctl
+    // vm.unprivileged_userfaultfd). WP_ASYNC handles no fault in user space, so that writes by
+    // system calls are tracked all the same.
+    constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
     tracee::RemoteSyscalls remote = process.area->single_calls(task);
     GW_ASSIGN_OR_RETURN(const uint64_t number,
-                        remote.must(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK, 0, 0, 0, 0, 0}));
+                        remote.must(SYS_userfaultfd, {kFlags, 0, 0, 0, 0, 0}));
     auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
     GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
     GW_RETURN_IF_ERROR(remote.finish());

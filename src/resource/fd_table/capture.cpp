@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -35,6 +36,19 @@ uint64_t id_of(const OpenFile& file) {
   return (static_cast<uint64_t>(file.tgid.value) << 32) | static_cast<uint32_t>(file.remote_fd + 1);
 }
 
+// Of the duplicate, since a running program may have closed its own or used the number again; but
+// locks of processes show only to their owner (show_fd_locks() in fs/locks.c).
+absl::StatusOr<std::string> fdinfo_text(const OpenFile& file) {
+  GW_ASSIGN_OR_RETURN(std::string text, kernel::read_fdinfo_text(HostPid{::getpid()}, file.fd));
+  const auto own = kernel::read_fdinfo_text(file.host_tgid, file.remote_fd);
+  if (!own.ok()) return text;
+  for (size_t at = own->find("lock:"); at != std::string::npos; at = own->find("lock:", at + 1)) {
+    const std::string line = own->substr(at, own->find('\n', at) - at) + "\n";
+    if (text.find(line) == std::string::npos) text += line;
+  }
+  return text;
+}
+
 }  // namespace
 
 absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes) {
@@ -57,7 +71,7 @@ absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processe
         break;
       }
     if (description.kind == nullptr || description.kind->needs_fdinfo()) {
-      GW_ASSIGN_OR_RETURN(file.fdinfo, kernel::read_fdinfo_text(file.host_tgid, file.remote_fd));
+      GW_ASSIGN_OR_RETURN(file.fdinfo, fdinfo_text(file));
     }
   }
   for (auto& [tgid, table] : result.tables_)
@@ -103,8 +117,7 @@ absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
     file.link = fmt::format("socket:[{}]", file.stat.st_ino);
   } else {
     GW_ASSIGN_OR_RETURN(
-        file.link,
-        kernel::readlinkat(AT_FDCWD, fmt::format("/proc/{}/fd/{}", holder.host_tgid.value, fd)));
+        file.link, kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file.fd)));
   }
   same_inode.push_back(descriptions_.size());
   descriptions_.push_back({std::move(file), std::move(duplicate), nullptr});
