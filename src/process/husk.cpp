@@ -50,6 +50,14 @@ absl::StatusOr<Husk> Husk::from_init_child(ImagePid pid, HostPid host, RemoteAdd
 }
 
 absl::Status Husk::empty() {
+  // Room for every descriptor of the image; its own limit comes later, with the resource rlimit.
+  rlimit files{};
+  if (::prlimit(host_pid().value, RLIMIT_NOFILE, nullptr, &files) != 0)
+    return errno_status(errno, fmt::format("prlimit({}, RLIMIT_NOFILE)", host_pid().value));
+  files.rlim_cur = files.rlim_max;
+  if (::prlimit(host_pid().value, RLIMIT_NOFILE, &files, nullptr) != 0)
+    return errno_status(errno, fmt::format("prlimit({}, RLIMIT_NOFILE, {})", host_pid().value,
+                                           files.rlim_max));
   GW_ASSIGN_OR_RETURN(const ptrace_rseq_configuration rseq, leader().rseq());
   tracee::Batch batch;
   // The kernel writes into a registered rseq area at every switch: gone before its memory goes.

@@ -93,6 +93,7 @@ class Replica {
   absl::Status map_memory_of(Husk& husk);
   absl::Status make_descriptions();
   absl::Status make_description(uint64_t id, const std::string& kind, const std::string& state);
+  absl::Status move_channel();
   absl::Status fill_tables();
   absl::Status fill_table_of(Husk& husk);
   absl::Status restore_tasks();

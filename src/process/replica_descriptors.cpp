@@ -65,7 +65,34 @@ absl::Status Replica::make_description(uint64_t id, const std::string& kind_name
   return absl::OkStatus();
 }
 
+// The channel must not be where a program wants a descriptor: it goes above all of them.
+absl::Status Replica::move_channel() {
+  bool wanted_there = false;
+  int highest = 0;
+  for (const auto& [key, bytes] : sections_) {
+    if (key.kind != "fd_table") continue;
+    resource::FdTableState state;
+    if (!state.ParseFromString(bytes))
+      return make_error(absl::StatusCode::kDataLoss, "fd_table of process {} is not valid", key.id);
+    for (const auto& entry : state.entries()) {
+      wanted_there |= entry.fd() == channel_.husk_number;
+      highest = std::max(highest, entry.fd());
+    }
+  }
+  if (!wanted_there) return absl::OkStatus();
+  for (auto& [pid, husk] : husks_) {
+    tracee::Batch batch;
+    batch.call(SYS_dup3, {channel_.husk_number, highest + 1, O_CLOEXEC}, true);
+    batch.call(SYS_close, {channel_.husk_number}, true);
+    GW_RETURN_IF_ERROR(husk.run(batch));
+    GW_RETURN_IF_ERROR(annotate(batch.check_all(), fmt::format("process {}", pid)));
+  }
+  channel_.husk_number = highest + 1;
+  return absl::OkStatus();
+}
+
 absl::Status Replica::fill_tables() {
+  GW_RETURN_IF_ERROR(move_channel());
   for (auto& [pid, husk] : husks_)
     GW_RETURN_IF_ERROR(annotate(fill_table_of(husk), fmt::format("descriptors of process {}", pid)));
   return absl::OkStatus();
@@ -78,11 +105,6 @@ absl::Status Replica::fill_table_of(Husk& husk) {
     return make_error(absl::StatusCode::kDataLoss, "no valid fd_table section");
   resource::FdTableState possible;  // what refers to a description that is already made
   for (const auto& entry : state.entries()) {
-    if (entry.fd() == channel_.husk_number)
-      return make_error(absl::StatusCode::kUnimplemented,
-                        "descriptor {} is where the replica keeps its own channel; close it in the "
-                        "program or raise its number",
-                        entry.fd());
     if (descriptions_.contains(entry.description()))
       *possible.add_entries() = entry;
     else if (final_)
