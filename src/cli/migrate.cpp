@@ -54,7 +54,8 @@ void add_migrate(CLI::App& app, Context& context) {
       ->check(CLI::IsMember({"cold", "precopy"}))
       ->capture_default_str();
   command->add_option("--max-downtime", o.max_downtime,
-                      "the service is stopped once what is left takes no longer than this (5ms)");
+                      "the service is stopped once what is left takes no longer than this (default: "
+                      "50ms)");
   command->add_option("--bandwidth", o.bandwidth,
                       "limit while it runs, a second: 100MiB, 1Gbit (default: none)");
   command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");
