@@ -1,0 +1,117 @@
+#include "resource/memory_map/memory_map.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace godwit::resource {
+namespace {
+
+MappingState mapping(uint64_t start, uint64_t end, MappingState::Kind kind, uint32_t protection,
+                     uint32_t flags = 0, const std::string& path = "", uint64_t offset = 0) {
+  MappingState state;
+  state.set_start(start);
+  state.set_end(end);
+  state.set_kind(kind);
+  state.set_protection(protection);
+  state.set_flags(flags);
+  state.set_path(path);
+  state.set_offset(offset);
+  return state;
+}
+
+MemoryMapState map_of(std::initializer_list<MappingState> mappings) {
+  MemoryMapState map;
+  for (const MappingState& one : mappings) *map.add_mappings() = one;
+  return map;
+}
+
+constexpr auto kAnon = MappingState::KIND_ANONYMOUS;
+constexpr auto kFile = MappingState::KIND_PRIVATE_FILE;
+constexpr uint32_t kRw = PROT_READ | PROT_WRITE;
+
+size_t calls(const MemoryMapState& now, const MemoryMapState& wanted, int* opened = nullptr) {
+  tracee::Batch batch;
+  int asked = 0;
+  const absl::Status status = add_memory_map_calls(
+      now, wanted,
+      [&](const MappingState&) -> absl::StatusOr<tracee::Batch::Argument> {
+        ++asked;
+        return tracee::Batch::Argument(3);
+      },
+      batch);
+  EXPECT_TRUE(status.ok()) << status;
+  if (opened != nullptr) *opened = asked;
+  return batch.size();
+}
+
+TEST(MemoryMapTest, EqualMapsNeedNoCall) {
+  const auto map = map_of({mapping(0x1000, 0x5000, kAnon, kRw), mapping(0x8000, 0x9000, kFile,
+                                                                        PROT_READ, 0, "/f", 0)});
+  EXPECT_EQ(calls(map, map), 0U);
+}
+
+TEST(MemoryMapTest, MergedAndSplitMappingsAreEqual) {
+  const auto split = map_of({mapping(0x1000, 0x3000, kAnon, kRw), mapping(0x3000, 0x5000, kAnon, kRw)});
+  const auto merged = map_of({mapping(0x1000, 0x5000, kAnon, kRw)});
+  EXPECT_EQ(calls(split, merged), 0U);
+  EXPECT_EQ(calls(merged, split), 0U);
+}
+
+TEST(MemoryMapTest, GrowthMapsOnlyTheNewPart) {
+  const auto now = map_of({mapping(0x1000, 0x3000, kAnon, kRw)});
+  const auto wanted = map_of({mapping(0x1000, 0x8000, kAnon, kRw)});
+  EXPECT_EQ(calls(now, wanted), 1U);  // mmap
+  EXPECT_EQ(calls(wanted, now), 1U);  // munmap
+}
+
+TEST(MemoryMapTest, AnotherProtectionIsAnMprotect) {
+  const auto now = map_of({mapping(0x1000, 0x3000, kAnon, kRw)});
+  const auto wanted =
+      map_of({mapping(0x1000, 0x2000, kAnon, PROT_READ), mapping(0x2000, 0x3000, kAnon, kRw)});
+  EXPECT_EQ(calls(now, wanted), 1U);
+}
+
+TEST(MemoryMapTest, AnotherFileOrOffsetIsMappedAnew) {
+  const auto now = map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/a", 0x1000)});
+  int opened = 0;
+  EXPECT_EQ(calls(now, map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/b", 0x1000)}),
+                  &opened), 2U);  // munmap, mmap
+  EXPECT_EQ(opened, 1);
+  EXPECT_EQ(calls(now, map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/a", 0x2000)})), 2U);
+  // The same file seen from a later page on is the same mapping, cut.
+  EXPECT_EQ(calls(now, map_of({mapping(0x2000, 0x3000, kFile, PROT_READ, 0, "/a", 0x2000)})), 1U);
+}
+
+TEST(MemoryMapTest, AdviceAndLocksAreCalls) {
+  const auto now = map_of({mapping(0x1000, 0x3000, kAnon, kRw)});
+  const auto wanted = map_of({mapping(0x1000, 0x3000, kAnon, kRw, kMapDontFork | kMapLocked)});
+  EXPECT_EQ(calls(now, wanted), 2U);
+  EXPECT_EQ(calls(wanted, now), 2U);
+}
+
+TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {
+  const HostPid self{::getpid()};
+  const auto maps = kernel::read_smaps(self);
+  ASSERT_TRUE(maps.ok()) << maps.status();
+  bool unknown = true;
+  const auto state = capture_memory_map(self, *maps, nullptr, &unknown);
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_FALSE(unknown);
+  EXPECT_GT(state->start_stack(), state->brk());
+  EXPECT_FALSE(state->auxv().empty());
+  EXPECT_THAT(state->exe(), ::testing::EndsWith("resource_test"));
+  // Without flags, those of the same mappings are taken over.
+  auto plain = *maps;
+  for (auto& one : plain) one.vm_flags.clear();
+  const auto again = capture_memory_map(self, plain, &*state, &unknown);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_FALSE(unknown);
+  EXPECT_EQ(again->mappings_size(), state->mappings_size());
+  for (int i = 0; i < state->mappings_size(); ++i)
+    EXPECT_EQ(again->mappings(i).flags(), state->mappings(i).flags()) << i;
+}
+
+}  // namespace
+}  // namespace godwit::resource
