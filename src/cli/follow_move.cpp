@@ -56,12 +56,14 @@ void watch_interrupts(int signals, int stop, api::Godwit::Stub& stub, grpc::Clie
       call.TryCancel();
       continue;
     }
-    fmt::print(stderr, "\rcancelling; {} runs on\x1b[K\n", service);
+    fmt::print(stderr, "\rcancelling the move of {}\x1b[K\n", service);
     grpc::ClientContext context;
     api::InspectRequest request;
     request.set_name(service);
     api::Empty reply;
-    if (!stub.CancelMigration(&context, request, &reply).ok()) call.TryCancel();
+    // Handed over already: the call goes on and says how it ended.
+    if (!stub.CancelMigration(&context, request, &reply).ok())
+      fmt::print(stderr, "\rtoo late to cancel; waiting for the end\x1b[K\n");
   }
 }
 

@@ -104,10 +104,11 @@ absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
 }
 
 absl::Status ServiceSource::thaw() {
+  // Before it runs: what it answers at once would be dropped, and sent again only after 200 ms.
+  port_->port.gate().set_from(network::GateMode::kPass);
   absl::Status first = source_->thaw();
   source_->control().set_bytes_per_second(bytes_per_s_);
   if (!taken_.empty()) {
-    port_->port.gate().set_from(network::GateMode::kPass);  // so that answers get out
     first.Update(port_->port.inject(taken_));
     taken_.clear();
   }

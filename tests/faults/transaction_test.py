@@ -1,0 +1,481 @@
+#!/usr/bin/env python3
+"""The transaction: whatever breaks at whatever step of a move, the service answers at exactly one
+node, its clients keep their connections, and nothing stays behind at the other.
+
+  transaction_test.py GODWIT [--part NAME]... [--list] [--only TEXT]
+
+Parts: kill, error (of movers and daemons at each named fault point, base/fault_point.h), daemons
+(SIGKILL at a step; the lab starts them again), links (the uplink of a node is cut), cancel
+(Ctrl-C), strangers (on the mover's port). $GODWIT_FAULTS=all runs every step, otherwise a share.
+Prints a line a case: what was broken, where the service is, the clients' longest gap.
+"""
+
+import argparse
+import contextlib
+import glob
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from godwit_lab import Failure, Lab, wait_for  # noqa: E402
+
+SERVICE = "svc"
+PORT = 7000
+ONE_SECOND_US = 1e6
+
+# Step -> who has it afterwards: "source", "destination", or "one" of them where the store may have
+# been asked already. Those marked True are in the share that always runs.
+SOURCE_STEPS = [
+    ("node.before_mover", "source", True),
+    ("source.connected", "source", False),
+    ("source.start_tracking", "source", False),
+    ("source.prepared", "source", True),
+    ("source.round", "source", False),
+    ("source.send_pages", "source", False),
+    ("pages.scan", "source", False),
+    ("pages.send", "source", True),
+    ("source.round_done", "source", False),
+    ("source.freeze", "source", False),
+    ("source.frozen", "source", True),
+    ("source.final_state", "source", False),
+    ("source.final_pages", "source", False),
+    ("source.before_end_mark", "source", True),
+    ("source.after_end_mark", "one", True),
+]
+DESTINATION_STEPS = [
+    ("destination.connected", "source", False),
+    ("replica.apply", "source", False),
+    ("replica.apply_sections", "source", False),
+    ("replica.map_memory", "source", True),
+    ("replica.make_description", "source", False),
+    ("replica.apply_pages", "source", True),
+    ("pages.apply", "source", False),
+    ("destination.round_done", "source", False),
+    ("replica.restore_tasks", "source", True),
+    ("destination.received", "source", False),
+    ("replica.make_ready", "source", False),
+    ("destination.ready", "source", True),
+    ("node.before_commit", "source", True),
+    ("node.after_commit", "destination", True),
+    ("destination.committed", "destination", True),
+]
+# What a rollback itself goes through: reached by cancelling.
+THAW_STEP = "source.thaw"
+
+
+class Faults:
+    """One armed fault point for all processes of the lab, which inherit the variable."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="godwit-faults.")
+        self.path = os.path.join(self.folder, "fault")
+        os.environ["GODWIT_FAULT"] = "@" + self.path
+
+    def arm(self, point, action):
+        self.disarm()
+        with open(self.path + ".new", "w") as text:
+            text.write("%s=%s\n" % (point, action))
+        os.rename(self.path + ".new", self.path)
+
+    def disarm(self):
+        for path in (self.path, self.path + ".go"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def was_hit(self):
+        return not os.path.exists(self.path)
+
+    def go_on(self):
+        open(self.path + ".go", "w").close()
+
+    def remove(self):
+        del os.environ["GODWIT_FAULT"]
+        shutil.rmtree(self.folder)
+
+
+def other(node):
+    return "n2" if node == "n1" else "n1"
+
+
+def copies():
+    """Processes of the service on the lab's nodes; there may be other labs on the machine."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            with open(path) as text:
+                if text.read().strip() != "memory_server":
+                    continue
+            with open(os.path.join(os.path.dirname(path), "cgroup")) as text:
+                if "/godwit/gw-n" in text.read():
+                    found.append(int(path.split("/")[2]))
+    return found
+
+
+def movers():
+    found = []
+    ours = b"GODWIT_FAULT=" + os.environb[b"GODWIT_FAULT"]
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as text:
+                if text.read().split(b"\0")[:2] != [b"godwit", b"mover"]:
+                    continue
+            with open(os.path.join(os.path.dirname(path), "environ"), "rb") as text:
+                if ours in text.read().split(b"\0"):
+                    found.append(int(path.split("/")[2]))
+    return found
+
+
+def traces(lab, node):
+    """All that a service leaves on a node while it is there."""
+    found = set()
+    for line in lab("lab", "exec", node, "--", "cat", "/proc/net/dev").stdout.splitlines():
+        name = line.split(":")[0].strip()
+        if name.startswith(("gwp", "gwt")):
+            found.add("link " + name)
+    for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        for folder in glob.glob("%s/godwit/gw-%s/*/" % (mount, node)):
+            found.add("cgroup " + folder)
+    with open("/proc/self/mountinfo") as text:
+        for line in text:
+            where = line.split()[4]
+            if "/lab/%s/services/" % node in where:
+                found.add("mount " + where)
+    for folder in glob.glob("/var/lib/godwit/lab/%s/services/*" % node):
+        found.add("folder " + folder)
+    for folder in glob.glob("/var/lib/godwit/lab/%s/migrations/*" % node):
+        found.add("journal " + folder)
+    return found
+
+
+class Transactions:
+    def __init__(self, lab, faults, subject):
+        self.lab = lab
+        self.faults = faults
+        address = lab.start(SERVICE, subject, "--port", PORT, "--mib", 16,
+                            "--dirty-pages-per-s", 2000, "--threads", 2, "--files", 8, port=PORT)
+        self.address = address
+        self.clients = lab.pulse("echo", address, PORT, connections=3, interval_us=1000)
+        self.rows = []
+        self.problems = []
+        self.gap = 0.0
+
+    # -- what a case is made of
+
+    def source(self):
+        return self.lab.inspect(SERVICE)["node"]
+
+    def start_migration(self, node, *options):
+        return subprocess.Popen([self.lab.godwit, "migrate", SERVICE, node, "--json",
+                                 *map(str, options)], stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+
+    def finish_migration(self, process, timeout=60):
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise Failure("migrate did not end in %s s" % timeout)
+        try:
+            return json.loads(out)["outcome"], process.returncode
+        except ValueError:
+            return "error: " + err.strip().splitlines()[-1] if err.strip() else "error", \
+                process.returncode
+
+    def wait_hit(self, point):
+        wait_for("fault point %s" % point, self.faults.was_hit, 20)
+
+    def daemon_pid(self, node):
+        """The lab's daemons have a keeper, which starts them again when they are killed."""
+        with open("/run/godwit/lab/%s/pid" % node) as text:
+            keeper = int(text.read().split()[0])
+        def child():
+            with open("/proc/%d/task/%d/children" % (keeper, keeper)) as text:
+                return [int(each) for each in text.read().split()]
+        return wait_for("the daemon of %s" % node, child, 10)[0]
+
+    def kill_daemon(self, node):
+        before = self.daemon_pid(node)
+        os.kill(before, signal.SIGKILL)
+        wait_for("another daemon", lambda: self.daemon_pid(node) != before, 10)
+
+    def uplink(self, node, state):
+        self.lab("lab", "exec", node, "--", "ip", "link", "set", "up0", state)
+
+    def answers_again(self, timeout=20):
+        """Until every client has had an answer; their longest gap since the case began."""
+        end = time.monotonic() + timeout
+        answered = 0
+        while answered < 2:
+            seen = self.clients.mark()
+            self.gap = max(self.gap, seen["longest_gap_us"])
+            if seen["wrong"] or seen["lost"]:
+                raise Failure("clients: %s" % json.dumps(seen))
+            answered = answered + 1 if seen["checked"] > 20 else 0
+            if time.monotonic() > end:
+                raise Failure("clients get no answers: %s" % json.dumps(seen))
+            time.sleep(0.15)
+        return self.gap
+
+    def check_one_copy(self, owner):
+        def settled():
+            shown = self.lab.inspect(SERVICE)
+            return shown["node"] == owner and shown["state"] == "running"
+        wait_for("%s to run on %s by the store" % (SERVICE, owner), settled, 10)
+        listed = json.loads(self.lab("ps", "--json").stdout)
+        where = [each["node"] for each in listed if each["name"] == SERVICE]
+        if where != [owner]:
+            raise Failure("ps says %s" % where)
+        empty = other(owner)
+
+        def clean():
+            return not traces(self.lab, empty) and not movers() and len(copies()) == 1
+        try:
+            wait_for("clean", clean, 25)
+        except Failure:
+            raise Failure("left on %s: %s; movers %s; copies %s" %
+                          (empty, sorted(traces(self.lab, empty)), movers(),
+                           copies()))
+        left = {each for each in traces(self.lab, owner)
+                if each.startswith(("journal", "link gwt"))}
+        if left:
+            raise Failure("left on %s: %s" % (owner, sorted(left)))
+
+    def case(self, name, expected, act, limit_us=None):
+        """act(source, destination) breaks something and returns the outcome as the user sees it."""
+        source = self.source()
+        destination = other(source)
+        self.clients.mark()
+        self.gap = 0.0  # so far
+        row = {"case": name, "from": source, "outcome": "", "at": "", "gap_ms": "", "verdict": ""}
+        try:
+            row["outcome"] = act(source, destination)
+            gap = self.answers_again()
+            row["gap_ms"] = "%.0f" % (gap / 1000)
+            owner = self.source()
+            row["at"] = {source: "source", destination: "destination"}[owner]
+            if expected not in ("one", row["at"]):
+                raise Failure("it is at the %s, not at the %s" % (row["at"], expected))
+            self.check_one_copy(owner)
+            if limit_us is not None and gap > limit_us:
+                raise Failure("no answer for %.0f ms" % (gap / 1000))
+            self.faults.disarm()
+            self.lab.move(SERVICE, other(owner))
+            self.answers_again()
+            row["verdict"] = "ok"
+        except Failure as problem:
+            row["verdict"] = "FAILED: %s" % problem
+            self.problems.append("%s: %s" % (name, problem))
+        self.faults.disarm()
+        self.rows.append(row)
+        print("%-46s %s %-12s at %-12s %6s ms  %s" % (
+            row["case"], row["from"], row["outcome"][:60], row["at"], row["gap_ms"],
+            row["verdict"]), flush=True)
+        if row["verdict"] != "ok":
+            self.lab.show_logs()
+            raise Failure(self.problems[-1])
+
+    # -- parts
+
+    def fault_point(self, point, action, expected):
+        def act(_, destination):
+            self.faults.arm(point, action)
+            outcome, _ = self.finish_migration(self.start_migration(destination))
+            if not self.faults.was_hit():
+                raise Failure("%s was not reached" % point)
+            return outcome
+        self.case("%s=%s" % (point, action), expected, act, ONE_SECOND_US)
+
+    def thaw(self, action):
+        def act(_, destination):
+            self.faults.arm(THAW_STEP, action)
+            process = self.start_migration(destination, "--bandwidth", "2MiB")
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            outcome, _ = self.finish_migration(process)
+            if not self.faults.was_hit():
+                raise Failure("%s was not reached" % THAW_STEP)
+            return outcome
+        self.case("cancel, %s=%s" % (THAW_STEP, action), "source", act, ONE_SECOND_US)
+
+    def daemon_killed(self, point, side, expected):
+        def act(source, destination):
+            self.faults.arm(point, "wait")
+            process = self.start_migration(destination)
+            self.wait_hit(point)
+            self.kill_daemon(source if side == "source" else destination)
+            self.faults.go_on()
+            return self.finish_migration(process)[0]
+        self.case("%s: daemon of %s killed" % (point, side), expected, act, ONE_SECOND_US)
+
+    def link_cut(self, point, expected):
+        def act(source, destination):
+            self.faults.arm(point, "wait")
+            process = self.start_migration(destination)
+            self.wait_hit(point)
+            # Clients reach the source all the time, so that the gap is ours.
+            self.uplink(destination, "down")
+            try:
+                self.faults.go_on()
+                if source == "n1":  # else the store is out of reach, and with it every decision
+                    gap = self.answers_again()
+                    if gap > 1.2 * ONE_SECOND_US:
+                        raise Failure("no answer for %.0f ms while the link is cut" % (gap / 1000))
+                    outcome = self.finish_migration(process)[0]
+                else:
+                    time.sleep(3)
+            finally:
+                self.uplink(destination, "up")
+            if source != "n1":
+                outcome = self.finish_migration(process)[0]
+            return outcome
+        self.case("%s: uplink of destination cut" % point, expected, act)
+
+    def cancelled(self, point, expected):
+        def act(_, destination):
+            self.faults.arm(point, "wait")
+            process = self.start_migration(destination)
+            self.wait_hit(point)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.4)  # until the daemon has been asked and has told the mover
+            self.faults.go_on()
+            outcome, code = self.finish_migration(process)
+            wanted = {"source": ("rolled_back", 4), "destination": ("moved", 0)}
+            if expected in wanted and (outcome, code) != wanted[expected]:
+                raise Failure("migrate ended with %s, exit code %s" % (outcome, code))
+            return outcome
+        self.case("%s: Ctrl-C" % point, expected, act)
+
+    def strangers(self):
+        def act(source, destination):
+            self.faults.arm("node.before_mover", "wait")
+            process = self.start_migration(destination)
+            self.wait_hit("node.before_mover")
+            port = self.mover_port(destination)
+            host = next(each["address"] for each in
+                        json.loads(self.lab("lab", "status", "--json").stdout)
+                        if each["host"] == destination)
+            stranger = subprocess.Popen(
+                self.lab.client_command("python3", os.path.join(os.path.dirname(
+                    os.path.abspath(__file__)), "stranger.py"), host, port),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            try:
+                if stranger.stdout.readline().strip() != "connected":
+                    raise Failure("the stranger could not connect to %s:%s" % (host, port))
+                self.faults.go_on()
+                outcome = self.finish_migration(process)[0]
+            finally:
+                said, _ = stranger.communicate("\n", timeout=30)
+            if stranger.returncode != 0:
+                raise Failure("stranger: %s" % said)
+            return outcome
+        self.case("strangers on the mover's port", "destination", act)
+
+    def mover_port(self, node):
+        """The one listening TCP socket of the node that is not its daemon's."""
+        ports = set()
+        daemon = set()
+        inodes = set()
+        for fd in glob.glob("/proc/%d/fd/*" % self.daemon_pid(node)):
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(fd))
+        for line in self.lab("lab", "exec", node, "--", "cat", "/proc/net/tcp",
+                             "/proc/net/tcp6").stdout.splitlines():
+            words = line.split()
+            if len(words) < 10 or words[3] != "0A":
+                continue
+            number = int(words[1].rsplit(":", 1)[1], 16)
+            (daemon if "socket:[%s]" % words[9] in inodes else ports).add(number)
+        if len(ports) != 1:
+            raise Failure("listening on %s: %s, its daemon %s" % (node, ports, daemon))
+        return ports.pop()
+
+
+def plan(part, everything):
+    """Calls of the part, as (name, function of Transactions)."""
+    def chosen(steps):
+        return [each for each in steps if everything or each[2]]
+
+    def point_cases(action):
+        for point, expected, _ in chosen(SOURCE_STEPS) + chosen(DESTINATION_STEPS):
+            yield point, lambda t, p=point, e=expected: t.fault_point(p, action, e)
+        yield THAW_STEP, lambda t: t.thaw(action)
+
+    if part in ("kill", "error"):
+        yield from point_cases(part)
+    if part == "daemons":
+        before = ["source.prepared", "source.round_done", "source.frozen", "source.before_end_mark",
+                  "replica.apply_pages", "replica.restore_tasks"]
+        some = ["source.round_done", "source.frozen"]
+        for point in before if everything else some:
+            for side in ("source", "destination"):
+                yield point, lambda t, p=point, s=side: t.daemon_killed(p, s, "source")
+        for point in ["destination.received", "destination.ready"] if everything else \
+                ["destination.ready"]:
+            yield point, lambda t, p=point: t.daemon_killed(p, "source", "one")
+            yield point, lambda t, p=point: t.daemon_killed(p, "destination", "source")
+        for side in ("source", "destination"):
+            yield "destination.committed", \
+                lambda t, s=side: t.daemon_killed("destination.committed", s, "destination")
+    if part == "links":
+        for point, expected in [("source.round_done", "source"), ("source.frozen", "source"),
+                                ("destination.received", "one"), ("destination.ready", "one")]:
+            for _ in range(2 if everything else 1):  # from n1, and from n2
+                yield point, lambda t, p=point, e=expected: t.link_cut(p, e)
+    if part == "cancel":
+        steps = ["source.connected", "source.prepared", "source.round", "pages.send",
+                 "source.round_done", "source.freeze", "source.frozen", "source.final_state",
+                 "source.final_pages", "destination.connected", "replica.map_memory",
+                 "destination.round_done"]
+        for point in steps if everything else ["source.prepared", "pages.send", "source.frozen"]:
+            yield point, lambda t, p=point: t.cancelled(p, "source")
+        for point in ["destination.received", "destination.ready", "destination.committed"]:
+            yield point, lambda t, p=point: t.cancelled(p, "destination")
+    if part == "strangers":
+        yield "strangers", lambda t: t.strangers()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("godwit")
+    parser.add_argument("--part", action="append", choices=PARTS)
+    parser.add_argument("--only", help="cases whose step has this in its name")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args()
+    everything = os.environ.get("GODWIT_FAULTS") == "all"
+    cases = [case for part in options.part or PARTS for case in plan(part, everything)
+             if not options.only or options.only in case[0]]
+    if options.list:
+        print("\n".join(name for name, _ in cases))
+        return 0
+    faults = Faults()
+    try:
+        # A lab is held for a short while only: others wait for the lock.
+        while cases:
+            batch, cases = cases[:12], cases[12:]
+            with Lab(options.godwit) as lab:
+                transactions = Transactions(lab, faults, os.path.join(lab.build, "memory_server"))
+                for _, case in batch:
+                    case(transactions)
+                total = transactions.clients.finish()
+                if total["total_wrong"] or total["total_lost"]:
+                    raise Failure("clients: %s" % json.dumps(total))
+                print("%d answers checked, 0 wrong, 0 lost" % total["total_checked"], flush=True)
+    except Failure as problem:
+        print("FAILED: %s" % problem)
+        return 1
+    finally:
+        faults.remove()
+    return 0
+
+
+PARTS = ["kill", "error", "daemons", "links", "cancel", "strangers"]
+
+if __name__ == "__main__":
+    sys.exit(main())
