@@ -41,6 +41,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
         return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
       (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
+      if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
       return start.role() == migration::ROLE_SOURCE
                  ? migration::run_source(start, **source, daemon)
                  : migration::run_checkpoint(start, **source, daemon);

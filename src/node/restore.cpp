@@ -76,6 +76,27 @@ absl::Status claim(Node& node, const capsule::CapsuleSpec& spec, VersionedServic
 
 }  // namespace
 
+capsule::CapsuleSpec portable_spec(capsule::CapsuleSpec spec) {
+  const int64_t wall = clock_ns(CLOCK_REALTIME);
+  spec.set_monotonic_offset_ns(spec.monotonic_offset_ns() + clock_ns(CLOCK_MONOTONIC) - wall);
+  spec.set_boottime_offset_ns(spec.boottime_offset_ns() + clock_ns(CLOCK_BOOTTIME) - wall);
+  return spec;
+}
+
+static absl::Status localise(capsule::CapsuleSpec& spec) {
+  // The file may be anybody's: sums can overflow. The kernel checks what is left (timens, 5.6).
+  const int64_t wall = clock_ns(CLOCK_REALTIME);
+  int64_t monotonic = 0;
+  int64_t boottime = 0;
+  if (__builtin_add_overflow(spec.monotonic_offset_ns(), wall - clock_ns(CLOCK_MONOTONIC),
+                             &monotonic) ||
+      __builtin_add_overflow(spec.boottime_offset_ns(), wall - clock_ns(CLOCK_BOOTTIME), &boottime))
+    return absl::DataLossError("the capsule's clocks in the file are out of range");
+  spec.set_monotonic_offset_ns(monotonic);
+  spec.set_boottime_offset_ns(boottime);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file) {
   GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::open(file, O_RDONLY | O_CLOEXEC));
   const auto feed = stream::fd_feed(fd.get());
@@ -100,6 +121,7 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
                                            const SourceMigration::OnProgress& on_progress,
                                            const SourceMigration::Cancelled& cancelled) {
   GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, read_capsule_spec(request.file()));
+  GW_RETURN_IF_ERROR(localise(spec));
   if (!request.name().empty()) spec.set_name(request.name());
   GW_RETURN_IF_ERROR(capsule::check_name(spec.name()));
   GW_RETURN_IF_ERROR(check_destination(node, spec));

@@ -16,6 +16,9 @@ class Node;
 
 // Section of an image with the CapsuleSpec that its capsule is made from; object 0, epoch 0.
 constexpr char kCapsuleSection[] = "capsule_spec";
+// In a file a capsule's clocks are offsets to the wall clock, the one thing that machines and boots
+// have in common: a restored capsule's clocks have gone on by the time that it was a file.
+capsule::CapsuleSpec portable_spec(capsule::CapsuleSpec spec);
 absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file);
 
 // Blocks until it runs or has failed; then nothing is left.

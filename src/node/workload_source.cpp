@@ -1,6 +1,7 @@
 #include "node/workload_source.h"
 
 #include "base/status.h"
+#include "node/restore.h"
 
 namespace godwit::node {
 
@@ -33,6 +34,10 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   self->bytes_per_s_ = bytes_per_s;
   self->source_->control().set_bytes_per_second(bytes_per_s);
   return self;
+}
+
+void ServiceSource::carry_spec() {
+  source_->set_section(kCapsuleSection, portable_spec(capsule_.spec()).SerializeAsString());
 }
 
 absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {

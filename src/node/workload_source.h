@@ -27,6 +27,10 @@ class ServiceSource final : public migration::SourceWorkload {
   // Called by prepare() with the descriptor whose copy keeps held frames over our death.
   void on_hold(std::function<void(int)> told) { on_hold_ = std::move(told); }
 
+  // The spec goes into the stream, as read_capsule_spec() (restore.h) wants it: a file has no record
+  // in the store beside it.
+  void carry_spec();
+
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;

@@ -85,7 +85,10 @@ class Source {
   void finish();
 
   // A section that is not the engine's own business travels with the others.
-  void set_capsule_section(std::string state) { capsule_section_ = std::move(state); }
+  void set_capsule_section(std::string state) { set_section("capsule", std::move(state)); }
+  void set_section(std::string kind, std::string state) {
+    own_sections_.insert_or_assign(std::move(kind), std::move(state));
+  }
 
   SourceCounts counts() const { return counts_; }
   Spans& spans() { return spans_; }
@@ -134,7 +137,7 @@ class Source {
   std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
   std::vector<std::pair<stream::SectionKey, std::string>> file_states_;
-  std::string capsule_section_;
+  std::map<std::string, std::string> own_sections_;  // of the caller
   bool final_ = false;
   bool holding_ = false;
   int64_t longest_stop_ns_ = 0;

@@ -73,7 +73,8 @@ absl::Status Source::end_sections(stream::Writer& writer) {
 }
 
 absl::Status Source::tree_section(stream::Writer& writer) {
-  GW_RETURN_IF_ERROR(section(writer, "capsule", 0, capsule_section_));
+  for (const auto& [kind, state] : own_sections_)
+    GW_RETURN_IF_ERROR(section(writer, kind, 0, state));
   return section(writer, "process_tree", 0, tree_.state.SerializeAsString());
 }
 
