@@ -38,7 +38,7 @@ install: build  ## into $(PREFIX)
 	cmake --install $(BUILD)
 
 format:  ## rewrite the sources as .clang-format says
-	@scripts/install-deps.sh check
+	@scripts/install-deps.sh test
 	clang-format -i $(SOURCES)
 
 format-check:  ## fails where a source differs from .clang-format
@@ -46,7 +46,7 @@ format-check:  ## fails where a source differs from .clang-format
 	scripts/check-format
 
 tidy: build  ## clang-tidy with warnings as errors
-	@scripts/install-deps.sh check
+	@scripts/install-deps.sh test
 	clang-tidy -p $(BUILD) --quiet $(filter %.cpp,$(SOURCES))
 
 clean:  ## remove the build folder

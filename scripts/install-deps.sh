@@ -4,8 +4,7 @@
 #
 #   scripts/install-deps.sh build    compiler and libraries
 #   scripts/install-deps.sh run      build, and the programs that tests and the demo move
-#   scripts/install-deps.sh test     run, and what one of the tests needs: clang-format
-#   scripts/install-deps.sh check    test, and the tools that read the code
+#   scripts/install-deps.sh test     run, and the tools that read the code
 set -eu
 
 build="g++ cmake ninja-build make pkg-config ccache mold
@@ -13,15 +12,13 @@ build="g++ cmake ninja-build make pkg-config ccache mold
  libspdlog-dev libfmt-dev libcli11-dev libssl-dev libsqlite3-dev
  libnl-3-dev libnl-route-3-dev libxxhash-dev libgtest-dev libgmock-dev libbenchmark-dev"
 run="redis-server redis-tools nginx-light memcached python3-minimal python3 wrk iperf3 iproute2"
-test="clang-format"
-check="clang-tidy"
+test="clang-format clang-tidy"
 
 case "${1:-run}" in
   build) wanted="$build" ;;
   run) wanted="$build $run" ;;
   test) wanted="$build $run $test" ;;
-  check) wanted="$build $run $test $check" ;;
-  *) echo "usage: $0 [build|run|test|check]" >&2; exit 2 ;;
+  *) echo "usage: $0 [build|run|test]" >&2; exit 2 ;;
 esac
 
 # shellcheck disable=SC2086
