@@ -81,9 +81,9 @@ TEST_F(ApiTest, AClientWithoutACertificateGetsNothing) {
   options.pem_root_certs = authority_.certificate_pem;
   grpc::ChannelArguments arguments;
   arguments.SetSslTargetNameOverride("n1");
-  EXPECT_FALSE(ask(grpc::CreateCustomChannel("ipv4:" + address_, grpc::SslCredentials(options),
-                                             arguments))
-                   .ok());
+  EXPECT_FALSE(
+      ask(grpc::CreateCustomChannel("ipv4:" + address_, grpc::SslCredentials(options), arguments))
+          .ok());
 }
 
 TEST_F(ApiTest, ACertificateOfAnotherAuthorityGetsNothing) {

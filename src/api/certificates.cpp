@@ -129,7 +129,8 @@ absl::StatusOr<Certificate> make_authority(const std::string& cluster) {
   GW_RETURN_IF_ERROR(fill(certificate.get(), key.get(), "Godwit cluster " + cluster));
   X509_set_issuer_name(certificate.get(), X509_get_subject_name(certificate.get()));
   X509* self = certificate.get();
-  GW_RETURN_IF_ERROR(add_extension(self, self, NID_basic_constraints, "critical,CA:TRUE,pathlen:0"));
+  GW_RETURN_IF_ERROR(
+      add_extension(self, self, NID_basic_constraints, "critical,CA:TRUE,pathlen:0"));
   GW_RETURN_IF_ERROR(add_extension(self, self, NID_key_usage, "critical,keyCertSign"));
   GW_RETURN_IF_ERROR(add_extension(self, self, NID_subject_key_identifier, "hash"));
   if (X509_sign(self, key.get(), EVP_sha256()) == 0) return openssl_error("X509_sign");
@@ -155,8 +156,7 @@ absl::StatusOr<Certificate> issue_certificate(const Certificate& authority,
   X509_set_issuer_name(own, X509_get_subject_name(issuer.get()));
   GW_RETURN_IF_ERROR(add_extension(own, issuer.get(), NID_basic_constraints, "critical,CA:FALSE"));
   GW_RETURN_IF_ERROR(add_extension(own, issuer.get(), NID_key_usage, "critical,digitalSignature"));
-  GW_RETURN_IF_ERROR(
-      add_extension(own, issuer.get(), NID_ext_key_usage, "serverAuth,clientAuth"));
+  GW_RETURN_IF_ERROR(add_extension(own, issuer.get(), NID_ext_key_usage, "serverAuth,clientAuth"));
   GW_RETURN_IF_ERROR(add_extension(own, issuer.get(), NID_subject_alt_name, "DNS:" + node));
   if (X509_sign(own, issuer_key.get(), EVP_sha256()) == 0) return openssl_error("X509_sign");
   return to_pem(own, key.get());

@@ -19,8 +19,7 @@ class RemoteStore : public store::Store {
 
   absl::StatusOr<store::Entry> get(const std::string& key) override;
   absl::StatusOr<std::vector<store::Entry>> list(const std::string& prefix) override;
-  absl::StatusOr<store::Revision> compare_and_swap(const std::string& key,
-                                                   store::Revision expected,
+  absl::StatusOr<store::Revision> compare_and_swap(const std::string& key, store::Revision expected,
                                                    const std::string& value) override;
   absl::Status remove(const std::string& key, store::Revision expected) override;
 

@@ -15,8 +15,7 @@ class StoreService : public GodwitPeer::Service {
 
   grpc::Status StoreGet(grpc::ServerContext*, const StoreKey*, StoreEntry*) override;
   grpc::Status StoreList(grpc::ServerContext*, const StoreKey*, StoreEntries*) override;
-  grpc::Status StoreCompareAndSwap(grpc::ServerContext*, const StoreSwap*,
-                                   StoreRevision*) override;
+  grpc::Status StoreCompareAndSwap(grpc::ServerContext*, const StoreSwap*, StoreRevision*) override;
   grpc::Status StoreRemove(grpc::ServerContext*, const StoreSwap*, Empty*) override;
 
  private:

@@ -99,14 +99,12 @@ absl::StatusOr<std::unique_ptr<UserSocket>> UserSocket::listen(const std::string
   if (!listener) return errno_status(errno, "socket(AF_UNIX)");
   if (::bind(listener.get(), generic(address), sizeof address) != 0)
     return errno_status(errno, fmt::format("bind({})", path));
-  if (::chmod(path.c_str(), 0600) != 0)
-    return errno_status(errno, fmt::format("chmod({})", path));
+  if (::chmod(path.c_str(), 0600) != 0) return errno_status(errno, fmt::format("chmod({})", path));
   if (::listen(listener.get(), SOMAXCONN) != 0)
     return errno_status(errno, fmt::format("listen({})", path));
   UniqueFd stop(::eventfd(0, EFD_CLOEXEC));
   if (!stop) return errno_status(errno, "eventfd()");
-  return std::unique_ptr<UserSocket>(
-      new UserSocket(path, std::move(listener), std::move(stop)));
+  return std::unique_ptr<UserSocket>(new UserSocket(path, std::move(listener), std::move(stop)));
 }
 
 void UserSocket::serve(grpc::Server* server) {
@@ -118,8 +116,7 @@ void UserSocket::accept_loop(grpc::Server* server) {
     pollfd polled[] = {{listener_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
     if (::poll(polled, 2, -1) < 0) continue;
     if (polled[1].revents != 0) return;
-    UniqueFd connection(
-        ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd connection(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!connection) continue;
     ucred peer{};
     socklen_t size = sizeof peer;

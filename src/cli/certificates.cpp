@@ -15,9 +15,8 @@ struct Options {
 
 int init(const Options& options) {
   if (api::load_authority(options.authority).ok())
-    return complain(absl::AlreadyExistsError(
-        fmt::format("{} holds an authority already; a new one would lock every node out",
-                    options.authority)));
+    return complain(absl::AlreadyExistsError(fmt::format(
+        "{} holds an authority already; a new one would lock every node out", options.authority)));
   const auto authority = api::make_authority(options.cluster);
   if (!authority.ok()) return complain(authority.status());
   const absl::Status saved = api::save_authority(options.authority, *authority);
@@ -29,8 +28,7 @@ int issue(const Options& options) {
   if (!authority.ok()) return complain(authority.status());
   const auto own = api::issue_certificate(*authority, options.node);
   if (!own.ok()) return complain(own.status());
-  const absl::Status saved =
-      api::save_identity(options.out, {authority->certificate_pem, *own});
+  const absl::Status saved = api::save_identity(options.out, {authority->certificate_pem, *own});
   return saved.ok() ? 0 : complain(saved);
 }
 

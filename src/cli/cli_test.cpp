@@ -1,9 +1,10 @@
 // What users type and read.
+#include "cli/cli.h"
+
 #include <gtest/gtest.h>
 #include <signal.h>
 
 #include "base/status.h"
-#include "cli/cli.h"
 #include "cli/json.h"
 #include "cli/render.h"
 #include "cli/text.h"
@@ -111,8 +112,8 @@ int run_cli(std::vector<std::string> words) {
 
 TEST(CommandLineTest, EveryCommandHasHelp) {
   for (const char* command :
-       {"run", "ps", "inspect", "logs", "exec", "attach", "signal", "stop", "wait", "rm",
-        "migrate", "checkpoint", "restore", "image", "nodes", "node", "certificates", "lab"})
+       {"run", "ps", "inspect", "logs", "exec", "attach", "signal", "stop", "wait", "rm", "migrate",
+        "checkpoint", "restore", "image", "nodes", "node", "certificates", "lab"})
     EXPECT_EQ(run_cli({command, "--help"}), 0) << command;
 }
 
@@ -129,8 +130,7 @@ TEST(CommandLineTest, MistakesAreUsageErrors) {
 TEST(CommandLineTest, WithoutADaemonItSaysSo) {
   EXPECT_EQ(run_cli({"--socket", "/nonexistent/s", "ps"}), 1);
   EXPECT_EQ(run_cli({"--socket", "/nonexistent/s", "exec", "x", "--", "true"}), 125);
-  EXPECT_EQ(run_cli({"--socket", "/nonexistent/s", "run", "--name", "x", "-d", "--", "true"}),
-            125);
+  EXPECT_EQ(run_cli({"--socket", "/nonexistent/s", "run", "--name", "x", "-d", "--", "true"}), 125);
 }
 
 }  // namespace

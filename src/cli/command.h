@@ -20,7 +20,7 @@ constexpr int kRefused = 3;     // precheck: nothing was touched
 constexpr int kRolledBack = 4;  // the service runs on at the source
 
 struct Context {
-  std::string socket;  // --socket; "" finds one
+  std::string socket;             // --socket; "" finds one
   std::vector<std::string> tail;  // what follows "--", whole
   int exit_code = 0;
 };

@@ -21,9 +21,9 @@ struct Options {
 
 int exec(const Context& context, const Options& options) {
   if (options.tty && options.interactive && !is_terminal(STDIN_FILENO))
-    return complain(absl::InvalidArgumentError(
-                        "-t with -i needs a terminal as standard input; leave -t out"),
-                    kOwnError);
+    return complain(
+        absl::InvalidArgumentError("-t with -i needs a terminal as standard input; leave -t out"),
+        kOwnError);
   api::ExecStart start;
   start.set_name(options.name);
   for (const std::string& each : options.argv) start.add_argv(each);
@@ -64,7 +64,8 @@ void add_exec(CLI::App& app, Context& context) {
   command->add_flag("-t,--tty", options->tty, "give the program a terminal");
   command->add_option("-e,--env", options->env, "K=V, besides the service's own")
       ->allow_extra_args(false);
-  command->add_option("-w,--workdir", options->workdir, "working directory (default: the service's)");
+  command->add_option("-w,--workdir", options->workdir,
+                      "working directory (default: the service's)");
   command->add_option("-u,--user", options->user, "NAME or UID[:GID] (default: the service's)");
   command->footer(
       "The exit code is the program's: 127 when it is not there, 126 when it cannot be started,\n"
@@ -85,8 +86,9 @@ void add_attach(CLI::App& app, Context& context) {
           ->group(kServices);
   command->add_option("NAME", options->name, "service")->required();
   command->add_flag("!--no-stdin", options->interactive, "output only");
-  command->footer("Ends with the main process, with its exit code. Signals that this command gets\n"
-                  "are passed on.");
+  command->footer(
+      "Ends with the main process, with its exit code. Signals that this command gets\n"
+      "are passed on.");
   command->callback([&context, options] { context.exit_code = attach(context, *options); });
 }
 

@@ -46,8 +46,7 @@ int inspect(const Context& context, const Options& options) {
 
 void add_inspect(CLI::App& app, Context& context) {
   auto options = std::make_shared<Options>();
-  CLI::App* command =
-      app.add_subcommand("inspect", "show all about a service")->group(kServices);
+  CLI::App* command = app.add_subcommand("inspect", "show all about a service")->group(kServices);
   command->add_option("NAME", options->names, "services")->required();
   command->add_flag("--json", options->json,
                     "one object; an array of them if several services are named");

@@ -17,9 +17,7 @@ class Json {
   Json& object(std::string_view key = "") { return open(key, '{'); }
   Json& array(std::string_view key = "") { return open(key, '['); }
   Json& end();
-  Json& text(std::string_view key, std::string_view value) {
-    return raw(key, json_quote(value));
-  }
+  Json& text(std::string_view key, std::string_view value) { return raw(key, json_quote(value)); }
   template <std::integral Number>
   Json& number(std::string_view key, Number value) {
     return raw(key, std::to_string(value));

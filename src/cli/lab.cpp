@@ -51,7 +51,8 @@ absl::Status make_folder(const std::string& path, mode_t mode) {
 }
 
 bool is_mount_point(const std::string& path) {
-  struct stat self {}, parent {};
+  struct stat self {
+  }, parent{};
   return ::stat(path.c_str(), &self) == 0 && ::stat((path + "/..").c_str(), &parent) == 0 &&
          self.st_dev != parent.st_dev;
 }
@@ -108,10 +109,27 @@ absl::Status start_node(const network::LabNetwork& lab, uint32_t number) {
   // Away from what the lab uses itself, and enough for any test.
   constexpr uint32_t kPool = 100;
   std::vector<std::string> arguments = {
-      "--socket", place().socket(name), "node", "--name", name, "--local-name", local_name(name),
-      "--listen", address, "--state", state_dir(name), "--tls", run + "/tls", "--subnet", lab.spec().subnet, "--pool",
+      "--socket",
+      place().socket(name),
+      "node",
+      "--name",
+      name,
+      "--local-name",
+      local_name(name),
+      "--listen",
+      address,
+      "--state",
+      state_dir(name),
+      "--tls",
+      run + "/tls",
+      "--subnet",
+      lab.spec().subnet,
+      "--pool",
       lab.service_address(0).ip.text() + "-" + lab.service_address(kPool - 1).ip.text(),
-      "--subnet6", lab.spec().subnet6, "--mtu", std::to_string(lab.service_mtu()),
+      "--subnet6",
+      lab.spec().subnet6,
+      "--mtu",
+      std::to_string(lab.service_mtu()),
       "--keep-alive"};
   if (number == 1) {
     arguments.insert(arguments.end(), {"--store-file", run + "/store.db"});
@@ -142,10 +160,13 @@ absl::Status remove_services(const std::string& node, const std::string& netns) 
   for (const std::string& name : names) {
     // The namespace may be gone already, and the port with it.
     const auto inside = network::NetnsScope::enter_named(netns);
-    if (inside.ok())
-      GW_RETURN_IF_ERROR(network::Port::remove(name, config.pin_dir()));
+    if (inside.ok()) GW_RETURN_IF_ERROR(network::Port::remove(name, config.pin_dir()));
     GW_RETURN_IF_ERROR(capsule::Capsule::destroy(paths, name, Deadline::in(kDestroyWait)));
   }
+  // Gates that a killed daemon had not finished making.
+  if (is_mount_point(config.pin_dir()) && ::umount2(config.pin_dir().c_str(), MNT_DETACH) != 0)
+    return errno_status(errno, fmt::format("umount2({})", config.pin_dir()));
+  ::rmdir(config.pin_dir().c_str());
   const auto cgroups = capsule::cgroup2_mount();
   if (cgroups.ok()) ::rmdir((*cgroups + "/godwit/" + local_name(node)).c_str());
   return absl::OkStatus();
@@ -157,8 +178,8 @@ std::vector<std::string> nodes_with_folders() {
     const auto found = kernel::list_folder(parent);
     if (!found.ok()) continue;
     for (const std::string& each : *found)
-      if (each.size() > 1 && each[0] == 'n' && each.find_first_not_of("0123456789", 1) ==
-                                                   std::string::npos)
+      if (each.size() > 1 && each[0] == 'n' &&
+          each.find_first_not_of("0123456789", 1) == std::string::npos)
         names.push_back(each);
   }
   return names;
@@ -183,8 +204,7 @@ absl::StatusOr<network::LabSpec> lab_spec() {
 }
 
 absl::Status lab_up(const network::LabSpec& spec) {
-  if (::geteuid() != 0)
-    return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
+  if (::geteuid() != 0) return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
   GW_ASSIGN_OR_RETURN(const network::LabNetwork lab, network::LabNetwork::of(spec));
   const auto before = lab_spec();
   if (before.ok() && to_text(*before) != to_text(spec))
@@ -202,8 +222,7 @@ absl::Status lab_up(const network::LabSpec& spec) {
 }
 
 absl::Status lab_down() {
-  if (::geteuid() != 0)
-    return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
+  if (::geteuid() != 0) return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
   const auto [id, run, state] = place();
   const std::vector<std::string> nodes = nodes_with_folders();
   // All daemons first: one that loses its peer would begin to settle things.

@@ -91,8 +91,10 @@ void add_lab(CLI::App& app, Context& context) {
       ->capture_default_str();
   first->add_flag("--overlay", o.spec.overlay,
                   "join the nodes by VXLAN, with the client outside, instead of one segment");
-  first->add_option("--subnet", o.spec.subnet, "of the services (and of nodes and client, without "
-                                               "--overlay)")
+  first
+      ->add_option("--subnet", o.spec.subnet,
+                   "of the services (and of nodes and client, without "
+                   "--overlay)")
       ->capture_default_str();
   first->add_option("--subnet6", o.spec.subnet6, "the same for IPv6")->capture_default_str();
   first->callback([&context, options] { context.exit_code = up(*options); });
@@ -100,8 +102,9 @@ void add_lab(CLI::App& app, Context& context) {
   CLI::App* second = command->add_subcommand("exec", "run a command on a host of the lab");
   second->add_option("HOST", o.host, "n1, n2, ..., or client")->required();
   second->add_option("COMMAND", o.argv, "program and its arguments, after --");
-  second->footer("The command is this machine's and sees its files; only its network is the\n"
-                 "host's. On a node, godwit asks that node's daemon.");
+  second->footer(
+      "The command is this machine's and sees its files; only its network is the\n"
+      "host's. On a node, godwit asks that node's daemon.");
   second->callback([&context, options] {
     options->argv.insert(options->argv.end(), context.tail.begin(), context.tail.end());
     context.exit_code =

@@ -77,12 +77,13 @@ UniqueFd open_by_pid_file(const std::string& path) {
   if (std::sscanf(text->c_str(), "%ld %llu", &pid, &ticks) != 2 || pid <= 0) return UniqueFd();
   auto pidfd = kernel::pidfd_open(HostPid{static_cast<pid_t>(pid)});
   if (!pidfd.ok() || start_ticks(static_cast<pid_t>(pid)) != ticks) return UniqueFd();
+  // Ended, but not yet reaped by whoever inherited it.
+  if (wait_for_end(pidfd->get(), Deadline::in(absl::ZeroDuration()))) return UniqueFd();
   return std::move(*pidfd);
 }
 
 absl::Status start_daemon(const std::string& netns, const std::vector<std::string>& arguments,
-                          const std::string& log, const std::string& pid_file,
-                          Deadline deadline) {
+                          const std::string& log, const std::string& pid_file, Deadline deadline) {
   GW_ASSIGN_OR_RETURN(const UniqueFd log_fd,
                       kernel::open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   GW_ASSIGN_OR_RETURN(kernel::Pipe ready, kernel::pipe2(0));
@@ -90,8 +91,7 @@ absl::Status start_daemon(const std::string& netns, const std::vector<std::strin
   all.insert(all.end(), {"--ready-fd", "3"});
   pid_t pid = -1;
   {
-    GW_ASSIGN_OR_RETURN(const network::NetnsScope inside,
-                        network::NetnsScope::enter_named(netns));
+    GW_ASSIGN_OR_RETURN(const network::NetnsScope inside, network::NetnsScope::enter_named(netns));
     pid = ::fork();
     if (pid == 0) become(all, log_fd.get(), ready.write.get());
   }

@@ -13,8 +13,8 @@ namespace godwit::cli {
 
 // The process that a pid file ("PID START_TICKS") names, if it still is that one.
 UniqueFd open_by_pid_file(const std::string& path);
-// Starts this program with `arguments` in the namespace `netns`, its output to `log`; writes the pid
-// file; waits until it says that it is ready.
+// Starts this program with `arguments` in the namespace `netns`, its output to `log`; writes the
+// pid file; waits until it says that it is ready.
 absl::Status start_daemon(const std::string& netns, const std::vector<std::string>& arguments,
                           const std::string& log, const std::string& pid_file, Deadline deadline);
 // SIGTERM, then SIGKILL; waits for its end. Fine if there is none.

@@ -30,11 +30,11 @@ int migrate(const Context& context, const Options& options) {
     if (!limit.ok()) return complain(annotate(limit.status(), "--bandwidth"), kUsage);
     request.set_bandwidth_bytes_per_s(*limit);
   }
-  return follow_move(
-      context.socket, {options.name, options.json, options.verbose, options.quiet || options.json},
-      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
-        return stub.Migrate(&call, request);
-      });
+  return follow_move(context.socket,
+                     {options.name, options.json, options.verbose, options.quiet || options.json},
+                     [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
+                       return stub.Migrate(&call, request);
+                     });
 }
 
 }  // namespace
@@ -53,9 +53,10 @@ void add_migrate(CLI::App& app, Context& context) {
                    "stop it, send all")
       ->check(CLI::IsMember({"cold", "precopy"}))
       ->capture_default_str();
-  command->add_option("--max-downtime", o.max_downtime,
-                      "the service is stopped once what is left takes no longer than this (default: "
-                      "50ms)");
+  command->add_option(
+      "--max-downtime", o.max_downtime,
+      "the service is stopped once what is left takes no longer than this (default: "
+      "50ms)");
   command->add_option("--bandwidth", o.bandwidth,
                       "limit while it runs, a second: 100MiB, 1Gbit (default: none)");
   command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");

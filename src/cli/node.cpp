@@ -114,9 +114,10 @@ void add_node(CLI::App& app, Context& context) {
   command->add_option("--name", o.config.name, "name in the cluster (default: the host name)");
   command->add_option("--listen", o.listen, "IP[:PORT] where other nodes reach this one")
       ->required();
-  command->add_option("--state", o.config.state_dir,
-                      "folder with the services' layers; on a file system that overlayfs takes as "
-                      "upper layer")
+  command
+      ->add_option("--state", o.config.state_dir,
+                   "folder with the services' layers; on a file system that overlayfs takes as "
+                   "upper layer")
       ->capture_default_str();
   command->add_option("--tls", o.config.tls_dir,
                       "folder with ca.crt, node.crt, node.key (see godwit certificates; default: "
@@ -128,8 +129,7 @@ void add_node(CLI::App& app, Context& context) {
       ->capture_default_str();
   command->add_option("--uplink", o.uplink,
                       "make the bridge, with this interface as its port to the services' segment");
-  command->add_option("--subnet", o.config.subnet, "the services' network")
-      ->capture_default_str();
+  command->add_option("--subnet", o.config.subnet, "the services' network")->capture_default_str();
   command->add_option("--pool", o.config.pool,
                       "FIRST-LAST, addresses to give to services (default: upper half of the "
                       "subnet)");

@@ -135,10 +135,10 @@ std::string service_text(const api::Service& s) {
   line("started", time_text(s.started_unix_ns()));
   if (s.has_last_migration()) {
     const api::MigrationStatistics& m = s.last_migration();
-    line("last move", fmt::format("{} to {}, {}: {} rounds, freeze {}, total {}, {}", m.source(),
-                                  m.destination(), m.outcome(), m.rounds(),
-                                  format_ns(m.freeze_ns()), format_ns(m.total_ns()),
-                                  format_bytes(m.bytes_wire())));
+    line("last move",
+         fmt::format("{} to {}, {}: {} rounds, freeze {}, total {}, {}", m.source(),
+                     m.destination(), m.outcome(), m.rounds(), format_ns(m.freeze_ns()),
+                     format_ns(m.total_ns()), format_bytes(m.bytes_wire())));
   }
   return out;
 }
@@ -181,10 +181,10 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
   const api::MigrationStatistics& s = result.statistics();
   std::string out;
   if (result.outcome() == "moved") {
-    out = fmt::format("{} moved from {} to {} in {}: freeze {}, {} round{}, {}\n", result.name(),
-                      s.source(), s.destination(), format_ns(s.total_ns()),
-                      format_ns(s.freeze_ns()), s.rounds(), s.rounds() == 1 ? "" : "s",
-                      format_bytes(s.bytes_wire()));
+    out =
+        fmt::format("{} moved from {} to {} in {}: freeze {}, {} round{}, {}\n", result.name(),
+                    s.source(), s.destination(), format_ns(s.total_ns()), format_ns(s.freeze_ns()),
+                    s.rounds(), s.rounds() == 1 ? "" : "s", format_bytes(s.bytes_wire()));
   } else if (result.outcome() == "movable") {
     out = fmt::format("{} can move to {}\n", result.name(), s.destination());
   } else if (result.outcome() == "saved") {

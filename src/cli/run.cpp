@@ -47,8 +47,7 @@ absl::Status fill(const Options& options, api::RunRequest& request) {
     const size_t colon = each.find(':');
     api::Bind* bind = request.add_binds();
     bind->set_host_path(absolute(each.substr(0, colon)));
-    bind->set_capsule_path(colon == std::string::npos ? bind->host_path()
-                                                      : each.substr(colon + 1));
+    bind->set_capsule_path(colon == std::string::npos ? bind->host_path() : each.substr(colon + 1));
   }
   return absl::OkStatus();
 }

@@ -81,10 +81,10 @@ class Sender {
 
 }  // namespace
 
-int run_session(
-    const std::string& socket, const SessionOptions& options, const api::ExecStart& start,
-    const std::function<std::unique_ptr<SessionStream>(api::Godwit::Stub&, grpc::ClientContext*)>&
-        open) {
+int run_session(const std::string& socket, const SessionOptions& options,
+                const api::ExecStart& start,
+                const std::function<std::unique_ptr<SessionStream>(api::Godwit::Stub&,
+                                                                   grpc::ClientContext*)>& open) {
   const sigset_t set = signals_of(options);
   // Before gRPC's threads exist: they inherit the mask, so only the descriptor sees the signals.
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);

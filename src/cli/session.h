@@ -21,10 +21,10 @@ struct SessionOptions {
 using SessionStream = grpc::ClientReaderWriter<api::ExecInput, api::ExecOutput>;
 // Opens the call, sends `start`, copies until the program ends. Returns its exit code, or
 // kOwnError after a message. Threads must not have been started before: it blocks signals.
-int run_session(
-    const std::string& socket, const SessionOptions& options, const api::ExecStart& start,
-    const std::function<std::unique_ptr<SessionStream>(api::Godwit::Stub&, grpc::ClientContext*)>&
-        open);
+int run_session(const std::string& socket, const SessionOptions& options,
+                const api::ExecStart& start,
+                const std::function<std::unique_ptr<SessionStream>(api::Godwit::Stub&,
+                                                                   grpc::ClientContext*)>& open);
 
 }  // namespace godwit::cli
 

@@ -32,8 +32,9 @@ void add_signal(CLI::App& app, Context& context) {
       app.add_subcommand("signal", "send a signal to a service's main process")->group(kServices);
   command->add_option("NAME", options->name, "service")->required();
   command->add_option("SIGNAL", options->signal, "a name (HUP, SIGHUP) or a number")->required();
-  command->footer("Once the main process has ended (a program that daemonises), the signal goes\n"
-                  "to all processes of the service.");
+  command->footer(
+      "Once the main process has ended (a program that daemonises), the signal goes\n"
+      "to all processes of the service.");
   command->callback([&context, options] { context.exit_code = send_signal(context, *options); });
 }
 

@@ -55,13 +55,13 @@ int wait(const Context& context, const Options& options) {
 
 void add_stop(CLI::App& app, Context& context) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("stop", "end a service; it can be inspected until rm")
-                          ->group(kServices);
+  CLI::App* command =
+      app.add_subcommand("stop", "end a service; it can be inspected until rm")->group(kServices);
   command->add_option("NAME", options->names, "services")->required();
-  command->add_option("-s,--signal", options->signal, "what asks it to end")
-      ->capture_default_str();
-  command->add_option("-t,--timeout", options->timeout,
-                      "then every process of it that is left is killed (5s, 500ms)")
+  command->add_option("-s,--signal", options->signal, "what asks it to end")->capture_default_str();
+  command
+      ->add_option("-t,--timeout", options->timeout,
+                   "then every process of it that is left is killed (5s, 500ms)")
       ->capture_default_str();
   command->callback([&context, options] { context.exit_code = stop(context, *options); });
 }

@@ -52,11 +52,25 @@ absl::StatusOr<int64_t> parse_duration_ns(std::string_view text) {
 absl::StatusOr<int64_t> parse_bandwidth(std::string_view text) {
   constexpr double kKi = 1024, kMi = kKi * 1024, kGi = kMi * 1024;
   return with_unit(text,
-                   {{"", 1},        {"B", 1},       {"K", 1e3},      {"KB", 1e3},
-                    {"M", 1e6},     {"MB", 1e6},    {"G", 1e9},      {"GB", 1e9},
-                    {"Ki", kKi},    {"KiB", kKi},   {"Mi", kMi},     {"MiB", kMi},
-                    {"Gi", kGi},    {"GiB", kGi},   {"bit", 1 / 8.}, {"kbit", 1e3 / 8},
-                    {"Kbit", 1e3 / 8}, {"Mbit", 1e6 / 8}, {"Gbit", 1e9 / 8}},
+                   {{"", 1},
+                    {"B", 1},
+                    {"K", 1e3},
+                    {"KB", 1e3},
+                    {"M", 1e6},
+                    {"MB", 1e6},
+                    {"G", 1e9},
+                    {"GB", 1e9},
+                    {"Ki", kKi},
+                    {"KiB", kKi},
+                    {"Mi", kMi},
+                    {"MiB", kMi},
+                    {"Gi", kGi},
+                    {"GiB", kGi},
+                    {"bit", 1 / 8.},
+                    {"kbit", 1e3 / 8},
+                    {"Kbit", 1e3 / 8},
+                    {"Mbit", 1e6 / 8},
+                    {"Gbit", 1e9 / 8}},
                    "B, K, M, G, KiB, MiB, GiB, Mbit, Gbit (a second)");
 }
 

@@ -65,9 +65,9 @@ absl::Status ApiService::on_service(
     result = unreachable(there(*peer, *call), *peer);
     if (!absl::IsAborted(result)) return result;
   }
-  return result.ok() ? make_error(absl::StatusCode::kAborted,
-                                  "service {} keeps moving; ask again", service)
-                     : result;
+  return result.ok()
+             ? make_error(absl::StatusCode::kAborted, "service {} keeps moving; ask again", service)
+             : result;
 }
 
 }  // namespace godwit::node

@@ -152,14 +152,12 @@ absl::StatusOr<capsule::CapsuleSpec> spec_of(const api::RunRequest& request) {
 absl::StatusOr<Launch> Launch::prepare(Node& node, const api::RunRequest& request) {
   GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, spec_of(request));
   GW_RETURN_IF_ERROR(capsule::check_root(spec));
-  GW_ASSIGN_OR_RETURN(const AddressPool pool,
-                      parse_pool(node.config().subnet, node.config().pool));
+  GW_ASSIGN_OR_RETURN(const AddressPool pool, parse_pool(node.config().subnet, node.config().pool));
   if (!request.ip().empty()) {
     GW_ASSIGN_OR_RETURN(const network::IpAddress ip, network::parse_ip(request.ip()));
     GW_ASSIGN_OR_RETURN(const network::IpPrefix subnet,
                         network::parse_prefix(node.config().subnet));
-    if (ip.is_v6() ||
-        network::network_of({ip, pool.prefix}).ip != network::network_of(subnet).ip)
+    if (ip.is_v6() || network::network_of({ip, pool.prefix}).ip != network::network_of(subnet).ip)
       return make_error(absl::StatusCode::kInvalidArgument, "--ip {}: not in {}", request.ip(),
                         node.config().subnet);
   }

@@ -55,8 +55,7 @@ absl::Status send_log(const capsule::ServicePaths& paths, const std::string& ser
   return api::from_grpc(stream->Finish());
 }
 
-absl::Status receive_log(const capsule::NodePaths& node,
-                         grpc::ServerReader<api::LogPart>& parts) {
+absl::Status receive_log(const capsule::NodePaths& node, grpc::ServerReader<api::LogPart>& parts) {
   api::LogPart part;
   if (!parts.Read(&part))
     return make_error(absl::StatusCode::kInvalidArgument, "the log of which service?");

@@ -1,5 +1,5 @@
-// A service's log on its way: what it wrote on earlier nodes is one file beside its log, in the same
-// format (capsule/log_file.h): <service>/log.moved. It follows a move in the background.
+// A service's log on its way: what it wrote on earlier nodes is one file beside its log, in the
+// same format (capsule/log_file.h): <service>/log.moved. It follows a move in the background.
 #ifndef GODWIT_NODE_LOG_CARRIER_H_
 #define GODWIT_NODE_LOG_CARRIER_H_
 
@@ -17,8 +17,7 @@ std::vector<std::string> log_files(const capsule::ServicePaths& paths);
 
 absl::Status send_log(const capsule::ServicePaths& paths, const std::string& service,
                       api::GodwitPeer::Stub& to);
-absl::Status receive_log(const capsule::NodePaths& node,
-                         grpc::ServerReader<api::LogPart>& parts);
+absl::Status receive_log(const capsule::NodePaths& node, grpc::ServerReader<api::LogPart>& parts);
 
 }  // namespace godwit::node
 

@@ -24,8 +24,7 @@ SourceMigration::OnProgress to_stream(ApiService::Moves& out) {
   };
 }
 
-grpc::Status send_result(const absl::StatusOr<api::MigrateResult>& result,
-                         ApiService::Moves& out) {
+grpc::Status send_result(const absl::StatusOr<api::MigrateResult>& result, ApiService::Moves& out) {
   if (!result.ok()) return api::to_grpc(result.status());
   api::MigrateEvent event;
   *event.mutable_result() = *result;
@@ -87,9 +86,9 @@ grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::Restor
     const auto call = pass_on(*context);
     return relay(*(*peer)->user->Restore(call.get(), *request), *out, **peer);
   }
-  return send_result(restore(node_, *request, to_stream(*out),
-                             [context] { return context->IsCancelled(); }),
-                     *out);
+  return send_result(
+      restore(node_, *request, to_stream(*out), [context] { return context->IsCancelled(); }),
+      *out);
 }
 
 grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,

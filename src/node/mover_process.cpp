@@ -59,15 +59,14 @@ absl::StatusOr<pid_t> spawn(int socket) {
   ::sigemptyset(&none);
   ::sigfillset(&all);
   // A terminal's Ctrl-C at the daemon is not meant for a move: a process group of its own.
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
-                                              POSIX_SPAWN_SETPGROUP);
+  ::posix_spawnattr_setflags(
+      &attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
   ::posix_spawnattr_setsigmask(&attributes, &none);
   ::posix_spawnattr_setsigdefault(&attributes, &all);
   char name[] = "godwit", command[] = "mover";
   char* argv[] = {name, command, nullptr};
   pid_t pid = -1;
-  const int error =
-      ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv, ::environ);
+  const int error = ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv, ::environ);
   if (error != 0) return errno_status(error, "posix_spawn(/proc/self/exe mover)");
   return pid;
 }

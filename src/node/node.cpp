@@ -35,11 +35,16 @@ absl::Status make_folders(const std::string& path) {
 
 const char* state_name(api::ServiceState state) {
   switch (state) {
-    case api::SERVICE_CREATING: return "creating";
-    case api::SERVICE_RUNNING: return "running";
-    case api::SERVICE_MIGRATING: return "migrating";
-    case api::SERVICE_EXITED: return "exited";
-    default: return "unknown";
+    case api::SERVICE_CREATING:
+      return "creating";
+    case api::SERVICE_RUNNING:
+      return "running";
+    case api::SERVICE_MIGRATING:
+      return "migrating";
+    case api::SERVICE_EXITED:
+      return "exited";
+    default:
+      return "unknown";
   }
 }
 

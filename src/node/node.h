@@ -75,8 +75,7 @@ class Node {
   absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, bool undone,
                                             UniqueFd hold = UniqueFd());
   // The same at the destination.
-  absl::Status settle_destination(const api::MigrationJournal& entry,
-                                  UniqueFd hold = UniqueFd());
+  absl::Status settle_destination(const api::MigrationJournal& entry, UniqueFd hold = UniqueFd());
   // Calls `ask` until its answer is neither kUnavailable nor kDeadlineExceeded, or stop().
   absl::Status until_answered(const std::function<absl::Status()>& ask) const;
 

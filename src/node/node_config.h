@@ -41,20 +41,20 @@ struct NodeConfig {
   std::string local_name;
   std::string state_dir = kDefaultState;  // absolute
   std::string socket = kDefaultSocket;
-  std::string listen_host;                // where other nodes reach this one
+  std::string listen_host;  // where other nodes reach this one
   uint16_t listen_port = kDefaultPort;
-  std::string tls_dir;                    // "": <state_dir>/tls
+  std::string tls_dir;  // "": <state_dir>/tls
   // Exactly one of the two: keeps the cluster's store, or uses the one of another node.
-  std::string store_path;                 // SQLite file
-  std::string join_node, join_address;    // name, "HOST:PORT"
+  std::string store_path;               // SQLite file
+  std::string join_node, join_address;  // name, "HOST:PORT"
   // Network of the services.
   std::string bridge = "gw0";
   std::string subnet = "10.77.0.0/16";
-  std::string pool;                       // "FIRST-LAST"; "": upper half of the subnet
-  std::string subnet6;                    // "": services have no IPv6 address
-  std::string gateway;                    // of either family, several with commas; "": none
+  std::string pool;     // "FIRST-LAST"; "": upper half of the subnet
+  std::string subnet6;  // "": services have no IPv6 address
+  std::string gateway;  // of either family, several with commas; "": none
   uint32_t mtu = 1500;
-  int ready_fd = -1;                      // "ready\n" is written there, then it is closed
+  int ready_fd = -1;  // "ready\n" is written there, then it is closed
 
   std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
   std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }

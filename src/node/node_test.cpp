@@ -122,9 +122,8 @@ TEST(BusyTest, OneAtATimeAndTheOtherIsToldWhy) {
   EXPECT_THAT(std::string(second.status().message()), ::testing::HasSubstr("being moved to n2"));
   EXPECT_TRUE(busy.try_hold("y", "being stopped").ok());
 
-  std::thread waiter([&] {
-    EXPECT_TRUE(busy.hold("x", "being stopped", Deadline::in(absl::Seconds(30))).ok());
-  });
+  std::thread waiter(
+      [&] { EXPECT_TRUE(busy.hold("x", "being stopped", Deadline::in(absl::Seconds(30))).ok()); });
   hold->release();
   waiter.join();
   EXPECT_TRUE(busy.try_hold("x", "again").ok());
@@ -158,7 +157,8 @@ TEST(SpecTest, EnvironmentIsCompleteAndCheckedAgainstTheRules) {
   EXPECT_THAT(spec->env(), ::testing::Contains("A=1=2"));
   EXPECT_EQ(spec->hostname(), "web");
   request.add_env("PATH=/x");
-  EXPECT_THAT(spec_of(request)->env(), ::testing::Contains(::testing::StartsWith("PATH=")).Times(1));
+  EXPECT_THAT(spec_of(request)->env(),
+              ::testing::Contains(::testing::StartsWith("PATH=")).Times(1));
   request.add_env("=x");
   EXPECT_FALSE(spec_of(request).ok());
   request.mutable_env()->RemoveLast();

@@ -11,8 +11,7 @@ namespace godwit::node {
 
 absl::StatusOr<std::shared_ptr<Peer>> Peers::find(const std::string& node) {
   GW_ASSIGN_OR_RETURN(const VersionedNode record, records_->node(node));
-  const std::string address =
-      record.record.host() + ":" + std::to_string(record.record.port());
+  const std::string address = record.record.host() + ":" + std::to_string(record.record.port());
   std::lock_guard lock(mutex_);
   std::shared_ptr<Peer>& known = known_[node];
   // A node that came back elsewhere: the old connection ends with its last user.

@@ -47,10 +47,10 @@ absl::StatusOr<std::vector<VersionedService>> Records::services() const {
 }
 
 absl::Status Records::put(VersionedService& versioned) const {
-  GW_ASSIGN_OR_RETURN(versioned.revision,
-                      store_->compare_and_swap(service_key(versioned.record.name()),
-                                               versioned.revision,
-                                               versioned.record.SerializeAsString()));
+  GW_ASSIGN_OR_RETURN(
+      versioned.revision,
+      store_->compare_and_swap(service_key(versioned.record.name()), versioned.revision,
+                               versioned.record.SerializeAsString()));
   return absl::OkStatus();
 }
 

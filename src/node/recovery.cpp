@@ -26,8 +26,8 @@ absl::Status Node::recover() {
                                      ? settle_destination(each)
                                      : settle_source(each, false).status();
     if (!settled.ok())
-      return annotate(settled, fmt::format("settling migration {} of {}", each.id(),
-                                           each.service()));
+      return annotate(settled,
+                      fmt::format("settling migration {} of {}", each.id(), each.service()));
   }
   if (!entries.empty()) {
     GW_RETURN_IF_ERROR(until_answered([&] {

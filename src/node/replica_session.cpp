@@ -40,10 +40,10 @@ absl::Status check_destination(const Node& node, const capsule::CapsuleSpec& spe
 absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
     Node& node, const api::PrepareReplicaRequest& request) {
   std::shared_ptr<ReplicaSession> session(new ReplicaSession(node, request));
-  GW_ASSIGN_OR_RETURN(session->hold_,
-                      node.busy().hold(request.service(),
-                                       fmt::format("being moved here from {}", request.source()),
-                                       Deadline::in(kHoldWait)));
+  GW_ASSIGN_OR_RETURN(
+      session->hold_,
+      node.busy().hold(request.service(), fmt::format("being moved here from {}", request.source()),
+                       Deadline::in(kHoldWait)));
   GW_RETURN_IF_ERROR(session->prepare());
   node.add_session(session);
   node.tasks().run([session] { session->run(); });
@@ -201,8 +201,8 @@ migration::CommitAnswer ReplicaSession::commit() {
     }
   }
   if (!adopted_) adopt_early();
-  const absl::Status done = adopted_ ? swap_owner()
-                                     : absl::InternalError("the replica could not be adopted");
+  const absl::Status done =
+      adopted_ ? swap_owner() : absl::InternalError("the replica could not be adopted");
   if (!done.ok()) {
     answer.set_undecided(absl::IsUnknown(done));
     answer.set_error(std::string(message_of(done)));
@@ -228,8 +228,8 @@ absl::Status ReplicaSession::swap_owner() {
   // "another revision", which is ours or the source's.
   bool unsure = false;
   const absl::Status swapped = node_.until_answered([&] {
-    const auto revision = node_.records().store()->compare_and_swap(
-        key, request_.record_revision(), committed_record_);
+    const auto revision = node_.records().store()->compare_and_swap(key, request_.record_revision(),
+                                                                    committed_record_);
     const absl::Status& status = revision.status();
     if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) unsure = true;
     return status;

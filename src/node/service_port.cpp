@@ -66,8 +66,8 @@ absl::StatusOr<UniqueFd> open_netns_of(HostPid pid) {
   return kernel::open(fmt::format("/proc/{}/ns/net", pid.value), O_RDONLY | O_CLOEXEC);
 }
 
-absl::StatusOr<OpenedPort> open_port(const std::string& state_dir,
-                                     const capsule::CapsuleSpec& spec, HostPid init) {
+absl::StatusOr<OpenedPort> open_port(const std::string& state_dir, const capsule::CapsuleSpec& spec,
+                                     HostPid init) {
   GW_ASSIGN_OR_RETURN(const NodeNetwork network, load_network(state_dir));
   GW_ASSIGN_OR_RETURN(UniqueFd netns, open_netns_of(init));
   GW_ASSIGN_OR_RETURN(const network::PortSpec described, port_spec(network, spec, netns.get()));

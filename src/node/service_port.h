@@ -29,8 +29,8 @@ struct OpenedPort {
   UniqueFd netns;
   network::Port port;
 };
-absl::StatusOr<OpenedPort> open_port(const std::string& state_dir,
-                                     const capsule::CapsuleSpec& spec, HostPid init);
+absl::StatusOr<OpenedPort> open_port(const std::string& state_dir, const capsule::CapsuleSpec& spec,
+                                     HostPid init);
 
 }  // namespace godwit::node
 

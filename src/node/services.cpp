@@ -57,9 +57,8 @@ absl::StatusOr<capsule::Capsule> Services::create(const capsule::CapsuleSpec& sp
 
 absl::StatusOr<capsule::CapsuleInfo> Services::start(capsule::Capsule& capsule) const {
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo before, capsule.info());
-  GW_ASSIGN_OR_RETURN(
-      OpenedPort opened,
-      open_port(config_.state_dir, capsule.spec(), HostPid{before.init_pid()}));
+  GW_ASSIGN_OR_RETURN(OpenedPort opened,
+                      open_port(config_.state_dir, capsule.spec(), HostPid{before.init_pid()}));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kSourceRunning));
   // The address may have been another service's a moment ago.
@@ -74,8 +73,7 @@ absl::StatusOr<capsule::CapsuleInfo> Services::info(const std::string& name) con
 
 absl::Status Services::destroy(const std::string& name) const {
   const absl::Status port = network::Port::remove(name, config_.pin_dir());
-  const absl::Status capsule =
-      capsule::Capsule::destroy(paths_, name, Deadline::in(kDestroyWait));
+  const absl::Status capsule = capsule::Capsule::destroy(paths_, name, Deadline::in(kDestroyWait));
   if (!port.ok()) return annotate(port, fmt::format("removing the port of {}", name));
   return capsule;
 }
@@ -86,8 +84,8 @@ absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   if (info.state() == capsule::CAPSULE_EXITED) return absl::OkStatus();
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, capsule.work_pids());
   for (const HostPid each : members) GW_RETURN_IF_ERROR(end_repair(each));
-  GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
-                                                   HostPid{info.init_pid()}));
+  GW_ASSIGN_OR_RETURN(OpenedPort opened,
+                      open_port(config_.state_dir, capsule.spec(), HostPid{info.init_pid()}));
   GW_RETURN_IF_ERROR(take_hold(opened.port, std::move(hold)));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
@@ -99,14 +97,14 @@ absl::Status Services::activate(const std::string& name, int32_t main_image_pid,
                                 UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
-  if (info.state() == capsule::CAPSULE_REPLICA) {
+  // Adopted before the commit, but its mover died before it could name the main process.
+  if (info.main_image_pid() == 0) {
     // It may have ended on the way, while others of the service live.
-    if (!capsule.set_main_pid({main_image_pid}).ok())
-      GW_RETURN_IF_ERROR(capsule.set_main_pid({0}));
-    GW_RETURN_IF_ERROR(capsule.adopt());
+    if (!capsule.set_main_pid({main_image_pid}).ok()) GW_RETURN_IF_ERROR(capsule.set_main_pid({0}));
   }
-  GW_ASSIGN_OR_RETURN(OpenedPort opened, open_port(config_.state_dir, capsule.spec(),
-                                                   HostPid{info.init_pid()}));
+  GW_RETURN_IF_ERROR(capsule.adopt());
+  GW_ASSIGN_OR_RETURN(OpenedPort opened,
+                      open_port(config_.state_dir, capsule.spec(), HostPid{info.init_pid()}));
   GW_RETURN_IF_ERROR(capsule.thaw());
   GW_RETURN_IF_ERROR(take_hold(opened.port, std::move(hold)));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());

@@ -23,8 +23,8 @@ constexpr absl::Duration kBusyWait = absl::Seconds(10);
 
 // Passes a session on to the node that has the service; `first` has been read already.
 using PeerSession = grpc::ClientReaderWriter<api::ExecInput, api::ExecOutput>;
-absl::Status relay(ApiService::Session& session, const api::ExecInput& first,
-                   PeerSession& there, const Peer& peer) {
+absl::Status relay(ApiService::Session& session, const api::ExecInput& first, PeerSession& there,
+                   const Peer& peer) {
   there.Write(first);
   std::thread inwards([&] {
     api::ExecInput input;
@@ -106,9 +106,9 @@ absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::Exec
                                    Session& session) {
   if (start.argv().empty())
     return make_error(absl::StatusCode::kInvalidArgument, "no program to run was named");
-  GW_ASSIGN_OR_RETURN(Busy::Hold hold,
-                      node_.busy().hold(start.name(), "being given another program",
-                                        Deadline::in(kBusyWait)));
+  GW_ASSIGN_OR_RETURN(
+      Busy::Hold hold,
+      node_.busy().hold(start.name(), "being given another program", Deadline::in(kBusyWait)));
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(start.name()));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
   if (info.state() != capsule::CAPSULE_RUNNING)
@@ -148,14 +148,13 @@ absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::Exec
   }
   streams.ours.ended_fd = exec.event_fd();
   const int terminal = exec.terminal().get();
-  SessionPump pump(session, std::move(streams.ours),
-                   {[] {},
-                    [terminal](unsigned rows, unsigned columns) {
-                      if (terminal >= 0) resize_terminal(terminal, rows, columns);
-                    },
-                    [&capsule, &exec](int signal) {
-                      capsule.signal(signal, exec.image_pid()).IgnoreError();
-                    }});
+  SessionPump pump(
+      session, std::move(streams.ours),
+      {[] {},
+       [terminal](unsigned rows, unsigned columns) {
+         if (terminal >= 0) resize_terminal(terminal, rows, columns);
+       },
+       [&capsule, &exec](int signal) { capsule.signal(signal, exec.image_pid()).IgnoreError(); }});
   absl::StatusOr<int> exit_code = 0;
   const absl::Status pumped = pump.run(context);
   if (pumped.ok()) {
@@ -207,12 +206,11 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
     GW_ASSIGN_OR_RETURN(streams.in, kernel::duplicate(attached.io.get()));
   }
   streams.err = std::move(attached.err);
-  SessionPump pump(session, std::move(streams),
-                   {[&attached] { ::shutdown(attached.io.get(), SHUT_WR); },
-                    [&capsule](unsigned rows, unsigned columns) {
-                      capsule.resize(rows, columns).IgnoreError();
-                    },
-                    [&capsule](int signal) { capsule.signal(signal).IgnoreError(); }});
+  SessionPump pump(
+      session, std::move(streams),
+      {[&attached] { ::shutdown(attached.io.get(), SHUT_WR); },
+       [&capsule](unsigned rows, unsigned columns) { capsule.resize(rows, columns).IgnoreError(); },
+       [&capsule](int signal) { capsule.signal(signal).IgnoreError(); }});
   absl::StatusOr<int> exit_code = 0;
   const absl::Status pumped = pump.run(context);
   if (!pumped.ok()) {
@@ -222,8 +220,8 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
     const auto record = node_.records().service(name);
     if (record.ok() && record->record.owner() != node_.config().name)
       exit_code = make_error(absl::StatusCode::kAborted,
-                             "service {} runs on, on {}; join it again with godwit attach {}",
-                             name, record->record.owner(), name);
+                             "service {} runs on, on {}; join it again with godwit attach {}", name,
+                             record->record.owner(), name);
     else
       exit_code = end.ok() ? absl::StatusOr<int>(end->exit_code()) : end.status();
   }

@@ -59,8 +59,7 @@ void SessionPump::take_input() {
       actions_.end_of_input();
       streams_.in.reset();
     }
-    if (input.has_window())
-      actions_.resize(input.window().rows(), input.window().columns());
+    if (input.has_window()) actions_.resize(input.window().rows(), input.window().columns());
     if (input.has_signal()) actions_.signal(input.signal());
   }
 }
@@ -121,11 +120,14 @@ api::SessionFailure failure_of(const absl::Status& status) {
 
 int not_started_code(const absl::Status& status) {
   switch (errno_of(status)) {
-    case ENOENT: return 127;
+    case ENOENT:
+      return 127;
     case EACCES:
     case ENOEXEC:
-    case EISDIR: return 126;
-    default: return 0;
+    case EISDIR:
+      return 126;
+    default:
+      return 0;
   }
 }
 

@@ -19,9 +19,9 @@ class SessionPump {
   using Session = grpc::ServerReaderWriter<api::ExecOutput, api::ExecInput>;
 
   struct Streams {
-    UniqueFd in;   // what the user types is written here; may be the same description as `out`
+    UniqueFd in;  // what the user types is written here; may be the same description as `out`
     UniqueFd out;
-    UniqueFd err;  // none: with a terminal
+    UniqueFd err;       // none: with a terminal
     int ended_fd = -1;  // borrowed; readable when the program has ended; -1: the end of `out` tells
   };
   struct Actions {

@@ -25,8 +25,7 @@ void tell_destination(Peers& peers, const api::MigrationJournal& entry) {
   request.set_migration_id(entry.id());
   request.set_service(entry.service());
   api::Empty reply;
-  const absl::Status told =
-      api::from_grpc((*peer)->peer->AbortReplica(&context, request, &reply));
+  const absl::Status told = api::from_grpc((*peer)->peer->AbortReplica(&context, request, &reply));
   if (!told.ok() && !absl::IsNotFound(told))
     log_warning("telling {} that migration {} is off: {}", entry.peer(), entry.id(),
                 message_of(told));
@@ -36,8 +35,7 @@ void tell_destination(Peers& peers, const api::MigrationJournal& entry) {
 void hand_on_log(Peers& peers, const capsule::ServicePaths& paths, const std::string& service,
                  const std::string& owner) {
   const auto peer = peers.find(owner);
-  const absl::Status sent =
-      peer.ok() ? send_log(paths, service, *(*peer)->peer) : peer.status();
+  const absl::Status sent = peer.ok() ? send_log(paths, service, *(*peer)->peer) : peer.status();
   if (!sent.ok()) log_warning("handing the log of {} to {}: {}", service, owner, message_of(sent));
 }
 

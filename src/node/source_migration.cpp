@@ -63,8 +63,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   if (request.strategy() == "cold")
     strategy = migration::STRATEGY_COLD;
   else if (!request.strategy().empty() && request.strategy() != "precopy")
-    return make_error(absl::StatusCode::kInvalidArgument,
-                      "--strategy {}: use cold or precopy", request.strategy());
+    return make_error(absl::StatusCode::kInvalidArgument, "--strategy {}: use cold or precopy",
+                      request.strategy());
   GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
   GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
   entry_.set_id(random_id());
@@ -173,8 +173,7 @@ absl::StatusOr<std::string> SourceMigration::spec_for(Peer& peer) const {
                       entry_.service());
   spec.set_monotonic_offset_ns(here.monotonic_ns() + spec.monotonic_offset_ns() -
                                there.monotonic_ns());
-  spec.set_boottime_offset_ns(here.boottime_ns() + spec.boottime_offset_ns() -
-                              there.boottime_ns());
+  spec.set_boottime_offset_ns(here.boottime_ns() + spec.boottime_offset_ns() - there.boottime_ns());
   return spec.SerializeAsString();
 }
 
@@ -254,8 +253,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
   mover_->kill();
   // Without the end mark the destination cannot have asked for the commit: go back at once, the
   // store may be slow.
-  if (!end_mark_sent_ &&
-      (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
+  if (!end_mark_sent_ && (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
     const absl::Status back = node_.services().roll_back(entry_.service(), std::move(held_));
     if (!back.ok()) log_error("rolling {} back: {}", entry_.service(), message_of(back));
   }
@@ -307,17 +305,16 @@ absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::strin
 }
 
 void SourceMigration::record_statistics(const api::MigrationStatistics& statistics) {
-  const absl::Status recorded =
-      node_.records()
-          .update(entry_.service(),
-                  [&](api::ServiceRecord& record) {
-                    // It may have moved on meanwhile.
-                    if (record.last_migration().id() != statistics.id())
-                      return absl::CancelledError("another migration");
-                    *record.mutable_last_migration() = statistics;
-                    return absl::OkStatus();
-                  })
-          .status();
+  const absl::Status recorded = node_.records()
+                                    .update(entry_.service(),
+                                            [&](api::ServiceRecord& record) {
+                                              // It may have moved on meanwhile.
+                                              if (record.last_migration().id() != statistics.id())
+                                                return absl::CancelledError("another migration");
+                                              *record.mutable_last_migration() = statistics;
+                                              return absl::OkStatus();
+                                            })
+                                    .status();
   if (!recorded.ok() && !absl::IsCancelled(recorded))
     log_warning("recording the figures of migration {}: {}", entry_.id(), message_of(recorded));
 }
@@ -356,8 +353,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   if (!started.ok()) return rolled_back(std::string(message_of(started)), false);
   const auto finished = follow();
   mover_->kill();
-  if (!finished.ok() || finished->outcome() != migration::OUTCOME_SAVED)
-    return conclude(finished);
+  if (!finished.ok() || finished->outcome() != migration::OUTCOME_SAVED) return conclude(finished);
 
   api::MigrateResult result;
   result.set_name(request.name());
@@ -377,11 +373,16 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
 
 const char* outcome_name(migration::Outcome outcome) {
   switch (outcome) {
-    case migration::OUTCOME_MOVED: return "moved";
-    case migration::OUTCOME_ROLLED_BACK: return "rolled_back";
-    case migration::OUTCOME_REFUSED: return "refused";
-    case migration::OUTCOME_SAVED: return "saved";
-    default: return "unknown";
+    case migration::OUTCOME_MOVED:
+      return "moved";
+    case migration::OUTCOME_ROLLED_BACK:
+      return "rolled_back";
+    case migration::OUTCOME_REFUSED:
+      return "refused";
+    case migration::OUTCOME_SAVED:
+      return "saved";
+    default:
+      return "unknown";
   }
 }
 

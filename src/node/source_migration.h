@@ -24,9 +24,7 @@ class SourceMigration {
   using Cancelled = std::function<bool()>;
 
   SourceMigration(Node& node, OnProgress on_progress, Cancelled cancelled)
-      : node_(node),
-        on_progress_(std::move(on_progress)),
-        user_cancelled_(std::move(cancelled)) {}
+      : node_(node), on_progress_(std::move(on_progress)), user_cancelled_(std::move(cancelled)) {}
 
   // Blocks until the outcome is known. The result tells of refusal and rollback; a status only what
   // kept the migration from beginning. A source that has moved is taken down in the background.

@@ -109,9 +109,8 @@ absl::Status SqliteStore::prepare() {
 absl::Status SqliteStore::error(const char* what) const {
   const int code = db_ == nullptr ? SQLITE_NOMEM : sqlite3_errcode(db_);
   const auto kind = code == SQLITE_FULL ? absl::StatusCode::kResourceExhausted
-                    : code == SQLITE_CORRUPT || code == SQLITE_NOTADB
-                        ? absl::StatusCode::kDataLoss
-                        : absl::StatusCode::kInternal;
+                    : code == SQLITE_CORRUPT || code == SQLITE_NOTADB ? absl::StatusCode::kDataLoss
+                                                                      : absl::StatusCode::kInternal;
   return make_error(kind, "{}: {}", what, db_ == nullptr ? "out of memory" : sqlite3_errmsg(db_));
 }
 
@@ -127,7 +126,8 @@ absl::StatusOr<Entry> SqliteStore::get(const std::string& key) {
   Use use(get_);
   bind_bytes(get_, 1, key);
   const int rc = sqlite3_step(get_);
-  if (rc == SQLITE_DONE) return make_error(absl::StatusCode::kNotFound, "{}: not in the store", key);
+  if (rc == SQLITE_DONE)
+    return make_error(absl::StatusCode::kNotFound, "{}: not in the store", key);
   if (rc != SQLITE_ROW) return error("get");
   return Entry{key, column_bytes(get_, 0), sqlite3_column_int64(get_, 1)};
 }
