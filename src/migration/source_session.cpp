@@ -126,6 +126,7 @@ class SourceSession {
         PeerMessage message;
         message.set_frozen(true);
         GW_RETURN_IF_ERROR(messages_->send(message));
+        GW_RETURN_IF_ERROR(ask_whether_there());
         frozen = workload_.final_state(*writer_);
         if (frozen.ok()) return absl::OkStatus();
         return explain(frozen);
@@ -141,6 +142,7 @@ class SourceSession {
     const auto pages = workload_.final_pages(*writer_);
     GW_RETURN_IF_ERROR(check_cancel());
     if (!pages.ok()) return explain(pages.status());
+    GW_RETURN_IF_ERROR(hear_that_it_is_there());
     FAULT_POINT("source.before_end_mark");
     // The daemon must know before the destination can: from here on the store decides.
     MoverToDaemon told;
@@ -153,6 +155,25 @@ class SourceSession {
     return absl::OkStatus();
   }
 
+  absl::Status ask_whether_there() {
+    PeerMessage question;
+    question.set_are_you_there(true);
+    return messages_->send(question);
+  }
+
+  // Asked at the beginning of the freeze and answered while pages were sent. A destination that is
+  // out of reach is noticed here, where going back takes nobody's leave; after the end mark only
+  // the store could tell, and it may be as far away.
+  absl::Status hear_that_it_is_there() {
+    const Deadline deadline = Deadline::in(kSilence);
+    for (;;) {
+      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
+      if (message.message_case() == PeerMessage::kFailed)
+        return absl::AbortedError("the destination: " + message.failed());
+      if (message.still_here()) return absl::OkStatus();
+    }
+  }
+
   absl::Status wait_for_active() {
     const Deadline deadline = Deadline::in(kAnswerTimeout);
     Deadline silence = Deadline::in(kSilence);
@@ -161,9 +182,7 @@ class SourceSession {
       GW_RETURN_IF_ERROR(forward_held());
       if (ping.passed()) {
         ping = Deadline::in(kPing);
-        PeerMessage question;
-        question.set_are_you_there(true);
-        GW_RETURN_IF_ERROR(messages_->send(question));
+        GW_RETURN_IF_ERROR(ask_whether_there());
       }
       pollfd one{messages_->fd(), POLLIN, 0};
       const timespec soon{0, 200'000};

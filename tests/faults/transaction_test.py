@@ -27,7 +27,10 @@ from godwit_lab import Failure, Lab, wait_for  # noqa: E402
 
 SERVICE = "svc"
 PORT = 7000
-ONE_SECOND_US = 1e6
+# The goal is a second on a machine that is idle; tests run on busy ones. A daemon has to be started
+# again, too.
+SOON_US = 2e6
+SOON_WITH_A_NEW_DAEMON_US = 4e6
 
 # Step -> who has it afterwards: "source", "destination", or "one" of them where the store may have
 # been asked already. Those marked True are in the share that always runs.
@@ -290,7 +293,9 @@ class Transactions:
             if not self.faults.was_hit():
                 raise Failure("%s was not reached" % point)
             return outcome
-        self.case("%s=%s" % (point, action), expected, act, ONE_SECOND_US)
+        daemon = point.startswith("node.") and action == "kill"
+        self.case("%s=%s" % (point, action), expected, act,
+                  SOON_WITH_A_NEW_DAEMON_US if daemon else SOON_US)
 
     def thaw(self, action):
         def act(_, destination):
@@ -302,7 +307,7 @@ class Transactions:
             if not self.faults.was_hit():
                 raise Failure("%s was not reached" % THAW_STEP)
             return outcome
-        self.case("cancel, %s=%s" % (THAW_STEP, action), "source", act, ONE_SECOND_US)
+        self.case("cancel, %s=%s" % (THAW_STEP, action), "source", act, SOON_US)
 
     def daemon_killed(self, point, side, expected):
         def act(source, destination):
@@ -312,7 +317,8 @@ class Transactions:
             self.kill_daemon(source if side == "source" else destination)
             self.faults.go_on()
             return self.finish_migration(process)[0]
-        self.case("%s: daemon of %s killed" % (point, side), expected, act, ONE_SECOND_US)
+        self.case("%s: daemon of %s killed" % (point, side), expected, act,
+                  SOON_WITH_A_NEW_DAEMON_US)
 
     def link_cut(self, point, expected):
         def act(source, destination):
@@ -323,18 +329,18 @@ class Transactions:
             self.uplink(destination, "down")
             try:
                 self.faults.go_on()
-                if source == "n1":  # else the store is out of reach, and with it every decision
+                # After the end mark only the store can tell; n2 cannot ask it now.
+                if source == "n1" or point.startswith("source."):
                     gap = self.answers_again()
-                    if gap > 1.2 * ONE_SECOND_US:
+                    if gap > SOON_US:
                         raise Failure("no answer for %.0f ms while the link is cut" % (gap / 1000))
-                    outcome = self.finish_migration(process)[0]
                 else:
                     time.sleep(3)
+                if source == "n1":
+                    return self.finish_migration(process)[0]
             finally:
                 self.uplink(destination, "up")
-            if source != "n1":
-                outcome = self.finish_migration(process)[0]
-            return outcome
+            return self.finish_migration(process)[0]
         self.case("%s: uplink of destination cut" % point, expected, act)
 
     def cancelled(self, point, expected):
