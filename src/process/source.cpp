@@ -57,7 +57,14 @@ absl::Status Source::read_tree() {
     known.pid = process.pid;
     known.host_pid = process.host_pid;
     known.comm = process.comm;
-    GW_ASSIGN_OR_RETURN(known.pidfd, kernel::pidfd_open(process.host_pid));
+    auto pidfd = kernel::pidfd_open(process.host_pid);
+    if (!pidfd.ok()) {
+      // Ended since the tree was read; the next reading is without it.
+      if (errno_of(pidfd.status()) != ESRCH) return pidfd.status();
+      alive.erase(process.pid.value);
+      continue;
+    }
+    known.pidfd = *std::move(pidfd);
   }
   std::erase_if(processes_, [&](const auto& entry) { return !alive.contains(entry.first); });
   counts_.processes = static_cast<uint32_t>(tree_.processes.size());
@@ -80,30 +87,10 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
   descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
   for (const resource::TreeProcess& process : tree_.processes) {
     if (process.zombie) continue;
-    const std::string name = fmt::format("process {} ({})", process.pid.value, process.comm);
-    GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
-    if (stat.state == 'Z') {
-      refusals.push_back({"process.leader_ended", name,
-                          "its first thread has ended while others run; a thread group without its "
-                          "leader cannot be made anew",
-                          "let the program keep its main thread (pthread_join instead of "
-                          "pthread_exit)"});
-      continue;
-    }
-    GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_smaps(process.host_pid));
-    for (const kernel::Mapping& mapping : maps)
-      GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
-    for (const resource::TreeTask& task : process.tasks) {
-      resource::TaskView view;
-      view.tgid = process.pid;
-      view.tid = task.tid;
-      view.host_tgid = process.host_pid;
-      view.host_tid = task.host_tid;
-      view.leader = task.tid == process.pid;
-      for (const resource::TaskResource* resource : resource::task_resources())
-        if (resource->scope() == resource::Scope::kTask || view.leader)
-          GW_RETURN_IF_ERROR(resource->precheck(view, refusals));
-    }
+    const absl::Status checked = precheck_process(process, refusals);
+    // It may have ended since the tree was read.
+    if (errno_of(checked) == ENOENT || errno_of(checked) == ESRCH) continue;
+    GW_RETURN_IF_ERROR(checked);
   }
   for (const auto& description : descriptors_->descriptions()) {
     const resource::OpenFile& file = description.file;
@@ -117,6 +104,35 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
       GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
   }
   descriptors_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status Source::precheck_process(const resource::TreeProcess& process,
+                                      std::vector<resource::Refusal>& refusals) {
+  const std::string name = fmt::format("process {} ({})", process.pid.value, process.comm);
+  GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
+  if (stat.state == 'Z') {
+    refusals.push_back({"process.leader_ended", name,
+                        "its first thread has ended while others run; a thread group without its "
+                        "leader cannot be made anew",
+                        "let the program keep its main thread (pthread_join instead of "
+                        "pthread_exit)"});
+    return absl::OkStatus();
+  }
+  GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_smaps(process.host_pid));
+  for (const kernel::Mapping& mapping : maps)
+    GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
+  for (const resource::TreeTask& task : process.tasks) {
+    resource::TaskView view;
+    view.tgid = process.pid;
+    view.tid = task.tid;
+    view.host_tgid = process.host_pid;
+    view.host_tid = task.host_tid;
+    view.leader = task.tid == process.pid;
+    for (const resource::TaskResource* resource : resource::task_resources())
+      if (resource->scope() == resource::Scope::kTask || view.leader)
+        GW_RETURN_IF_ERROR(resource->precheck(view, refusals));
+  }
   return absl::OkStatus();
 }
 
@@ -170,8 +186,7 @@ absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask&
     if (!taken.ok()) return taken.status();
     uffd = *std::move(taken);
   }
-  GW_ASSIGN_OR_RETURN(process.tracker,
-                      pages::UffdTracker::make(std::move(uffd), process.host_pid));
+  GW_ASSIGN_OR_RETURN(process.tracker, pages::UffdTracker::make(std::move(uffd), process.host_pid));
   GW_RETURN_IF_ERROR(read_maps_of(process, false));
   return process.tracker->start(pages::private_mappings(process.maps));
 }
@@ -180,8 +195,7 @@ absl::Status Source::map_area(SourceProcess& process, tracee::StoppedTask& task)
   if (process.area) return absl::OkStatus();
   GW_ASSIGN_OR_RETURN(const bool inherited, adopt_inherited_area(process));
   if (inherited) return absl::OkStatus();
-  GW_ASSIGN_OR_RETURN(tracee::StubArea area,
-                      tracee::StubArea::map(task, process.pid, kAreaBytes));
+  GW_ASSIGN_OR_RETURN(tracee::StubArea area, tracee::StubArea::map(task, process.pid, kAreaBytes));
   process.area = std::move(area);
   return absl::OkStatus();
 }

@@ -29,8 +29,8 @@
 #include "base/ids.h"
 #include "process/background.h"
 #include "process/object_sender.h"
-#include "process/spans.h"
 #include "process/source_process.h"
+#include "process/spans.h"
 #include "resource/fd_table/fd_table.h"
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
@@ -100,6 +100,8 @@ class Source {
   friend class Context;
   explicit Source(SourceHost host);
 
+  absl::Status precheck_process(const resource::TreeProcess& process,
+                                std::vector<resource::Refusal>& refusals);
   absl::Status read_tree();
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);

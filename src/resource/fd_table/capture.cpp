@@ -53,13 +53,21 @@ absl::StatusOr<std::string> fdinfo_text(const OpenFile& file) {
 
 absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes) {
   Descriptors result;
+  // A running program closes descriptors, and its processes end, between a listing and a look.
+  const auto has_gone = [](const absl::Status& status) {
+    const int error = errno_of(status);
+    return error == EBADF || error == ENOENT || error == ESRCH;
+  };
   for (const FdHolder& holder : processes) {
+    const auto fds = open_descriptors(holder.host_tgid);
+    if (!fds.ok()) {
+      if (has_gone(fds.status())) continue;
+      return fds.status();
+    }
     result.tables_[holder.tgid];
-    GW_ASSIGN_OR_RETURN(const std::vector<int> fds, open_descriptors(holder.host_tgid));
-    for (int fd : fds) {
+    for (int fd : *fds) {
       const absl::Status added = result.add(holder, fd);
-      // Closed between the listing and the duplicate, by a running program.
-      if (!added.ok() && errno_of(added) != EBADF) return added;
+      if (!added.ok() && !has_gone(added)) return added;
     }
   }
   for (Description& description : result.descriptions_) {
@@ -104,20 +112,19 @@ absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
   for (size_t index : same_inode) {
     const OpenFile& other = descriptions_[index].file;
     if (other.status_flags != file.status_flags) continue;
-    const long order =
-        ::syscall(SYS_kcmp, other.host_tgid.value, holder.host_tgid.value, KCMP_FILE,
-                  other.remote_fd, fd);
+    const long order = ::syscall(SYS_kcmp, other.host_tgid.value, holder.host_tgid.value, KCMP_FILE,
+                                 other.remote_fd, fd);
     if (order < 0)
-      return errno_status(errno, fmt::format("kcmp({}, {}, KCMP_FILE, {}, {})",
-                                             other.host_tgid.value, holder.host_tgid.value,
-                                             other.remote_fd, fd));
+      return errno_status(errno,
+                          fmt::format("kcmp({}, {}, KCMP_FILE, {}, {})", other.host_tgid.value,
+                                      holder.host_tgid.value, other.remote_fd, fd));
     if (order == 0) return index;
   }
   if (S_ISSOCK(file.stat.st_mode)) {
     file.link = fmt::format("socket:[{}]", file.stat.st_ino);
   } else {
-    GW_ASSIGN_OR_RETURN(
-        file.link, kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file.fd)));
+    GW_ASSIGN_OR_RETURN(file.link,
+                        kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file.fd)));
   }
   same_inode.push_back(descriptions_.size());
   descriptions_.push_back({std::move(file), std::move(duplicate), nullptr});
@@ -151,6 +158,12 @@ absl::Status Descriptors::set_close_on_exec(ImagePid tgid, const tracee::Batch& 
         (batch.result(calls[static_cast<size_t>(i)]) & FD_CLOEXEC) != 0);
   }
   return absl::OkStatus();
+}
+
+const FdTableState& Descriptors::table(ImagePid tgid) const {
+  static const FdTableState none;
+  const auto found = tables_.find(tgid);
+  return found == tables_.end() ? none : found->second;
 }
 
 uint64_t Descriptors::description_at(ImagePid tgid, int fd) const {

@@ -32,7 +32,7 @@ struct FdHolder {
 class Descriptors {
  public:
   struct Description {
-    OpenFile file;       // file.fd is owned by `duplicate`
+    OpenFile file;  // file.fd is owned by `duplicate`
     UniqueFd duplicate;
     const FileKind* kind = nullptr;  // null: nobody recognises it
   };
@@ -42,7 +42,8 @@ class Descriptors {
 
   const std::vector<Description>& descriptions() const { return descriptions_; }
   const absl::flat_hash_map<ImagePid, FdTableState>& tables() const { return tables_; }
-  const FdTableState& table(ImagePid tgid) const { return tables_.at(tgid); }
+  // Empty for a process that had ended.
+  const FdTableState& table(ImagePid tgid) const;
 
   // From /proc/PID/fdinfo, for a running program.
   absl::Status read_close_on_exec(std::span<const FdHolder> processes);
@@ -65,8 +66,8 @@ class Descriptors {
 // What must change in a husk's table.
 struct FdTableChange {
   std::vector<int> close;
-  std::vector<FdTableState::Entry> place;        // new, or another description than before
-  std::vector<FdTableState::Entry> set_flags;    // only close_on_exec differs
+  std::vector<FdTableState::Entry> place;      // new, or another description than before
+  std::vector<FdTableState::Entry> set_flags;  // only close_on_exec differs
 };
 // `remade`: descriptions that were made anew: their descriptors are placed again.
 FdTableChange compare_fd_tables(const FdTableState& now, const FdTableState& wanted,

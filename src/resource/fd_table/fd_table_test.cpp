@@ -41,8 +41,7 @@ TEST(CompareTest, ClosesPlacesAndFlags) {
 
 TEST(CompareTest, WhatWasRemadeIsPlacedAgain) {
   const auto table = table_of({{5, 7, false}, {6, 8, false}});
-  const FdTableChange change =
-      compare_fd_tables(table, table, [](uint64_t id) { return id == 7; });
+  const FdTableChange change = compare_fd_tables(table, table, [](uint64_t id) { return id == 7; });
   EXPECT_THAT(change.close, ElementsAre(5));
   EXPECT_THAT(numbers(change.place), ElementsAre(5));
 }
