@@ -1,0 +1,134 @@
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <fstream>
+
+#include "checks.h"
+
+namespace state {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+// "rw-p" and the VmFlags line of the mapping at `address`, from smaps.
+struct Seen {
+  std::string permissions;
+  std::string flags;
+  size_t bytes = 0;
+};
+
+Seen look_up(const void* address) {
+  std::ifstream smaps("/proc/self/smaps");
+  const auto wanted = reinterpret_cast<uintptr_t>(address);
+  Seen seen;
+  bool inside = false;
+  for (std::string line; std::getline(smaps, line);) {
+    uintptr_t start = 0, end = 0;
+    char permissions[8] = {};
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " %7s", &start, &end, permissions) ==
+        3) {
+      inside = start <= wanted && wanted < end;
+      if (inside) {
+        seen.permissions = permissions;
+        seen.bytes = end - start;
+      }
+    } else if (inside && line.rfind("VmFlags: ", 0) == 0) {
+      seen.flags = line.substr(8) + " ";
+    }
+  }
+  return seen;
+}
+
+char* map(size_t pages, int protection, int flags) {
+  void* at = ::mmap(nullptr, pages * kPage, protection, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+  if (at == MAP_FAILED) must(-1, "mmap");
+  return static_cast<char*>(at);
+}
+
+Check mapping_check() {
+  char* guarded = map(3, PROT_READ | PROT_WRITE, 0);
+  guarded[0] = 'a';
+  guarded[2 * kPage] = 'c';
+  guarded[kPage] = 'b';
+  must(::mprotect(guarded + kPage, kPage, PROT_NONE), "mprotect");
+  char* locked = map(2, PROT_READ | PROT_WRITE, 0);
+  must(::mlock(locked, 2 * kPage), "mlock");
+  char* advised = map(16, PROT_READ | PROT_WRITE, 0);
+  must(::madvise(advised, 4 * kPage, MADV_DONTFORK), "madvise");
+  must(::madvise(advised + 4 * kPage, 4 * kPage, MADV_WIPEONFORK), "madvise");
+  must(::madvise(advised + 8 * kPage, 4 * kPage, MADV_DONTDUMP), "madvise");
+  must(::madvise(advised + 12 * kPage, 4 * kPage, MADV_NOHUGEPAGE), "madvise");
+  char* read_only = map(1, PROT_READ | PROT_WRITE, 0);
+  read_only[7] = 'r';
+  must(::mprotect(read_only, kPage, PROT_READ), "mprotect");
+  return {"mappings", [=] {
+            report().expect(look_up(guarded + kPage).permissions == "---p", "a guard page is gone");
+            report().equal("size of the guard",
+                           static_cast<long long>(look_up(guarded + kPage).bytes), kPage);
+            must(::mprotect(guarded + kPage, kPage, PROT_READ), "mprotect");
+            report().equal("before the guard", guarded[0], 'a');
+            report().equal("in the guard", guarded[kPage], 'b');
+            report().equal("behind the guard", guarded[2 * kPage], 'c');
+            must(::mprotect(guarded + kPage, kPage, PROT_NONE), "mprotect");
+            report().expect(look_up(read_only).permissions == "r--p", "PROT_READ is gone");
+            report().equal("a read-only page", read_only[7], 'r');
+            const auto flag = [](const char* at, const char* wanted) {
+              const Seen seen = look_up(at);
+              report().expect(seen.flags.find(wanted) != std::string::npos,
+                              "VmFlags has no" + std::string(wanted) + ":" + seen.flags);
+            };
+            flag(locked, " lo ");
+            flag(advised, " dc ");
+            flag(advised + 4 * kPage, " wf ");
+            flag(advised + 8 * kPage, " dd ");
+            flag(advised + 12 * kPage, " nh ");
+          }};
+}
+
+// The stack of main has used little yet: after the move it must still grow by itself.
+__attribute__((noinline)) void go_deep(size_t pages) {
+  auto* memory = static_cast<volatile char*>(__builtin_alloca(pages * kPage));
+  for (size_t page = pages; page-- > 0;) memory[page * kPage] = 1;
+}
+
+Check growing_check() {
+  // Far from its neighbours below, so that it may grow.
+  char* room = map(4096, PROT_NONE, MAP_NORESERVE);
+  must(::munmap(room, 4096 * kPage), "munmap");
+  void* at = ::mmap(room + 4000 * kPage, 2 * kPage, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED, -1, 0);
+  if (at == MAP_FAILED) must(-1, "mmap(MAP_GROWSDOWN)");
+  auto* stack = static_cast<char*>(at);
+  stack[0] = 's';
+  size_t deep = 0;
+  return {"stacks that grow", [=]() mutable {
+            deep = deep < 1200 ? deep + 300 : 300;
+            report().equal("a growing mapping", stack[0], 's');
+            report().expect(look_up(stack).flags.find(" gd ") != std::string::npos,
+                            "MAP_GROWSDOWN is gone");
+            go_deep(deep);
+          }};
+}
+
+Check heap_check() {
+  // malloc goes on above what is taken here.
+  auto* heap = static_cast<char*>(::sbrk(10 * kPage));
+  heap[5 * kPage] = 'h';
+  return {"heap", [=] {
+            report().equal("a page of the heap", heap[5 * kPage], 'h');
+            auto* more = static_cast<char*>(::sbrk(kPage));
+            report().expect(more > heap, "the break does not move");
+            *more = 'm';
+          }};
+}
+
+}  // namespace
+
+void add_memory_checks(std::vector<Check>& checks) {
+  checks.push_back(mapping_check());
+  checks.push_back(growing_check());
+  checks.push_back(heap_check());
+}
+
+}  // namespace state
