@@ -31,8 +31,6 @@ KNOWN = {
     "memfd: the mapping and its memfd is 103, not 102",
     "unix sockets: SO_PEERCRED is 0, not 2",
     "tcp and udp on loopback: udp: 0 bytes, other content than 500",
-    "itimers: no SIGALRM comes",
-    "itimers: interval of ITIMER_REAL is 0, not 20000",
 }
 
 

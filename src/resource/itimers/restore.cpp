@@ -26,7 +26,11 @@ absl::StatusOr<TaskResource::Check> ItimersResource::restore(std::string_view by
   for (const IntervalTimer& timer : state.timers()) {
     itimerval value{};
     value.it_interval = time_of(timer.interval_us());
-    value.it_value = time_of(timer.value_us());
+    // An ITIMER_REAL that has expired starts again when its SIGALRM is taken, and has no time left
+    // until then; setitimer(2) with no time would drop the interval. A second SIGALRM merges with
+    // the pending one.
+    const bool expired = which == ITIMER_REAL && timer.value_us() == 0 && timer.interval_us() != 0;
+    value.it_value = time_of(expired ? 1 : timer.value_us());
     calls.push_back(batch.call(SYS_setitimer, {which++, batch.data(bytes_of(value)), 0}));
   }
   return Check([calls](const tracee::Batch& done) {
