@@ -107,6 +107,10 @@ class DestinationSession {
     }
     bytes_ = reader.bytes_read();
     FAULT_POINT("destination.received");
+    // Not before: the last epoch may bring processes, which only a replica can take.
+    MoverToDaemon told;
+    told.set_received(true);
+    GW_RETURN_IF_ERROR(daemon_.send(told));
     GW_RETURN_IF_ERROR(workload_.make_ready());
     FAULT_POINT("destination.ready");
     GW_RETURN_IF_ERROR(commit());
@@ -151,9 +155,6 @@ class DestinationSession {
         return;
       }
       if (message->frozen()) {
-        MoverToDaemon told;
-        told.set_source_frozen(true);
-        (void)daemon_.send(told);
         const absl::Status announced = workload_.announce();
         if (!announced.ok()) log_warning("announce: {}", message_of(announced));
       }

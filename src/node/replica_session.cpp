@@ -173,7 +173,7 @@ void ReplicaSession::listen() {
     }
     // Before it is asked to commit, so that the commit need not wait for it: from the commit on
     // the replica must outlive this daemon. One that dies before is removed by the next one.
-    if (message->source_frozen()) adopt_early();
+    if (message->received()) adopt_early();
     if (message->commit_request()) {
       migration::DaemonToMover answer;
       *answer.mutable_commit_answer() = commit();
