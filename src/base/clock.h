@@ -2,8 +2,8 @@
 #ifndef GODWIT_BASE_CLOCK_H_
 #define GODWIT_BASE_CLOCK_H_
 
-#include <ctime>
 #include <cstdint>
+#include <ctime>
 
 #include "absl/time/time.h"
 

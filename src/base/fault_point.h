@@ -29,12 +29,12 @@ absl::Status hit_fault_point(std::string_view name);
 }  // namespace godwit
 
 // In a function that returns absl::Status or StatusOr.
-#define FAULT_POINT(name)                                                    \
-  do {                                                                       \
-    if (::godwit::fault_points_armed) [[unlikely]] {                         \
-      absl::Status gw_fault = ::godwit::hit_fault_point(name);               \
-      if (!gw_fault.ok()) return gw_fault;                                   \
-    }                                                                        \
+#define FAULT_POINT(name)                                      \
+  do {                                                         \
+    if (::godwit::fault_points_armed) [[unlikely]] {           \
+      absl::Status gw_fault = ::godwit::hit_fault_point(name); \
+      if (!gw_fault.ok()) return gw_fault;                     \
+    }                                                          \
   } while (false)
 
 #endif  // GODWIT_BASE_FAULT_POINT_H_

@@ -39,9 +39,8 @@ int errno_of(const absl::Status& status) {
 absl::Status annotate(const absl::Status& status, std::string_view outer) {
   if (status.ok()) return status;
   absl::Status result(status.code(), fmt::format("{}: {}", outer, message_of(status)));
-  status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
-    result.SetPayload(url, payload);
-  });
+  status.ForEachPayload(
+      [&](absl::string_view url, const absl::Cord& payload) { result.SetPayload(url, payload); });
   return result;
 }
 

@@ -37,11 +37,11 @@ inline std::string_view message_of(const absl::Status& status) {
 
 }  // namespace godwit
 
-#define GW_RETURN_IF_ERROR(expr)                     \
-  do {                                               \
-    absl::Status gw_status = (expr);                 \
-    if (!gw_status.ok()) [[unlikely]]                \
-      return gw_status;                              \
+#define GW_RETURN_IF_ERROR(expr)      \
+  do {                                \
+    absl::Status gw_status = (expr);  \
+    if (!gw_status.ok()) [[unlikely]] \
+      return gw_status;               \
   } while (false)
 
 #define GW_CONCAT_INNER(a, b) a##b

@@ -1,8 +1,8 @@
 #include "migration/decider.h"
 
-#include <algorithm>
-
 #include <fmt/core.h>
+
+#include <algorithm>
 
 namespace godwit::migration {
 namespace {
@@ -26,8 +26,8 @@ Decision Decider::after_round(const RoundFigures& round) {
   decision.bytes_per_s = bytes_per_s_;
   // What this round sent was dirtied during the one before; what is dirtied during this one waits.
   if (rounds_.size() > 1)
-    decision.dirty_pages_per_s = static_cast<double>(round.pages) /
-                                 std::max(1e-6, static_cast<double>(previous_ns) * 1e-9);
+    decision.dirty_pages_per_s =
+        static_cast<double>(round.pages) / std::max(1e-6, static_cast<double>(previous_ns) * 1e-9);
   decision.expected_pages =
       rounds_.size() > 1
           ? std::min(round.pages, static_cast<uint64_t>(decision.dirty_pages_per_s * seconds))
@@ -55,7 +55,8 @@ Decision Decider::after_round(const RoundFigures& round) {
   } else if (rounds_.size() >= limits_.max_rounds) {
     decision.verdict = Verdict::kGiveUp;
     decision.reason = fmt::format(
-        "it dirties {:.0f} pages a second and the link carries {:.0f}: about {:.0f} ms of downtime, "
+        "it dirties {:.0f} pages a second and the link carries {:.0f}: about {:.0f} ms of "
+        "downtime, "
         "the limit is {:.0f} ms (--max-downtime); raise it, or use --strategy cold",
         decision.dirty_pages_per_s, bytes_per_s_ / static_cast<double>(stream::kPageSize),
         static_cast<double>(decision.expected_downtime_ns) * 1e-6,

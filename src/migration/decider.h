@@ -20,7 +20,7 @@ enum class Verdict {
 struct Decision {
   Verdict verdict = Verdict::kInvalid;
   std::string reason;
-  uint64_t expected_pages = 0;      // of the next epoch
+  uint64_t expected_pages = 0;  // of the next epoch
   int64_t expected_downtime_ns = 0;
   double bytes_per_s = 0;
   double dirty_pages_per_s = 0;

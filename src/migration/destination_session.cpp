@@ -149,8 +149,7 @@ class DestinationSession {
   void listen() {
     for (;;) {
       const auto message = messages_->receive(Deadline::in(absl::Hours(24)));
-      if (!message.ok() || message->held_end() ||
-          message->message_case() == PeerMessage::kFailed) {
+      if (!message.ok() || message->held_end() || message->message_case() == PeerMessage::kFailed) {
         listener_ended_ = true;
         return;
       }

@@ -86,8 +86,8 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
   if (!reasons.empty()) {
     finished.set_outcome(OUTCOME_REFUSED);
     for (const Reason& reason : reasons) *finished.add_reasons() = reason;
-    finished.set_error(fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(),
-                                   reasons[0].way_out()));
+    finished.set_error(
+        fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(), reasons[0].way_out()));
     return finished;
   }
   daemon.watch_for_cancel([&workload] { workload.interrupt(); });

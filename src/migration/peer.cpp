@@ -80,8 +80,8 @@ Mac mac_of(std::string_view token, std::string_view side, char purpose, std::str
 }
 
 absl::Status fill_nonce(std::span<char> nonce) {
-  if (::RAND_bytes(reinterpret_cast<unsigned char*>(nonce.data()), static_cast<int>(nonce.size())) !=
-      1)
+  if (::RAND_bytes(reinterpret_cast<unsigned char*>(nonce.data()),
+                   static_cast<int>(nonce.size())) != 1)
     return absl::InternalError("RAND_bytes(): no randomness");
   return absl::OkStatus();
 }
@@ -127,8 +127,7 @@ size_t readable_bytes(int fd) {
 absl::StatusOr<Listener> listen_on(const std::string& host) {
   GW_ASSIGN_OR_RETURN(const Addresses addresses, numeric(host, 0, AI_PASSIVE));
   Listener listener;
-  listener.fd.reset(
-      ::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  listener.fd.reset(::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener.fd) return errno_status(errno, "socket(SOCK_STREAM)");
   if (::bind(listener.fd.get(), addresses->ai_addr, addresses->ai_addrlen) != 0)
     return errno_status(errno, fmt::format("bind({})", host));
@@ -213,8 +212,8 @@ absl::StatusOr<bool> Acceptor::step(Pending& one) const {
     one.nonces.resize(2 * kNonce);
     GW_RETURN_IF_ERROR(fill_nonce(std::span(one.nonces).subspan(kNonce)));
     const Mac mine = mac_of(token_, "destination", purpose, one.nonces);
-    GW_RETURN_IF_ERROR(write_all(one.fd.get(), one.nonces.substr(kNonce) +
-                                                   std::string(mine.data(), mine.size())));
+    GW_RETURN_IF_ERROR(
+        write_all(one.fd.get(), one.nonces.substr(kNonce) + std::string(mine.data(), mine.size())));
     one.wanted = kMac;
     return false;
   }
@@ -249,7 +248,8 @@ absl::StatusOr<Accepted> Acceptor::next(Deadline deadline) {
       polled.push_back({one.fd.get(), POLLIN, 0});
     }
     if (deadline.passed())
-      return make_error(absl::StatusCode::kDeadlineExceeded, "accept: no answer from the peer in time");
+      return make_error(absl::StatusCode::kDeadlineExceeded,
+                        "accept: no answer from the peer in time");
     const Deadline slice = Deadline::in(half_sent ? kSlice : absl::Milliseconds(200));
     const int wait_ms = std::min(deadline.remaining_ms(), slice.remaining_ms());
     if (::poll(polled.data(), polled.size(), wait_ms) < 0 && errno != EINTR)

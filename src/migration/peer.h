@@ -50,8 +50,8 @@ class Acceptor {
   struct Pending {
     UniqueFd fd;
     Deadline patience;
-    size_t wanted = 0;   // bytes that its next step needs
-    char purpose = 0;    // 0: its first message has not come
+    size_t wanted = 0;  // bytes that its next step needs
+    char purpose = 0;   // 0: its first message has not come
     std::string nonces;
   };
   void take_in();

@@ -17,8 +17,7 @@ TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
   auto listener = listen_on("127.0.0.1");
   ASSERT_TRUE(listener.ok()) << listener.status();
   absl::StatusOr<Accepted> accepted = absl::UnknownError("");
-  std::thread destination(
-      [&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
+  std::thread destination([&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
   auto fd = connect_to_peer("127.0.0.1", listener->port, kToken, Purpose::kMessages, soon());
   destination.join();
   ASSERT_TRUE(fd.ok()) << fd.status();
@@ -38,13 +37,11 @@ TEST(PeerTest, AStrangerGetsNothingAndTheRightOneStillComesThrough) {
   auto listener = listen_on("127.0.0.1");
   ASSERT_TRUE(listener.ok()) << listener.status();
   absl::StatusOr<Accepted> accepted = absl::UnknownError("");
-  std::thread destination(
-      [&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
+  std::thread destination([&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
   const auto stranger =
       connect_to_peer("127.0.0.1", listener->port, kOther, Purpose::kStream, soon());
   EXPECT_FALSE(stranger.ok());
-  const auto right =
-      connect_to_peer("127.0.0.1", listener->port, kToken, Purpose::kStream, soon());
+  const auto right = connect_to_peer("127.0.0.1", listener->port, kToken, Purpose::kStream, soon());
   destination.join();
   EXPECT_TRUE(right.ok()) << right.status();
   ASSERT_TRUE(accepted.ok()) << accepted.status();

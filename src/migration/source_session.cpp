@@ -73,12 +73,10 @@ class SourceSession {
   absl::Status connect() {
     const Deadline deadline = Deadline::in(kConnectTimeout);
     const auto port = static_cast<uint16_t>(start_.peer_port());
-    GW_ASSIGN_OR_RETURN(
-        stream_fd_,
-        connect_to_peer(start_.peer_host(), port, start_.token(), Purpose::kStream, deadline));
-    GW_ASSIGN_OR_RETURN(
-        UniqueFd messages,
-        connect_to_peer(start_.peer_host(), port, start_.token(), Purpose::kMessages, deadline));
+    GW_ASSIGN_OR_RETURN(stream_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
+                                                    Purpose::kStream, deadline));
+    GW_ASSIGN_OR_RETURN(UniqueFd messages, connect_to_peer(start_.peer_host(), port, start_.token(),
+                                                           Purpose::kMessages, deadline));
     messages_ = std::make_unique<PeerMessages>(std::move(messages));
     sink_ = stream::fd_sink(stream_fd_.get());
     writer_ = std::make_unique<stream::Writer>(*sink_);
@@ -288,8 +286,8 @@ class SourceSession {
     Finished finished;
     finished.set_outcome(OUTCOME_REFUSED);
     for (const Reason& reason : reasons) *finished.add_reasons() = reason;
-    finished.set_error(fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(),
-                                   reasons[0].way_out()));
+    finished.set_error(
+        fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(), reasons[0].way_out()));
     return finished;
   }
 

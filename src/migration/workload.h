@@ -14,9 +14,9 @@
 namespace godwit::migration {
 
 struct RoundFigures {
-  uint64_t pages = 0;       // with contents
+  uint64_t pages = 0;  // with contents
   uint64_t zero_pages = 0;
-  uint64_t bytes = 0;       // on the wire
+  uint64_t bytes = 0;  // on the wire
   int64_t duration_ns = 0;
 };
 

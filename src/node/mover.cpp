@@ -37,8 +37,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_PRECHECK: {
       auto source = ServiceSource::open(node, start.service(),
                                         static_cast<uint64_t>(start.bandwidth_bytes_per_s()));
-      if (!source.ok())
-        return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
+      if (!source.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
       (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
       if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
@@ -49,8 +48,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_DESTINATION:
     case migration::ROLE_RESTORE: {
       auto replica = ServiceReplica::open(node, start.service());
-      if (!replica.ok())
-        return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
+      if (!replica.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
       if (start.role() == migration::ROLE_DESTINATION) daemon.hold_fd((*replica)->hold_fd());
       return start.role() == migration::ROLE_DESTINATION
                  ? migration::run_destination(start, **replica, daemon)

@@ -15,8 +15,8 @@ network::Frames frames_of(const std::vector<std::string>& list) {
 
 ServiceReplica::~ServiceReplica() = default;
 
-absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(
-    const capsule::NodePaths& node, const std::string& service) {
+absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsule::NodePaths& node,
+                                                                     const std::string& service) {
   GW_ASSIGN_OR_RETURN(capsule::Capsule opened, capsule::Capsule::open(node, service));
   std::unique_ptr<ServiceReplica> self(new ServiceReplica(std::move(opened)));
   capsule::Capsule& capsule = self->capsule_;
@@ -87,8 +87,7 @@ absl::Status ServiceReplica::settle() {
   if (bytes != nullptr && !source.ParseFromString(*bytes))
     return make_error(absl::StatusCode::kDataLoss, "the capsule section is not valid");
   // 0 where the main process had ended before the move.
-  GW_RETURN_IF_ERROR(capsule_.set_main_pid(
-      {source.main_pid() != 0 ? source.main_image_pid() : 0}));
+  GW_RETURN_IF_ERROR(capsule_.set_main_pid({source.main_pid() != 0 ? source.main_image_pid() : 0}));
   GW_RETURN_IF_ERROR(capsule_.adopt());
   // The gate is open: nothing needs it any more.
   return port_->port.release_hold();

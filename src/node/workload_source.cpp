@@ -71,9 +71,8 @@ absl::Status ServiceSource::send_layer(stream::Writer& writer, bool frozen) {
 }
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
-  GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->round(writer, [&] {
-    return send_layer(writer, false);
-  }));
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result,
+                      source_->round(writer, [&] { return send_layer(writer, false); }));
   return migration::RoundFigures{result.pages, result.zero_pages, result.bytes, result.total_ns};
 }
 

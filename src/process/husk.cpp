@@ -41,8 +41,7 @@ absl::StatusOr<Husk> Husk::from_init_child(ImagePid pid, HostPid host, RemoteAdd
   GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
                       std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
   GW_RETURN_IF_ERROR(task.set_options(kOptions));
-  GW_ASSIGN_OR_RETURN(tracee::StubArea stub,
-                      tracee::StubArea::map(task, pid, area_bytes, area));
+  GW_ASSIGN_OR_RETURN(tracee::StubArea stub, tracee::StubArea::map(task, pid, area_bytes, area));
   Husk husk(pid, std::move(stub));
   husk.tasks_.push_back({pid, std::move(task)});
   GW_RETURN_IF_ERROR(husk.empty());
@@ -56,13 +55,14 @@ absl::Status Husk::empty() {
     return errno_status(errno, fmt::format("prlimit({}, RLIMIT_NOFILE)", host_pid().value));
   files.rlim_cur = files.rlim_max;
   if (::prlimit(host_pid().value, RLIMIT_NOFILE, &files, nullptr) != 0)
-    return errno_status(errno, fmt::format("prlimit({}, RLIMIT_NOFILE, {})", host_pid().value,
-                                           files.rlim_max));
+    return errno_status(
+        errno, fmt::format("prlimit({}, RLIMIT_NOFILE, {})", host_pid().value, files.rlim_max));
   GW_ASSIGN_OR_RETURN(const ptrace_rseq_configuration rseq, leader().rseq());
   tracee::Batch batch;
   // The kernel writes into a registered rseq area at every switch: gone before its memory goes.
   if (rseq.rseq_abi_pointer != 0)
-    batch.call(SYS_rseq, {uint64_t{rseq.rseq_abi_pointer}, rseq.rseq_abi_size, 1, rseq.signature}, true);
+    batch.call(SYS_rseq, {uint64_t{rseq.rseq_abi_pointer}, rseq.rseq_abi_size, 1, rseq.signature},
+               true);
   batch.call(SYS_set_robust_list, {0, sizeof(void*) * 3}, true);
   batch.call(SYS_set_tid_address, {0});
   GW_RETURN_IF_ERROR(run(batch));
@@ -88,8 +88,7 @@ absl::StatusOr<Husk> Husk::fork(ImagePid pid, int exit_signal) {
     request.arguments.set_tid_size = 1;
     request.tid = pid.value;
   }
-  GW_RETURN_IF_ERROR(
-      tracee::write_memory(host_pid(), at, std::as_bytes(std::span(&request, 1))));
+  GW_RETURN_IF_ERROR(tracee::write_memory(host_pid(), at, std::as_bytes(std::span(&request, 1))));
   tracee::RemoteSyscalls remote(leader(), area_.syscall_instruction());
   auto child = remote.call_making_task(SYS_clone3, {at.value, sizeof(clone_args), 0, 0, 0, 0},
                                        Deadline::in(kTargetTimeout));
@@ -108,13 +107,12 @@ absl::Status Husk::make_threads(std::span<const ImagePid> tids) {
   const RemoteAddress at = area_.address() + (area_.size() - sizeof(CloneRequest));
   for (const ImagePid tid : tids) {
     CloneRequest request{};
-    request.arguments.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
-                              CLONE_SYSVSEM;
+    request.arguments.flags =
+        CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     request.arguments.set_tid = (at + offsetof(CloneRequest, tid)).value;
     request.arguments.set_tid_size = 1;
     request.tid = tid.value;
-    GW_RETURN_IF_ERROR(
-        tracee::write_memory(host_pid(), at, std::as_bytes(std::span(&request, 1))));
+    GW_RETURN_IF_ERROR(tracee::write_memory(host_pid(), at, std::as_bytes(std::span(&request, 1))));
     tracee::RemoteSyscalls remote(leader(), area_.syscall_instruction());
     auto thread = remote.call_making_task(SYS_clone3, {at.value, sizeof(clone_args), 0, 0, 0, 0},
                                           Deadline::in(kTargetTimeout));
@@ -129,8 +127,8 @@ absl::Status Husk::make_threads(std::span<const ImagePid> tids) {
 }
 
 absl::Status Husk::end_thread(ImagePid tid) {
-  const auto found = std::find_if(tasks_.begin(), tasks_.end(),
-                                  [&](const HuskTask& t) { return t.tid == tid; });
+  const auto found =
+      std::find_if(tasks_.begin(), tasks_.end(), [&](const HuskTask& t) { return t.tid == tid; });
   if (found == tasks_.end() || found == tasks_.begin())
     return make_error(absl::StatusCode::kInternal, "end thread {} of process {}: no such thread",
                       tid.value, pid_.value);

@@ -1,8 +1,8 @@
 // Descriptors into a husk: SCM_RIGHTS (unix(7)) over the channel, received by a batch in the husk.
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <fcntl.h>
 
 #include <algorithm>
 #include <cstring>
@@ -56,9 +56,9 @@ absl::StatusOr<std::vector<int>> Husk::lend(const DescriptorChannel& channel,
                                             std::span<const int> fds) {
   std::vector<int> numbers;
   for (size_t at = 0; at < fds.size(); at += kPerMessage) {
-    GW_ASSIGN_OR_RETURN(const std::vector<int> some,
-                        receive(*this, channel, fds.subspan(at, std::min(kPerMessage,
-                                                                         fds.size() - at))));
+    GW_ASSIGN_OR_RETURN(
+        const std::vector<int> some,
+        receive(*this, channel, fds.subspan(at, std::min(kPerMessage, fds.size() - at))));
     numbers.insert(numbers.end(), some.begin(), some.end());
   }
   return numbers;

@@ -13,13 +13,10 @@ namespace {
 constexpr uint64_t kPage = stream::kPageSize;
 constexpr uint64_t kChunk = 256 * kPage;
 
-uint64_t hash_of(const std::byte* page) {
-  return std::max<uint64_t>(1, XXH3_64bits(page, kPage));
-}
+uint64_t hash_of(const std::byte* page) { return std::max<uint64_t>(1, XXH3_64bits(page, kPage)); }
 }  // namespace
 
-absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& control,
-                                bool limited) {
+absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& control, bool limited) {
   struct stat stat {};
   if (::fstat(fd_.get(), &stat) != 0) return errno_status(errno, "fstat(shared object)");
   const uint64_t size = (static_cast<uint64_t>(stat.st_size) + kPage - 1) / kPage * kPage;
@@ -33,8 +30,7 @@ absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& cont
     if (start >= size) break;
     const off_t hole = ::lseek(fd_.get(), static_cast<off_t>(start), SEEK_HOLE);
     if (hole < 0) return errno_status(errno, "lseek(shared object, SEEK_HOLE)");
-    const uint64_t end =
-        std::min(size, (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage);
+    const uint64_t end = std::min(size, (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage);
     GW_RETURN_IF_ERROR(send_data(start, end, writer, control, limited));
     at = std::max(end, start + kPage);
   }
@@ -54,8 +50,7 @@ absl::Status ObjectSender::drop(uint64_t start, uint64_t end, stream::Writer& wr
       runs.clear();
     }
   }
-  return runs.empty() ? absl::OkStatus()
-                      : writer.pages_dropped(stream::kSharedSpace | id_, runs);
+  return runs.empty() ? absl::OkStatus() : writer.pages_dropped(stream::kSharedSpace | id_, runs);
 }
 
 absl::Status ObjectSender::send_data(uint64_t start, uint64_t end, stream::Writer& writer,

@@ -39,7 +39,8 @@ namespace godwit::process {
 // What a replica needs of its capsule.
 struct ReplicaHost {
   HostPid init;
-  // Makes a husk that is a child of init; its end of the channel is `socket`, to be kept at `number`.
+  // Makes a husk that is a child of init; its end of the channel is `socket`, to be kept at
+  // `number`.
   std::function<absl::StatusOr<HostPid>(ImagePid pid, int socket, int number)> spawn_husk;
   // See CaptureContext::in_capsule.
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;

@@ -34,7 +34,9 @@ class Replica::Context final : public resource::RestoreContext {
     stash_.erase(found);
     return fd;
   }
-  int stdio(int stream) const override { return replica_.host_.stdio.at(static_cast<size_t>(stream)); }
+  int stdio(int stream) const override {
+    return replica_.host_.stdio.at(static_cast<size_t>(stream));
+  }
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override {
     const auto found = replica_.husks_.find(pid.value);
     if (found == replica_.husks_.end())

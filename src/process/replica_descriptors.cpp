@@ -94,7 +94,8 @@ absl::Status Replica::move_channel() {
 absl::Status Replica::fill_tables() {
   GW_RETURN_IF_ERROR(move_channel());
   for (auto& [pid, husk] : husks_)
-    GW_RETURN_IF_ERROR(annotate(fill_table_of(husk), fmt::format("descriptors of process {}", pid)));
+    GW_RETURN_IF_ERROR(
+        annotate(fill_table_of(husk), fmt::format("descriptors of process {}", pid)));
   return absl::OkStatus();
 }
 
@@ -108,13 +109,14 @@ absl::Status Replica::fill_table_of(Husk& husk) {
     if (descriptions_.contains(entry.description()))
       *possible.add_entries() = entry;
     else if (final_)
-      return make_error(absl::StatusCode::kDataLoss, "descriptor {} refers to description {}, which "
-                        "has no section", entry.fd(), entry.description());
+      return make_error(absl::StatusCode::kDataLoss,
+                        "descriptor {} refers to description {}, which "
+                        "has no section",
+                        entry.fd(), entry.description());
   }
-  const resource::FdTableChange change =
-      resource::compare_fd_tables(husk.fd_table, possible, [&](uint64_t id) {
-        return descriptions_.at(id).made_in_epoch == epoch_;
-      });
+  const resource::FdTableChange change = resource::compare_fd_tables(
+      husk.fd_table, possible,
+      [&](uint64_t id) { return descriptions_.at(id).made_in_epoch == epoch_; });
   tracee::Batch batch;
   for (const int fd : change.close) batch.call(SYS_close, {fd}, true);
   for (const auto& entry : change.set_flags)

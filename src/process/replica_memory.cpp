@@ -20,8 +20,8 @@ tracee::Batch::Data path_data(const std::string& path, tracee::Batch& batch) {
   return batch.data(std::as_bytes(std::span(path.c_str(), path.size() + 1)));
 }
 
-// Opens files of mappings in the husk itself, whose root is the capsule's: one open a file and mode,
-// all closed at the end of the batch.
+// Opens files of mappings in the husk itself, whose root is the capsule's: one open a file and
+// mode, all closed at the end of the batch.
 class FilesInHusk {
  public:
   explicit FilesInHusk(tracee::Batch& batch) : batch_(batch) {}
@@ -109,8 +109,8 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   tracee::Batch exe;
   size_t opened = 0;
   if (first) {
-    opened = exe.call(SYS_openat, {AT_FDCWD, path_data(state.exe(), exe), O_RDONLY | O_CLOEXEC},
-                      true);
+    opened =
+        exe.call(SYS_openat, {AT_FDCWD, path_data(state.exe(), exe), O_RDONLY | O_CLOEXEC}, true);
     GW_RETURN_IF_ERROR(husk.run(exe));
     GW_RETURN_IF_ERROR(exe.check_all());
   }
@@ -138,9 +138,8 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
     const std::byte* from = pages.data.data();
     for (const stream::PageRun& run : pages.runs) {
       const uint64_t bytes = uint64_t{run.count} * stream::kPageSize;
-      GW_ASSIGN_OR_RETURN(
-          const std::span<std::byte> to,
-          objects_.at(pages.space & ~stream::kSharedSpace, run.address, bytes));
+      GW_ASSIGN_OR_RETURN(const std::span<std::byte> to,
+                          objects_.at(pages.space & ~stream::kSharedSpace, run.address, bytes));
       std::memcpy(to.data(), from, bytes);
       from += bytes;
     }
@@ -156,9 +155,8 @@ absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
   if ((dropped.space & stream::kSharedSpace) != 0) {
     for (const stream::PageRun& run : dropped.runs) {
       const uint64_t bytes = uint64_t{run.count} * stream::kPageSize;
-      GW_ASSIGN_OR_RETURN(
-          const std::span<std::byte> at,
-          objects_.at(dropped.space & ~stream::kSharedSpace, run.address, bytes));
+      GW_ASSIGN_OR_RETURN(const std::span<std::byte> at,
+                          objects_.at(dropped.space & ~stream::kSharedSpace, run.address, bytes));
       if (::madvise(at.data(), at.size(), MADV_REMOVE) != 0)
         return errno_status(errno, "madvise(shared object, MADV_REMOVE)");
     }

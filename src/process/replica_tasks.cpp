@@ -44,8 +44,7 @@ absl::Status Replica::restore_tasks_of(Husk& husk) {
     for (size_t i = 0; i < husk.tasks().size(); ++i) {
       HuskTask& task = husk.tasks()[i];
       if (resource->scope() == Scope::kProcess && i != 0) break;
-      const std::string* state =
-          wanted(resource->name(), static_cast<uint64_t>(task.tid.value));
+      const std::string* state = wanted(resource->name(), static_cast<uint64_t>(task.tid.value));
       if (state == nullptr) continue;
       auto check = resource->restore(*state, view_of(husk, task), batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
@@ -57,8 +56,7 @@ absl::Status Replica::restore_tasks_of(Husk& husk) {
   GW_RETURN_IF_ERROR(husk.run_in_tasks(batches));
   for (tracee::Batch& batch : batches) GW_RETURN_IF_ERROR(batch.check_all());
   for (const Pending& pending : checks)
-    GW_RETURN_IF_ERROR(
-        annotate(pending.check(batches[pending.task]), pending.resource->name()));
+    GW_RETURN_IF_ERROR(annotate(pending.check(batches[pending.task]), pending.resource->name()));
   return absl::OkStatus();
 }
 

@@ -55,7 +55,8 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
       GW_ASSIGN_OR_RETURN(object.fd,
                           kernel::memfd_create(state.path().substr(kMemfd.size()), MFD_CLOEXEC));
     } else {
-      void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+      void* memory =
+          ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
       if (memory == MAP_FAILED)
         return errno_status(errno, fmt::format("mmap(shared anonymous, {} bytes)", size));
       object.memory = memory;
@@ -79,8 +80,7 @@ int SharedObjects::descriptor(uint64_t id) const {
 absl::StatusOr<std::span<std::byte>> SharedObjects::at(uint64_t id, uint64_t offset,
                                                        uint64_t bytes) {
   const auto found = objects_.find(id);
-  if (found == objects_.end() || offset > found->second.size ||
-      bytes > found->second.size - offset)
+  if (found == objects_.end() || offset > found->second.size || bytes > found->second.size - offset)
     return make_error(absl::StatusCode::kDataLoss,
                       "pages of shared object {} at {} lie outside of it", id, offset);
   return std::span<std::byte>(static_cast<std::byte*>(found->second.memory) + offset, bytes);

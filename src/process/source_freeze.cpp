@@ -42,8 +42,8 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
     GW_ASSIGN_OR_RETURN(const ImagePid pid, (*translate_)(process.pid));
     const auto known = processes_.find(pid.value);
     if (known == processes_.end())
-      return make_error(absl::StatusCode::kInternal, "process {} was stopped but is not in the tree",
-                        pid.value);
+      return make_error(absl::StatusCode::kInternal,
+                        "process {} was stopped but is not in the tree", pid.value);
     frozen.process = &known->second;
     for (tracee::StoppedTask& task : process.tasks) {
       // Before anything runs in the task: a restartable sequence is left as preemption leaves it.
@@ -68,10 +68,10 @@ void Source::start_last_scan() {
   scanner_->start([this]() -> absl::Status {
     for (auto& [pid, process] : processes_) {
       pages::ScanResult found;
-      GW_RETURN_IF_ERROR(annotate(
-          process.tracker->scan(pages::private_mappings(process.maps), pages::ScanMode::kFrozen,
-                                found),
-          fmt::format("scan the pages of process {} ({})", pid, process.comm)));
+      GW_RETURN_IF_ERROR(
+          annotate(process.tracker->scan(pages::private_mappings(process.maps),
+                                         pages::ScanMode::kFrozen, found),
+                   fmt::format("scan the pages of process {} ({})", pid, process.comm)));
       // What an attempt before this one found and never sent must not be forgotten.
       pages::ScanResult& all = process.last_scan;
       all.dirty.subtract(found.dropped);
@@ -87,9 +87,9 @@ void Source::start_last_scan() {
 absl::Status Source::run_capture_batches() {
   task_states_.clear();
   for (FrozenProcess& frozen : frozen_)
-    GW_RETURN_IF_ERROR(annotate(
-        capture_process(frozen),
-        fmt::format("process {} ({})", frozen.process->pid.value, frozen.process->comm)));
+    GW_RETURN_IF_ERROR(
+        annotate(capture_process(frozen),
+                 fmt::format("process {} ({})", frozen.process->pid.value, frozen.process->comm)));
   return absl::OkStatus();
 }
 
@@ -130,9 +130,9 @@ absl::Status Source::capture_process(FrozenProcess& frozen) {
     auto state = one.collect(batches[one.task]);
     if (!state.ok()) return annotate(state.status(), one.resource->name());
     if (!state->empty())
-      task_states_.push_back({{std::string(one.resource->name()),
-                               static_cast<uint64_t>(frozen.tids[one.task].value)},
-                              *std::move(state)});
+      task_states_.push_back(
+          {{std::string(one.resource->name()), static_cast<uint64_t>(frozen.tids[one.task].value)},
+           *std::move(state)});
   }
   return descriptors_->set_close_on_exec(pid, batches[0], flags);
 }

@@ -56,13 +56,12 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   const std::vector<stream::PageRun> dropped = found.dropped.runs();
   for (size_t at = 0; at < dropped.size(); at += stream::kMaxRunsPerFrame)
     GW_RETURN_IF_ERROR(writer.pages_dropped(
-        space, std::span(dropped).subspan(
-                   at, std::min(stream::kMaxRunsPerFrame, dropped.size() - at))));
+        space,
+        std::span(dropped).subspan(at, std::min(stream::kMaxRunsPerFrame, dropped.size() - at))));
   if (!process.sender)
     process.sender = std::make_unique<pages::PageSender>(process.host_pid, writer, control_);
   pages::PageSet unreadable;
-  GW_RETURN_IF_ERROR(
-      process.sender->send(space, found.dirty, pages::ZeroPages::kDrop, unreadable));
+  GW_RETURN_IF_ERROR(process.sender->send(space, found.dirty, pages::ZeroPages::kDrop, unreadable));
   GW_RETURN_IF_ERROR(
       process.sender->send(space, found.dirty_file, pages::ZeroPages::kCarry, unreadable));
   if (frozen && !unreadable.empty())

@@ -30,21 +30,21 @@ struct SourceProcess {
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
-  std::vector<kernel::Mapping> maps;          // as last read, without the area
-  pages::ScanResult last_scan;                // of the freeze
-  resource::MemoryMapState memory_map;        // as last sent
+  std::vector<kernel::Mapping> maps;    // as last read, without the area
+  pages::ScanResult last_scan;          // of the freeze
+  resource::MemoryMapState memory_map;  // as last sent
 };
 
 struct FrozenProcess {
   SourceProcess* process = nullptr;
-  std::vector<ImagePid> tids;                 // of stopped.tasks, in their order
+  std::vector<ImagePid> tids;  // of stopped.tasks, in their order
   tracee::StoppedProcess stopped;
 };
 
 struct RoundResult {
-  uint64_t pages = 0;        // with contents
-  uint64_t zero_pages = 0;   // and dropped ones
-  uint64_t bytes = 0;        // written to the stream
+  uint64_t pages = 0;       // with contents
+  uint64_t zero_pages = 0;  // and dropped ones
+  uint64_t bytes = 0;       // written to the stream
   int64_t scan_ns = 0;
   int64_t total_ns = 0;
 };

@@ -15,8 +15,8 @@ using resource::MappingState;
 
 // The object's own size: stat(2) of /proc/PID/map_files/START-END (proc(5)).
 absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
-  const std::string path = fmt::format("/proc/{}/map_files/{:x}-{:x}", pid.value, mapping.start(),
-                                       mapping.end());
+  const std::string path =
+      fmt::format("/proc/{}/map_files/{:x}-{:x}", pid.value, mapping.start(), mapping.end());
   struct stat stat {};
   if (::stat(path.c_str(), &stat) != 0) return errno_status(errno, fmt::format("stat({})", path));
   return static_cast<uint64_t>(stat.st_size);
@@ -99,12 +99,11 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       GW_RETURN_IF_ERROR(read);
     }
     bool unknown = false;
-    auto state = resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
-                                              &unknown);
+    auto state =
+        resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown);
     if (state.ok() && unknown && final_) {
       GW_RETURN_IF_ERROR(read_maps_of(process, true));
-      state =
-          resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown);
+      state = resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown);
     }
     if (!state.ok()) {
       if (!final_ && errno_of(state.status()) != 0) continue;
@@ -169,8 +168,8 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
   counts_.descriptors = 0;
   for (const auto& [tgid, table] : descriptors_->tables()) {
     counts_.descriptors += static_cast<uint32_t>(table.entries_size());
-    GW_RETURN_IF_ERROR(section(writer, "fd_table", static_cast<uint64_t>(tgid.value),
-                               table.SerializeAsString()));
+    GW_RETURN_IF_ERROR(
+        section(writer, "fd_table", static_cast<uint64_t>(tgid.value), table.SerializeAsString()));
   }
   // A duplicate of ours would keep what the program closes open.
   if (!final_) descriptors_.reset();

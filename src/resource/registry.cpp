@@ -9,6 +9,7 @@
 #include "resource/identity/identity.h"
 #include "resource/itimers/itimers.h"
 #include "resource/memfd/memfd.h"
+#include "resource/netlink_socket/netlink_socket.h"
 #include "resource/pipe/pipe.h"
 #include "resource/posix_timers/posix_timers.h"
 #include "resource/registers/registers.h"
@@ -22,16 +23,15 @@
 #include "resource/signals/signals.h"
 #include "resource/tcp_socket/tcp_socket.h"
 #include "resource/timerfd/timerfd.h"
-#include "resource/unix_socket/unix_socket.h"
 #include "resource/udp_socket/udp_socket.h"
-#include "resource/netlink_socket/netlink_socket.h"
+#include "resource/unix_socket/unix_socket.h"
 #include "resource/working_directory/working_directory.h"
 
 namespace godwit::resource {
 
 // Order of restore. What the husk's making left pending is thrown away before timers and pending
-// signals come (a timer that fires meanwhile must not count twice); limits after every descriptor is
-// there; credentials after everything that needs root, and task_identity after what setuid(2)
+// signals come (a timer that fires meanwhile must not count twice); limits after every descriptor
+// is there; credentials after everything that needs root, and task_identity after what setuid(2)
 // clears; scheduling last, so that a low priority does not slow the rest.
 std::span<const TaskResource* const> task_resources() {
   static const std::vector<const TaskResource*> list = {
@@ -60,18 +60,9 @@ std::span<const TaskResource* const> task_resources() {
 // Those whose restore needs others stand after them: epoll watches all.
 std::span<const FileKind* const> file_kinds() {
   static const std::vector<const FileKind*> list = {
-      &device_kind(),
-      &regular_file_kind(),
-      &pipe_kind(),
-      &eventfd_kind(),
-      &signalfd_kind(),
-      &timerfd_kind(),
-      &memfd_kind(),
-      &unix_socket_kind(),
-      &tcp_socket_kind(),
-      &udp_socket_kind(),
-      &netlink_socket_kind(),
-      &epoll_kind(),
+      &device_kind(),     &regular_file_kind(), &pipe_kind(),           &eventfd_kind(),
+      &signalfd_kind(),   &timerfd_kind(),      &memfd_kind(),          &unix_socket_kind(),
+      &tcp_socket_kind(), &udp_socket_kind(),   &netlink_socket_kind(), &epoll_kind(),
   };
   return list;
 }

@@ -88,16 +88,16 @@ class TaskResource {
 
 // One open file description of the source, with a duplicate of it in our own table.
 struct OpenFile {
-  uint64_t id = 0;         // of the description, stable through the move
-  int fd = -1;             // pidfd_getfd duplicate: shares offset and flags with the target's
-  ImagePid tgid;           // a process that has it open
+  uint64_t id = 0;  // of the description, stable through the move
+  int fd = -1;      // pidfd_getfd duplicate: shares offset and flags with the target's
+  ImagePid tgid;    // a process that has it open
   HostPid host_tgid;
-  int remote_fd = -1;      // its number there
-  std::string link;        // readlink /proc/PID/fd/N
-  std::string fdinfo;      // text of /proc/PID/fdinfo/N; empty in the freeze for kinds whose
-                           // needs_fdinfo() is false
+  int remote_fd = -1;  // its number there
+  std::string link;    // readlink /proc/PID/fd/N
+  std::string fdinfo;  // text of /proc/PID/fdinfo/N; empty in the freeze for kinds whose
+                       // needs_fdinfo() is false
   struct stat stat {};
-  int status_flags = 0;    // F_GETFL
+  int status_flags = 0;  // F_GETFL
 };
 
 // What a kind may ask while it captures.

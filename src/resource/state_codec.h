@@ -28,15 +28,14 @@ absl::StatusOr<Message> parse_state(std::string_view state, std::string_view res
 }
 
 template <typename T>
-  requires std::is_trivially_copyable_v<T>
-std::span<const std::byte> bytes_of(const T& value) {
+requires std::is_trivially_copyable_v<T> std::span<const std::byte> bytes_of(const T& value) {
   return std::as_bytes(std::span<const T, 1>(&value, 1));
 }
 
 // What a call of the batch wrote into `data`, `index` being the place in an array of T.
 template <typename T>
-  requires std::is_trivially_copyable_v<T>
-T value_in(const tracee::Batch& batch, tracee::Batch::Data data, size_t index = 0) {
+requires std::is_trivially_copyable_v<T> T value_in(const tracee::Batch& batch,
+                                                    tracee::Batch::Data data, size_t index = 0) {
   T value{};
   const std::span<const std::byte> bytes = batch.bytes(data);
   if ((index + 1) * sizeof(T) <= bytes.size())

@@ -195,16 +195,16 @@ void print(Window& window, uint64_t wrong, uint64_t lost, uint64_t checked, int 
   std::sort(window.latencies_us.begin(), window.latencies_us.end());
   const auto at = [&](double p) -> uint32_t {
     if (window.latencies_us.empty()) return 0;
-    return window.latencies_us[static_cast<size_t>(
-        p * static_cast<double>(window.latencies_us.size() - 1))];
+    return window
+        .latencies_us[static_cast<size_t>(p * static_cast<double>(window.latencies_us.size() - 1))];
   };
   std::printf(
       "{\"checked\": %llu, \"wrong\": %llu, \"lost\": %llu, \"alive\": %d, \"longest_gap_us\": "
       "%.1f, \"p50_us\": %u, \"p99_us\": %u, \"total_checked\": %llu, \"total_wrong\": %llu, "
       "\"total_lost\": %llu, \"reopened\": 0}\n",
-      static_cast<unsigned long long>(window.checked), static_cast<unsigned long long>(window.wrong),
-      static_cast<unsigned long long>(window.lost), alive,
-      static_cast<double>(window.longest_gap_ns) / 1000.0, at(0.5), at(0.99),
+      static_cast<unsigned long long>(window.checked),
+      static_cast<unsigned long long>(window.wrong), static_cast<unsigned long long>(window.lost),
+      alive, static_cast<double>(window.longest_gap_ns) / 1000.0, at(0.5), at(0.99),
       static_cast<unsigned long long>(checked), static_cast<unsigned long long>(wrong),
       static_cast<unsigned long long>(lost));
   std::fflush(stdout);
@@ -380,13 +380,20 @@ int main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const char* value = argv[i + 1];
-    if (name == "--protocol") options.protocol = value;
-    else if (name == "--host") options.host = value;
-    else if (name == "--port") options.port = value;
-    else if (name == "--connections") options.connections = std::atoi(value);
-    else if (name == "--interval-us") options.interval_ns = std::atoll(value) * 1000;
-    else if (name == "--bytes") options.bytes = std::strtoull(value, nullptr, 10);
-    else if (name == "--seconds") options.seconds = std::atoll(value);
+    if (name == "--protocol")
+      options.protocol = value;
+    else if (name == "--host")
+      options.host = value;
+    else if (name == "--port")
+      options.port = value;
+    else if (name == "--connections")
+      options.connections = std::atoi(value);
+    else if (name == "--interval-us")
+      options.interval_ns = std::atoll(value) * 1000;
+    else if (name == "--bytes")
+      options.bytes = std::strtoull(value, nullptr, 10);
+    else if (name == "--seconds")
+      options.seconds = std::atoll(value);
     else {
       std::fprintf(stderr, "pulse: unknown option %s\n", argv[i]);
       return 2;

@@ -7,12 +7,12 @@
 // vector registers and check them; one that finds anything wrong aborts the process. F
 // descriptors on /dev/null and eventfds are held open. Answers every byte on port P unchanged.
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -42,8 +42,8 @@ int64_t now_ns() {
   std::abort();
 }
 
-// Every page holds its number and a generation in several words, so that an old, a foreign or a torn
-// page is seen.
+// Every page holds its number and a generation in several words, so that an old, a foreign or a
+// torn page is seen.
 class Memory {
  public:
   explicit Memory(size_t bytes) : pages_(bytes / kPage), generation_(pages_) {
@@ -172,12 +172,18 @@ int main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
-    if (name == "--port") port = value;
-    else if (name == "--mib") mib = value;
-    else if (name == "--dirty-pages-per-s") dirty_pages = value;
-    else if (name == "--threads") threads = value;
-    else if (name == "--files") files = value;
-    else return 2;
+    if (name == "--port")
+      port = value;
+    else if (name == "--mib")
+      mib = value;
+    else if (name == "--dirty-pages-per-s")
+      dirty_pages = value;
+    else if (name == "--threads")
+      threads = value;
+    else if (name == "--files")
+      files = value;
+    else
+      return 2;
   }
   Memory memory(mib << 20);
   for (uint64_t i = 0; i < files; ++i)

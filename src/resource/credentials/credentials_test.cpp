@@ -140,9 +140,7 @@ TEST(CredentialsTest, MoreGroupsThanUsual) {
 TEST(CredentialsTest, CapabilitiesThatAreNotHereAreRefused) {
   StoppedChild source;
   const std::string state = source.capture(credentials_resource()).value();
-  StoppedChild poor([] {
-    must(::prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT, 0, 0, 0) == 0);
-  });
+  StoppedChild poor([] { must(::prctl(PR_CAPBSET_DROP, CAP_SYS_BOOT, 0, 0, 0) == 0); });
   EXPECT_EQ(poor.restore(credentials_resource(), state).code(),
             absl::StatusCode::kFailedPrecondition);
   StoppedChild poorer([] {

@@ -2,13 +2,12 @@
 // every capability that the destination gives; the picture of what needs what:
 //
 //   groups, gids         CAP_SETGID
-//   uids                 CAP_SETUID; SECBIT_NO_SETUID_FIXUP first, else leaving uid 0 drops the sets
-//   inheritable          within the bounding set (cap_capset), so before the bounding set shrinks
-//   bounding             CAP_SETPCAP
-//   ambient              within permitted and inheritable; SECBIT_NO_CAP_AMBIENT_RAISE not yet set
-//   securebits           CAP_SETPCAP
-//   permitted, effective drop what the steps above needed
-//   dumpable             every change of users clears it (commit_creds, kernel/cred.c): the last
+//   uids                 CAP_SETUID; SECBIT_NO_SETUID_FIXUP first, else leaving uid 0 drops the
+//   sets inheritable          within the bounding set (cap_capset), so before the bounding set
+//   shrinks bounding             CAP_SETPCAP ambient              within permitted and inheritable;
+//   SECBIT_NO_CAP_AMBIENT_RAISE not yet set securebits           CAP_SETPCAP permitted, effective
+//   drop what the steps above needed dumpable             every change of users clears it
+//   (commit_creds, kernel/cred.c): the last
 #include <linux/securebits.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -43,9 +42,9 @@ tracee::Batch::Data capabilities_data(tracee::Batch& batch, const CapabilitySets
 size_t add_capset(tracee::Batch& batch, const CapabilitySets& sets) {
   const tracee::Batch::Data both = capabilities_data(batch, sets);
   constexpr size_t kHeader = sizeof(__user_cap_header_struct);
-  return batch.call(SYS_capset, {slice(both, 0, kHeader),
-                                 slice(both, offsetof(KernelCapabilities, data),
-                                       sizeof(KernelCapabilities::data))});
+  return batch.call(SYS_capset,
+                    {slice(both, 0, kHeader), slice(both, offsetof(KernelCapabilities, data),
+                                                    sizeof(KernelCapabilities::data))});
 }
 
 // Calls that must give 0, and capabilities that must still be in the bounding set.
@@ -61,12 +60,12 @@ void add_users(const CredentialsState& state, tracee::Batch& batch, Added& added
   const std::vector<gid_t> groups(state.groups().begin(), state.groups().end());
   const tracee::Batch::Data list = batch.data(std::as_bytes(std::span(groups)));
   added.zero.push_back(batch.call(SYS_setgroups, {groups.size(), list}));
-  added.zero.push_back(batch.call(
-      SYS_setresgid, {state.real_gid(), state.effective_gid(), state.saved_gid()}));
+  added.zero.push_back(
+      batch.call(SYS_setresgid, {state.real_gid(), state.effective_gid(), state.saved_gid()}));
   batch.call(SYS_setfsgid, {state.fs_gid()});
   added.fsgid = batch.call(SYS_setfsgid, {-1});
-  added.zero.push_back(batch.call(
-      SYS_setresuid, {state.real_uid(), state.effective_uid(), state.saved_uid()}));
+  added.zero.push_back(
+      batch.call(SYS_setresuid, {state.real_uid(), state.effective_uid(), state.saved_uid()}));
   if (state.dumpable() == kDumpableForRoot) {
     // There and back: a change of users makes dumpable what fs.suid_dumpable says.
     batch.call(SYS_setfsuid, {state.fs_uid() ^ 1U});
@@ -82,8 +81,7 @@ void add_capabilities(const CredentialsState& state, const CapabilitySets& husk,
                                           .inheritable = state.inheritable()}));
   for (int cap = 0; cap < kCapabilities; ++cap) {
     if ((state.bounding() & capability_bit(cap)) != 0)
-      added.bounding.emplace_back(cap,
-                                  batch.call(SYS_prctl, {PR_CAPBSET_READ, cap, 0, 0, 0}));
+      added.bounding.emplace_back(cap, batch.call(SYS_prctl, {PR_CAPBSET_READ, cap, 0, 0, 0}));
     else
       batch.call(SYS_prctl, {PR_CAPBSET_DROP, cap, 0, 0, 0});  // EINVAL: not of this kernel
   }
@@ -140,9 +138,8 @@ absl::StatusOr<TaskResource::Check> CredentialsResource::restore(std::string_vie
   else if (!dumpable_for_root_here())
     // The stricter of the two that can be asked for.
     added.zero.push_back(batch.call(SYS_prctl, {PR_SET_DUMPABLE, 0, 0, 0, 0}));
-  return Check([state, husk, added](const tracee::Batch& done) {
-    return check(state, husk, added, done);
-  });
+  return Check(
+      [state, husk, added](const tracee::Batch& done) { return check(state, husk, added, done); });
 }
 
 }  // namespace godwit::resource

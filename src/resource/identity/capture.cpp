@@ -1,13 +1,13 @@
+#include <sys/syscall.h>
+
+#include <charconv>
+#include <string>
+
 #include "kernel/syscalls.h"
 #include "resource/identity/identity.h"
 #include "resource/identity/identity.pb.h"
 #include "resource/identity/settings.h"
 #include "resource/state_codec.h"
-
-#include <sys/syscall.h>
-
-#include <charconv>
-#include <string>
 
 namespace godwit::resource {
 namespace {
@@ -27,8 +27,7 @@ absl::StatusOr<uint32_t> coredump_filter_of(HostPid process) {
   const std::string path = fmt::format("/proc/{}/coredump_filter", process.value);
   GW_ASSIGN_OR_RETURN(const std::string text, kernel::read_file(path, 64));
   uint32_t filter = 0;
-  const auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), filter, 16);
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), filter, 16);
   if (error != std::errc())
     return make_error(absl::StatusCode::kDataLoss, "{} says \"{}\"", path, text);
   return filter;
@@ -77,8 +76,8 @@ absl::Status TaskIdentityResource::precheck(const TaskView&, std::vector<Refusal
   return absl::OkStatus();
 }
 
-absl::StatusOr<TaskResource::Collect> ProcessIdentityResource::capture(
-    const TaskView& view, tracee::Batch& batch) const {
+absl::StatusOr<TaskResource::Collect> ProcessIdentityResource::capture(const TaskView& view,
+                                                                       tracee::Batch& batch) const {
   GW_RETURN_IF_ERROR(must_be_stopped(view, name()));
   GW_ASSIGN_OR_RETURN(const uint32_t coredump_filter, coredump_filter_of(view.host_tgid));
   const tracee::Batch::Data subreaper = batch.reserve(sizeof(int));

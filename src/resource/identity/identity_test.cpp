@@ -63,8 +63,8 @@ TEST(TaskIdentityTest, SpeculationThatCannotBeHadIsRefusedIfItWasAskedFor) {
   StoppedChild husk;
   TaskIdentityState state;
   ASSERT_TRUE(state.ParseFromString(husk.capture(task_identity_resource()).value()));
-  const auto now = static_cast<uint32_t>(::prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_L1D_FLUSH, 0,
-                                                 0, 0));
+  const auto now =
+      static_cast<uint32_t>(::prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_L1D_FLUSH, 0, 0, 0));
   if ((now & PR_SPEC_PRCTL) != 0) GTEST_SKIP() << "this machine can flush L1D for a task";
   state.set_speculation(2, PR_SPEC_PRCTL | PR_SPEC_DISABLE);  // the default elsewhere
   EXPECT_TRUE(husk.restore(task_identity_resource(), state.SerializeAsString()).ok());

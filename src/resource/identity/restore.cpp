@@ -45,13 +45,11 @@ absl::StatusOr<TaskResource::Check> TaskIdentityResource::restore(std::string_vi
   std::copy(state.name().begin(), state.name().end(), comm.begin());
 
   std::vector<size_t> calls;
-  calls.push_back(
-      batch.call(SYS_prctl, {PR_SET_NAME, batch.data(bytes_of(comm)), 0, 0, 0}));
-  calls.push_back(
-      batch.call(SYS_prctl, {PR_SET_PDEATHSIG, state.parent_death_signal(), 0, 0, 0}));
+  calls.push_back(batch.call(SYS_prctl, {PR_SET_NAME, batch.data(bytes_of(comm)), 0, 0, 0}));
+  calls.push_back(batch.call(SYS_prctl, {PR_SET_PDEATHSIG, state.parent_death_signal(), 0, 0, 0}));
   const size_t personality = batch.call(SYS_personality, {state.personality()});
-  calls.push_back(batch.call(
-      SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, state.mce_kill_policy(), 0, 0}));
+  calls.push_back(
+      batch.call(SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, state.mce_kill_policy(), 0, 0}));
   if (state.cpuid_faults()) calls.push_back(batch.call(SYS_arch_prctl, {kArchSetCpuid, 0}));
   std::vector<size_t> speculation;
   for (int i = 0; i < state.speculation_size(); ++i) {
@@ -81,13 +79,12 @@ absl::StatusOr<TaskResource::Check> ProcessIdentityResource::restore(std::string
                          fmt::format("{:#x}", state.coredump_filter())));
   std::vector<size_t> calls;
   calls.push_back(batch.call(SYS_umask, {state.umask()}));
-  calls.push_back(batch.call(
-      SYS_prctl, {PR_SET_CHILD_SUBREAPER, state.child_subreaper() ? 1 : 0, 0, 0, 0}));
+  calls.push_back(
+      batch.call(SYS_prctl, {PR_SET_CHILD_SUBREAPER, state.child_subreaper() ? 1 : 0, 0, 0, 0}));
   // Without flags 1 means "off everywhere"; the flags (6.18) stand above bit 0.
   const uint32_t thp = state.thp_disable();
   calls.push_back(batch.call(SYS_prctl, {PR_SET_THP_DISABLE, thp & 1U, thp & ~1U, 0, 0}));
-  if (state.memory_merge())
-    calls.push_back(batch.call(SYS_prctl, {kPrSetMemoryMerge, 1, 0, 0, 0}));
+  if (state.memory_merge()) calls.push_back(batch.call(SYS_prctl, {kPrSetMemoryMerge, 1, 0, 0, 0}));
   // It cannot be taken back, and then no mapping becomes executable any more.
   if (const uint32_t mdwe = state.memory_deny_write_execute(); mdwe != 0)
     calls.push_back(batch.call(SYS_prctl, {kPrSetMdwe, mdwe, 0, 0, 0}));

@@ -18,8 +18,8 @@ struct FlagName {
 };
 // Documentation/filesystems/proc.rst, VmFlags.
 constexpr FlagName kFlagNames[] = {
-    {"gd", kMapGrowsDown}, {"lo", kMapLocked},     {"lf", kMapLockOnFault}, {"nr", kMapNoReserve},
-    {"dc", kMapDontFork},  {"dd", kMapDontDump},   {"wf", kMapWipeOnFork},  {"hg", kMapHugePage},
+    {"gd", kMapGrowsDown},  {"lo", kMapLocked},    {"lf", kMapLockOnFault}, {"nr", kMapNoReserve},
+    {"dc", kMapDontFork},   {"dd", kMapDontDump},  {"wf", kMapWipeOnFork},  {"hg", kMapHugePage},
     {"nh", kMapNoHugePage}, {"mg", kMapMergeable}, {"sr", kMapSequential},  {"rr", kMapRandom},
 };
 
@@ -70,9 +70,8 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
     case MappingState::KIND_SHARED_OBJECT:
       state.set_offset(mapping.offset);
       state.set_object(mapping.inode);
-      state.set_path(mapping.path.substr(0, mapping.path.size() - (mapping.path.ends_with(kDeleted)
-                                                                       ? kDeleted.size()
-                                                                       : 0)));
+      state.set_path(mapping.path.substr(
+          0, mapping.path.size() - (mapping.path.ends_with(kDeleted) ? kDeleted.size() : 0)));
       break;
     default:
       state.set_offset(mapping.offset);
@@ -84,10 +83,10 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
 absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
                               std::vector<Refusal>& refusals) {
   const auto refuse = [&](std::string code, std::string reason, std::string way_out) {
-    refusals.push_back({std::move(code),
-                        fmt::format("{}, mapping {:x}-{:x} {}", process, mapping.start, mapping.end,
-                                    mapping.path),
-                        std::move(reason), std::move(way_out)});
+    refusals.push_back(
+        {std::move(code),
+         fmt::format("{}, mapping {:x}-{:x} {}", process, mapping.start, mapping.end, mapping.path),
+         std::move(reason), std::move(way_out)});
   };
   const MappingState::Kind kind = kind_of(mapping);
   if (kind == MappingState::KIND_KERNEL) return absl::OkStatus();
@@ -119,7 +118,8 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
   return absl::OkStatus();
 }
 
-absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
+absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
+                                                  std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
                                                   bool* unknown_flags) {
   MemoryMapState state;

@@ -1,9 +1,9 @@
 // Mappings, their protections and advice, and the mm's own fields.
 //
-// Facts: /proc/PID/maps and smaps (proc(5)): advice, mlock and growth show only as VmFlags in smaps,
-// whose reading walks the page tables (about a millisecond per GiB), so it is read in the rounds
-// and in the freeze only for mappings that are new. ARCH_MAP_VDSO_64 (arch_prctl, Linux 4.8) maps
-// [vvar], [vvar_vclock] and [vdso] at an address once the old ones are gone. PR_SET_MM_MAP
+// Facts: /proc/PID/maps and smaps (proc(5)): advice, mlock and growth show only as VmFlags in
+// smaps, whose reading walks the page tables (about a millisecond per GiB), so it is read in the
+// rounds and in the freeze only for mappings that are new. ARCH_MAP_VDSO_64 (arch_prctl, Linux 4.8)
+// maps [vvar], [vvar_vclock] and [vdso] at an address once the old ones are gone. PR_SET_MM_MAP
 // (prctl(2), 3.18) sets all fields at once without CAP_SYS_RESOURCE.
 #ifndef GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
 #define GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
@@ -52,7 +52,8 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
 // `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where a mapping
 // of the same kind covers the range; `unknown_flags` tells that some had no counterpart and smaps
 // must be read. `own`: the stub's range, left out.
-absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid, std::span<const kernel::Mapping> maps,
+absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
+                                                  std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
                                                   bool* unknown_flags);
 

@@ -47,13 +47,14 @@ size_t calls(const MemoryMapState& now, const MemoryMapState& wanted, int* opene
 }
 
 TEST(MemoryMapTest, EqualMapsNeedNoCall) {
-  const auto map = map_of({mapping(0x1000, 0x5000, kAnon, kRw), mapping(0x8000, 0x9000, kFile,
-                                                                        PROT_READ, 0, "/f", 0)});
+  const auto map = map_of(
+      {mapping(0x1000, 0x5000, kAnon, kRw), mapping(0x8000, 0x9000, kFile, PROT_READ, 0, "/f", 0)});
   EXPECT_EQ(calls(map, map), 0U);
 }
 
 TEST(MemoryMapTest, MergedAndSplitMappingsAreEqual) {
-  const auto split = map_of({mapping(0x1000, 0x3000, kAnon, kRw), mapping(0x3000, 0x5000, kAnon, kRw)});
+  const auto split =
+      map_of({mapping(0x1000, 0x3000, kAnon, kRw), mapping(0x3000, 0x5000, kAnon, kRw)});
   const auto merged = map_of({mapping(0x1000, 0x5000, kAnon, kRw)});
   EXPECT_EQ(calls(split, merged), 0U);
   EXPECT_EQ(calls(merged, split), 0U);
@@ -76,8 +77,9 @@ TEST(MemoryMapTest, AnotherProtectionIsAnMprotect) {
 TEST(MemoryMapTest, AnotherFileOrOffsetIsMappedAnew) {
   const auto now = map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/a", 0x1000)});
   int opened = 0;
-  EXPECT_EQ(calls(now, map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/b", 0x1000)}),
-                  &opened), 2U);  // munmap, mmap
+  EXPECT_EQ(
+      calls(now, map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/b", 0x1000)}), &opened),
+      2U);  // munmap, mmap
   EXPECT_EQ(opened, 1);
   EXPECT_EQ(calls(now, map_of({mapping(0x1000, 0x3000, kFile, PROT_READ, 0, "/a", 0x2000)})), 2U);
   // The same file seen from a later page on is the same mapping, cut.

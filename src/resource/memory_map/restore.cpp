@@ -121,9 +121,10 @@ void add_advice(const Piece& piece, tracee::Batch& batch) {
   }
 }
 
-absl::Status add_map(const Piece& piece,
-                     absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
-                     tracee::Batch& batch) {
+absl::Status add_map(
+    const Piece& piece,
+    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
+    tracee::Batch& batch) {
   const MappingState& mapping = *piece.mapping;
   uint64_t flags = MAP_FIXED_NOREPLACE;
   tracee::Batch::Argument fd = -1;
@@ -150,8 +151,8 @@ absl::Status add_map(const Piece& piece,
   batch.call(SYS_mmap,
              {piece.start, piece.end - piece.start, mapping.protection(), flags, fd, offset}, true);
   if (!mapping.name().empty()) {
-    const auto name = batch.data(std::as_bytes(
-        std::span(mapping.name().c_str(), mapping.name().size() + 1)));
+    const auto name =
+        batch.data(std::as_bytes(std::span(mapping.name().c_str(), mapping.name().size() + 1)));
     batch.call(SYS_prctl, {kPrSetVma, 0, piece.start, piece.end - piece.start, name});
   }
   return absl::OkStatus();
@@ -161,7 +162,8 @@ absl::Status add_map(const Piece& piece,
 
 absl::Status add_memory_map_calls(
     const MemoryMapState& now, const MemoryMapState& wanted,
-    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor, tracee::Batch& batch) {
+    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
+    tracee::Batch& batch) {
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);

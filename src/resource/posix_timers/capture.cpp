@@ -19,10 +19,14 @@ namespace {
 absl::StatusOr<uint32_t> notify_of(const kernel::PosixTimer& timer) {
   const uint32_t flag = timer.to_thread ? SIGEV_THREAD_ID : 0;
   switch (timer.notify) {
-    case kernel::TimerNotify::kSignal: return SIGEV_SIGNAL | flag;
-    case kernel::TimerNotify::kNone: return SIGEV_NONE | flag;
-    case kernel::TimerNotify::kThread: return SIGEV_THREAD | flag;
-    case kernel::TimerNotify::kInvalid: break;
+    case kernel::TimerNotify::kSignal:
+      return SIGEV_SIGNAL | flag;
+    case kernel::TimerNotify::kNone:
+      return SIGEV_NONE | flag;
+    case kernel::TimerNotify::kThread:
+      return SIGEV_THREAD | flag;
+    case kernel::TimerNotify::kInvalid:
+      break;
   }
   return make_error(absl::StatusCode::kDataLoss, "timer {} has no kind of notification", timer.id);
 }
@@ -42,8 +46,7 @@ absl::StatusOr<bool> has_unknown_thread(HostPid process,
 }
 
 absl::StatusOr<PosixTimersState> outside_state(HostPid process) {
-  GW_ASSIGN_OR_RETURN(const std::vector<kernel::PosixTimer> timers,
-                      kernel::read_timers(process));
+  GW_ASSIGN_OR_RETURN(const std::vector<kernel::PosixTimer> timers, kernel::read_timers(process));
   GW_ASSIGN_OR_RETURN(const bool unknown, has_unknown_thread(process, timers));
   if (unknown)
     return make_error(absl::StatusCode::kFailedPrecondition,
@@ -61,8 +64,7 @@ absl::StatusOr<PosixTimersState> outside_state(HostPid process) {
     one.set_value(timer.sigev_value);
     if (timer.to_thread) {
       // Our number for it; the husk's thread goes by its own.
-      GW_ASSIGN_OR_RETURN(const kernel::TaskStatus target,
-                          kernel::read_task_status(timer.target));
+      GW_ASSIGN_OR_RETURN(const kernel::TaskStatus target, kernel::read_task_status(timer.target));
       one.set_thread(target.image_pid().value);
     }
   }
@@ -83,9 +85,9 @@ absl::StatusOr<TaskResource::Collect> PosixTimersResource::capture(const TaskVie
   const tracee::Batch::Data all = batch.reserve(count * sizeof(itimerspec));
   std::vector<size_t> calls;
   for (size_t i = 0; i < count; ++i)
-    calls.push_back(batch.call(SYS_timer_gettime,
-                               {state.timers(static_cast<int>(i)).id(),
-                                slice(all, i * sizeof(itimerspec), sizeof(itimerspec))}));
+    calls.push_back(
+        batch.call(SYS_timer_gettime, {state.timers(static_cast<int>(i)).id(),
+                                       slice(all, i * sizeof(itimerspec), sizeof(itimerspec))}));
   return Collect([=](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     PosixTimersState full = state;
     for (size_t i = 0; i < count; ++i) {

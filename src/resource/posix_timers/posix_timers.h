@@ -6,8 +6,8 @@
 
 namespace godwit::resource {
 
-// Same ids; what was left is left. The overrun count of an expiry whose signal was delivered already
-// cannot be set and is 0 afterwards.
+// Same ids; what was left is left. The overrun count of an expiry whose signal was delivered
+// already cannot be set and is 0 afterwards.
 class PosixTimersResource final : public TaskResource {
  public:
   std::string_view name() const override { return "posix_timers"; }

@@ -125,8 +125,7 @@ TEST(PosixTimersTest, OneThatIsDueFiresWithItsValue) {
         if (info.si_code != SI_TIMER || info.si_timerid != 3) return 2;
         return reinterpret_cast<uint64_t>(info.si_value.sival_ptr) == 0x123456789abcdef0 ? 0 : 3;
       });
-  const absl::Status restored =
-      husk.restore(posix_timers_resource(), state.SerializeAsString());
+  const absl::Status restored = husk.restore(posix_timers_resource(), state.SerializeAsString());
   ASSERT_TRUE(restored.ok()) << restored;
   EXPECT_EQ(husk.finish(), 0);
 }

@@ -98,7 +98,8 @@ absl::StatusOr<TaskResource::Check> restore_posix_timers(std::string_view bytes,
   if (state.timers().empty()) return TaskResource::Check{};
   for (int i = 0; i < state.timers_size(); ++i)
     if (state.timers(i).id() < (i == 0 ? 0 : state.timers(i - 1).id() + 1))
-      return make_error(absl::StatusCode::kDataLoss, "state of posix_timers: ids are not ascending");
+      return make_error(absl::StatusCode::kDataLoss,
+                        "state of posix_timers: ids are not ascending");
   std::vector<Created> created;
   if (ids == TimerIds::kGiven) {
     created = add_given(state, batch);
@@ -110,8 +111,7 @@ absl::StatusOr<TaskResource::Check> restore_posix_timers(std::string_view bytes,
     if (timer.remaining_ns() == 0) continue;
     const itimerspec value{.it_interval = time_of(timer.interval_ns()),
                            .it_value = time_of(timer.remaining_ns())};
-    armed.push_back(
-        batch.call(SYS_timer_settime, {timer.id(), 0, batch.data(bytes_of(value)), 0}));
+    armed.push_back(batch.call(SYS_timer_settime, {timer.id(), 0, batch.data(bytes_of(value)), 0}));
   }
   return TaskResource::Check([=, tgid = husk.tgid](const tracee::Batch& done) {
     for (const Created& one : created) {
@@ -128,8 +128,8 @@ absl::StatusOr<TaskResource::Check> restore_posix_timers(std::string_view bytes,
 absl::StatusOr<TaskResource::Check> PosixTimersResource::restore(std::string_view state,
                                                                  const TaskView& husk,
                                                                  tracee::Batch& batch) const {
-  return restore_posix_timers(
-      state, husk, ids_can_be_given() ? TimerIds::kGiven : TimerIds::kCounted, batch);
+  return restore_posix_timers(state, husk,
+                              ids_can_be_given() ? TimerIds::kGiven : TimerIds::kCounted, batch);
 }
 
 }  // namespace godwit::resource

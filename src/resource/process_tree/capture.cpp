@@ -117,8 +117,8 @@ bool has_ended(const absl::Status& status) {
 }  // namespace
 
 absl::StatusOr<PidTranslator> PidTranslator::of(HostPid init) {
-  GW_ASSIGN_OR_RETURN(UniqueFd fd, kernel::open(fmt::format("/proc/{}/ns/pid", init.value),
-                                                O_RDONLY | O_CLOEXEC));
+  GW_ASSIGN_OR_RETURN(
+      UniqueFd fd, kernel::open(fmt::format("/proc/{}/ns/pid", init.value), O_RDONLY | O_CLOEXEC));
   return PidTranslator(fd.release());
 }
 

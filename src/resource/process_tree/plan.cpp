@@ -38,8 +38,7 @@ class Planner {
       node.exit_signal = p.exit_signal();
       node.zombie = p.zombie();
       node.wait_status = p.wait_status();
-      node.existing =
-          std::find(existing.begin(), existing.end(), p.pid()) != existing.end();
+      node.existing = std::find(existing.begin(), existing.end(), p.pid()) != existing.end();
       node.forked = node.existing;
       nodes_[node.pid] = node;
     }
@@ -56,7 +55,8 @@ class Planner {
     for (auto& [pid, node] : nodes_)
       if (!node.forked)
         return make_error(absl::StatusCode::kInvalidArgument,
-                          "process tree: process {} cannot be made: its parents form a circle", pid);
+                          "process tree: process {} cannot be made: its parents form a circle",
+                          pid);
     join_groups();
     end_all();
     return std::move(steps_);
@@ -122,8 +122,7 @@ class Planner {
     if (parent == nodes_.end()) return no_parent(node);
     node.creator = node.parent;
     if (normal(parent->second.session) == session) return absl::OkStatus();
-    if (leader_of_session(parent->second) &&
-        normal(inherited_session(parent->second)) == session) {
+    if (leader_of_session(parent->second) && normal(inherited_session(parent->second)) == session) {
       node.before_setsid = true;
       return absl::OkStatus();
     }
@@ -142,8 +141,8 @@ class Planner {
   void fork_with_children(Node& node) {
     if (!node.forked) {
       node.forked = true;
-      TreeStep step{TreeStep::Kind::kFork, node.pid, node.creator, 0, node.exit_signal, 0,
-                    node.ghost};
+      TreeStep step{TreeStep::Kind::kFork, node.pid, node.creator, 0,
+                    node.exit_signal,      0,        node.ghost};
       // Neither its own parent nor a ghost that init buries: forked through a helper that ends at
       // once, so that init inherits it.
       const auto creator = nodes_.find(node.creator);

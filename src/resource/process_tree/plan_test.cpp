@@ -31,7 +31,8 @@ ProcessTreeState tree_of(std::initializer_list<Spec> specs) {
   return tree;
 }
 
-// Carries the steps out on paper, by the rules of fork(2), setsid(2), setpgid(2) and of reparenting.
+// Carries the steps out on paper, by the rules of fork(2), setsid(2), setpgid(2) and of
+// reparenting.
 struct Machine {
   struct Process {
     int32_t parent, group, session;
@@ -140,7 +141,7 @@ TEST(PlanTest, OnlyWhatIsMissingIsMade) {
 }
 
 TEST(PlanTest, HostileTreesAreRefused) {
-  EXPECT_FALSE(plan_process_tree(tree_of({{2, 9, 2, 2}}), {}).ok());             // no such parent
+  EXPECT_FALSE(plan_process_tree(tree_of({{2, 9, 2, 2}}), {}).ok());  // no such parent
   EXPECT_FALSE(plan_process_tree(tree_of({{2, 3, 2, 2}, {3, 2, 3, 3}}), {}).ok());  // a circle
   EXPECT_FALSE(plan_process_tree(tree_of({{2, 1, 2, 2}, {3, 1, 3, 3}, {4, 2, 3, 3}}), {}).ok());
 }

@@ -50,9 +50,9 @@ class PidTranslator {
   UniqueFd namespace_;
 };
 
-// `members`: thread group leaders of the service (of its cgroup), in any order; `init`: pid 1 of the
-// capsule, not part of the tree. While the program runs the result is a snapshot that may be torn:
-// a process that ends meanwhile is left out.
+// `members`: thread group leaders of the service (of its cgroup), in any order; `init`: pid 1 of
+// the capsule, not part of the tree. While the program runs the result is a snapshot that may be
+// torn: a process that ends meanwhile is left out.
 absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> members, HostPid init,
                                                  const PidTranslator& translate);
 
@@ -61,11 +61,11 @@ absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> member
 struct TreeStep {
   enum class Kind {
     kInvalid,
-    kFork,      // `pid` is forked by `by` (1: init) with `exit_signal`
-    kSetsid,    // by `pid`
-    kSetpgid,   // `pid` joins `group`
-    kExit,      // `pid` exits (ghosts: status 0; zombies: their wait status), stays a zombie
-    kReap,      // `by` waits for `pid`, a ghost
+    kFork,     // `pid` is forked by `by` (1: init) with `exit_signal`
+    kSetsid,   // by `pid`
+    kSetpgid,  // `pid` joins `group`
+    kExit,     // `pid` exits (ghosts: status 0; zombies: their wait status), stays a zombie
+    kReap,     // `by` waits for `pid`, a ghost
   };
   Kind kind = Kind::kInvalid;
   int32_t pid = 0;

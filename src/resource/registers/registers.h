@@ -7,7 +7,8 @@
 
 namespace godwit::resource {
 
-// The mask is restored here and not earlier: until the last batch has run, a husk blocks all signals.
+// The mask is restored here and not earlier: until the last batch has run, a husk blocks all
+// signals.
 class RegistersResource final : public TaskResource {
  public:
   std::string_view name() const override { return "registers"; }

@@ -31,14 +31,15 @@ absl::StatusOr<TaskResource::Collect> RlimitResource::capture(const TaskView& vi
                                                               tracee::Batch& batch) const {
   if (view.task == nullptr) {
     GW_ASSIGN_OR_RETURN(const kernel::Limits limits, kernel::read_limits(view.host_tgid));
-    return Collect([bytes = state_of(limits)](
-                       const tracee::Batch&) -> absl::StatusOr<std::string> { return bytes; });
+    return Collect([bytes = state_of(limits)](const tracee::Batch&) -> absl::StatusOr<std::string> {
+      return bytes;
+    });
   }
   const tracee::Batch::Data all = batch.reserve(RLIM_NLIMITS * sizeof(rlimit));
   std::vector<size_t> calls;
   for (size_t i = 0; i < RLIM_NLIMITS; ++i)
-    calls.push_back(batch.call(SYS_prlimit64,
-                               {0, i, 0, slice(all, i * sizeof(rlimit), sizeof(rlimit))}));
+    calls.push_back(
+        batch.call(SYS_prlimit64, {0, i, 0, slice(all, i * sizeof(rlimit), sizeof(rlimit))}));
   return Collect([=](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     kernel::Limits limits{};
     for (size_t i = 0; i < RLIM_NLIMITS; ++i) {

@@ -12,10 +12,10 @@ namespace godwit::resource {
 namespace {
 
 constexpr std::array<std::string_view, RLIM_NLIMITS> kNames = {
-    "RLIMIT_CPU",     "RLIMIT_FSIZE",  "RLIMIT_DATA",       "RLIMIT_STACK",
-    "RLIMIT_CORE",    "RLIMIT_RSS",    "RLIMIT_NPROC",      "RLIMIT_NOFILE",
-    "RLIMIT_MEMLOCK", "RLIMIT_AS",     "RLIMIT_LOCKS",      "RLIMIT_SIGPENDING",
-    "RLIMIT_MSGQUEUE", "RLIMIT_NICE",  "RLIMIT_RTPRIO",     "RLIMIT_RTTIME"};
+    "RLIMIT_CPU",      "RLIMIT_FSIZE", "RLIMIT_DATA",   "RLIMIT_STACK",
+    "RLIMIT_CORE",     "RLIMIT_RSS",   "RLIMIT_NPROC",  "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",  "RLIMIT_AS",    "RLIMIT_LOCKS",  "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE", "RLIMIT_NICE",  "RLIMIT_RTPRIO", "RLIMIT_RTTIME"};
 
 std::string text_of(rlim_t value) {
   return value == RLIM_INFINITY ? "unlimited" : std::to_string(value);
@@ -45,16 +45,15 @@ absl::StatusOr<TaskResource::Check> RlimitResource::restore(std::string_view byt
     for (size_t i = 0; i < calls.size(); ++i) {
       const int error = error_in(done.result(calls[i]));
       if (error == EPERM)
-        return make_error(
-            absl::StatusCode::kFailedPrecondition,
-            "process {}: its hard limit {} is {}, here only {} can be had without "
-            "CAP_SYS_RESOURCE: start godwit's node with at least that limit",
-            tgid.value, kNames[i], text_of(limits[i].rlim_max),
-            text_of(value_in<rlimit>(done, old, i).rlim_max));
+        return make_error(absl::StatusCode::kFailedPrecondition,
+                          "process {}: its hard limit {} is {}, here only {} can be had without "
+                          "CAP_SYS_RESOURCE: start godwit's node with at least that limit",
+                          tgid.value, kNames[i], text_of(limits[i].rlim_max),
+                          text_of(value_in<rlimit>(done, old, i).rlim_max));
       if (error != 0)
-        return errno_status(error, fmt::format("prlimit({}, {}, {}, {})", tgid.value, kNames[i],
-                                               text_of(limits[i].rlim_cur),
-                                               text_of(limits[i].rlim_max)));
+        return errno_status(error,
+                            fmt::format("prlimit({}, {}, {}, {})", tgid.value, kNames[i],
+                                        text_of(limits[i].rlim_cur), text_of(limits[i].rlim_max)));
     }
     return absl::OkStatus();
   });

@@ -17,13 +17,20 @@ rlimit limit_for(size_t resource) {
   ::getrlimit(static_cast<__rlimit_resource>(resource), &now);
   if (now.rlim_max == 0) return {0, 0};
   switch (resource) {
-    case RLIMIT_NOFILE: return {100, 200};
-    case RLIMIT_NPROC: return {3001, 4001};
-    case RLIMIT_SIGPENDING: return {301, 401};
-    case RLIMIT_MEMLOCK: return {4096, 8192};
-    case RLIMIT_MSGQUEUE: return {5000, 6000};
-    case RLIMIT_CORE: return {0, 1};
-    default: return {(rlim_t{1} << 35) + resource, (rlim_t{1} << 36) + resource};
+    case RLIMIT_NOFILE:
+      return {100, 200};
+    case RLIMIT_NPROC:
+      return {3001, 4001};
+    case RLIMIT_SIGPENDING:
+      return {301, 401};
+    case RLIMIT_MEMLOCK:
+      return {4096, 8192};
+    case RLIMIT_MSGQUEUE:
+      return {5000, 6000};
+    case RLIMIT_CORE:
+      return {0, 1};
+    default:
+      return {(rlim_t{1} << 35) + resource, (rlim_t{1} << 36) + resource};
   }
 }
 

@@ -20,8 +20,8 @@ absl::StatusOr<TaskResource::Check> RseqResource::restore(std::string_view bytes
     calls.push_back(batch.call(SYS_rseq, {uint64_t{now.rseq_abi_pointer}, now.rseq_abi_size,
                                           RSEQ_FLAG_UNREGISTER, now.signature}));
   if (state.address() != 0)
-    calls.push_back(batch.call(
-        SYS_rseq, {state.address(), state.length(), state.flags(), state.signature()}));
+    calls.push_back(
+        batch.call(SYS_rseq, {state.address(), state.length(), state.flags(), state.signature()}));
   return Check([calls](const tracee::Batch& done) {
     for (const size_t call : calls) GW_RETURN_IF_ERROR(done.check(call));
     return absl::OkStatus();

@@ -15,11 +15,11 @@ namespace {
 using testing::StoppedChild;
 
 constexpr uint32_t kSignature = 0x1badb002;
-alignas(64) struct rseq_area_t {
-  unsigned char bytes[64];
-} own_area;
+alignas(64) struct rseq_area_t { unsigned char bytes[64]; } own_area;
 
-struct rseq& area() { return *reinterpret_cast<struct rseq*>(own_area.bytes); }
+struct rseq& area() {
+  return *reinterpret_cast<struct rseq*>(own_area.bytes);
+}
 
 struct rseq* area_of_libc() {
   return reinterpret_cast<struct rseq*>(static_cast<char*>(__builtin_thread_pointer()) +
@@ -89,9 +89,9 @@ class CriticalSectionTest : public ::testing::Test {
   // Stands the stopped child at `rip` with its section announced.
   void put(uint64_t rip) {
     const auto pointer = reinterpret_cast<uint64_t>(&section);
-    ASSERT_TRUE(tracee::write_memory({child_->pid()}, {pointer_at()},
-                                     std::as_bytes(std::span(&pointer, 1)))
-                    .ok());
+    ASSERT_TRUE(
+        tracee::write_memory({child_->pid()}, {pointer_at()}, std::as_bytes(std::span(&pointer, 1)))
+            .ok());
     tracee::Registers registers = child_->task().registers().value();
     registers.rip = rip;
     registers.orig_rax = ~uint64_t{0};

@@ -82,8 +82,8 @@ absl::StatusOr<std::string> affinity_bytes(HostPid task) {
 
 absl::StatusOr<SchedulingState> from_outside(HostPid task) {
   GW_ASSIGN_OR_RETURN(SchedAttr attr, sched_getattr(task));
-  const bool fair = attr.policy != kSchedFifo && attr.policy != kSchedRr &&
-                    attr.policy != kSchedDeadline;
+  const bool fair =
+      attr.policy != kSchedFifo && attr.policy != kSchedRr && attr.policy != kSchedDeadline;
   if (fair) {
     // Since 6.12 the slice; the default one depends on the number of CPUs and must not be nailed
     // down elsewhere. Ours is that, nobody sets it.

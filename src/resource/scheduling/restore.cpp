@@ -45,9 +45,8 @@ absl::Status set_affinity(const std::string& affinity, const TaskView& husk) {
   const std::string mask = affinity.empty() ? std::string(1024, '\xff') : affinity;
   // The kernel takes any length, and zeros for what is missing.
   if (::syscall(SYS_sched_setaffinity, husk.host_tid.value, mask.size(), mask.data()) != 0)
-    return errno_status(errno,
-                        fmt::format("task {}: sched_setaffinity: none of its CPUs is here",
-                                    husk.tid.value));
+    return errno_status(
+        errno, fmt::format("task {}: sched_setaffinity: none of its CPUs is here", husk.tid.value));
   return absl::OkStatus();
 }
 
@@ -61,8 +60,8 @@ absl::StatusOr<TaskResource::Check> SchedulingResource::restore(std::string_view
   GW_RETURN_IF_ERROR(set_affinity(state.affinity(), husk));
   GW_RETURN_IF_ERROR(set_policy(state, husk));
   if (::syscall(SYS_ioprio_set, kIoprioWhoProcess, husk.host_tid.value, state.io_priority()) != 0)
-    return errno_status(errno, fmt::format("task {}: ioprio_set({:#x})", husk.tid.value,
-                                           state.io_priority()));
+    return errno_status(
+        errno, fmt::format("task {}: ioprio_set({:#x})", husk.tid.value, state.io_priority()));
   // 0 comes with the policy (SCHED_FIFO, _RR, _DEADLINE since 6.13); writing it would mean "the
   // default".
   if (state.timer_slack_ns() != 0)

@@ -1,4 +1,5 @@
-// struct sched_attr (include/uapi/linux/sched/types.h, Linux 5.3), which the C library does not have.
+// struct sched_attr (include/uapi/linux/sched/types.h, Linux 5.3), which the C library does not
+// have.
 #ifndef GODWIT_RESOURCE_SCHEDULING_SCHED_ATTR_H_
 #define GODWIT_RESOURCE_SCHEDULING_SCHED_ATTR_H_
 

@@ -1,4 +1,5 @@
-// How tasks are scheduled (sched(7)), I/O priority (ioprio_set(2)), timer slack (PR_SET_TIMERSLACK)\nand the OOM killer's adjustment (proc_pid_oom_score_adj(5)).
+// How tasks are scheduled (sched(7)), I/O priority (ioprio_set(2)), timer slack
+// (PR_SET_TIMERSLACK)\nand the OOM killer's adjustment (proc_pid_oom_score_adj(5)).
 #ifndef GODWIT_RESOURCE_SCHEDULING_SCHEDULING_H_
 #define GODWIT_RESOURCE_SCHEDULING_SCHEDULING_H_
 

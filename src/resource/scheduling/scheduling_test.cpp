@@ -24,9 +24,7 @@ void must(bool ok) {
   if (!ok) ::_exit(110);
 }
 
-void set(const SchedAttr& attr) {
-  must(::syscall(SYS_sched_setattr, 0, &attr, 0) == 0);
-}
+void set(const SchedAttr& attr) { must(::syscall(SYS_sched_setattr, 0, &attr, 0) == 0); }
 
 void pin_to_first_cpu() {
   cpu_set_t cpus;
@@ -157,8 +155,7 @@ TEST(OomScoreAdjTest, LowerThanOursNeedsAPrivilege) {
   OomScoreAdjState state;
   state.set_adjustment(-1000);
   StoppedChild husk;
-  const absl::Status status =
-      husk.restore(oom_score_adj_resource(), state.SerializeAsString());
+  const absl::Status status = husk.restore(oom_score_adj_resource(), state.SerializeAsString());
   if (!status.ok()) {
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_NE(message_of(status).find("CAP_SYS_RESOURCE"), std::string_view::npos) << status;

@@ -28,15 +28,14 @@ absl::StatusOr<TaskResource::Collect> SeccompResource::capture(const TaskView& v
   });
 }
 
-absl::Status SeccompResource::precheck(const TaskView& view,
-                                       std::vector<Refusal>& refusals) const {
+absl::Status SeccompResource::precheck(const TaskView& view, std::vector<Refusal>& refusals) const {
   GW_ASSIGN_OR_RETURN(const kernel::TaskStatus status, kernel::read_task_status(view.host_tid));
   if (status.seccomp == SECCOMP_MODE_DISABLED) return absl::OkStatus();
   const bool strict = status.seccomp == SECCOMP_MODE_STRICT;
   refusals.push_back(
       {.code = strict ? "seccomp.strict" : "seccomp.filter",
-       .object = fmt::format("process {} ({}), task {}", view.tgid.value, status.name,
-                             view.tid.value),
+       .object =
+           fmt::format("process {} ({}), task {}", view.tgid.value, status.name, view.tid.value),
        .reason = strict ? std::string("it is in seccomp's strict mode")
                         : fmt::format("it has {} seccomp filter(s)", status.seccomp_filters),
        .way_out = "start it without a sandbox (systemd: no SystemCallFilter=, containers: "

@@ -1,5 +1,5 @@
-// The kernel's struct sigaction (include/linux/signal_types.h), which rt_sigaction(2) takes: glibc's
-// has another order.
+// The kernel's struct sigaction (include/linux/signal_types.h), which rt_sigaction(2) takes:
+// glibc's has another order.
 #ifndef GODWIT_RESOURCE_SIGNALS_ACTIONS_H_
 #define GODWIT_RESOURCE_SIGNALS_ACTIONS_H_
 

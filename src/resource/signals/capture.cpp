@@ -1,11 +1,11 @@
+#include <sys/syscall.h>
+
 #include <string>
 
 #include "resource/signals/actions.h"
 #include "resource/signals/signals.h"
 #include "resource/signals/signals.pb.h"
 #include "resource/state_codec.h"
-
-#include <sys/syscall.h>
 
 namespace godwit::resource {
 namespace {
@@ -26,9 +26,8 @@ absl::StatusOr<TaskResource::Collect> SignalActionsResource::capture(const TaskV
   for (int signal = 1; signal <= kSignals; ++signal) {
     if (!changeable(signal)) continue;
     const size_t at = static_cast<size_t>(signal - 1) * sizeof(KernelSigaction);
-    calls.push_back(batch.call(SYS_rt_sigaction,
-                               {signal, 0, slice(all, at, sizeof(KernelSigaction)),
-                                kKernelSigsetSize}));
+    calls.push_back(batch.call(
+        SYS_rt_sigaction, {signal, 0, slice(all, at, sizeof(KernelSigaction)), kKernelSigsetSize}));
   }
   return Collect([all, calls](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     for (const size_t call : calls) GW_RETURN_IF_ERROR(done.check(call));

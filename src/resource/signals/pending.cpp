@@ -43,8 +43,8 @@ absl::Status add_bare(const TaskView& view, bool of_process, std::vector<siginfo
 
 bool of_timer(const siginfo_t& info) {
   return info.si_code == SI_TIMER ||
-         (info.si_code == SI_KERNEL && (info.si_signo == SIGALRM || info.si_signo == SIGVTALRM ||
-                                        info.si_signo == SIGPROF));
+         (info.si_code == SI_KERNEL &&
+          (info.si_signo == SIGALRM || info.si_signo == SIGVTALRM || info.si_signo == SIGPROF));
 }
 
 absl::StatusOr<TaskResource::Collect> capture_pending(const TaskView& view, bool of_process,
@@ -63,8 +63,7 @@ absl::StatusOr<TaskResource::Collect> capture_pending(const TaskView& view, bool
                         view.task->pending_signals(!of_process));
     const auto seen = value_in<uint64_t>(done, set);
     const uint64_t explained = set_of(infos) | set_of(others) | bit_of(SIGKILL) | bit_of(SIGSTOP);
-    if ((seen & ~explained) != 0)
-      GW_RETURN_IF_ERROR(add_bare(view, of_process, infos));
+    if ((seen & ~explained) != 0) GW_RETURN_IF_ERROR(add_bare(view, of_process, infos));
     PendingSignalsState state;
     for (const siginfo_t& info : infos) {
       // The timers were read in the leader's batch, before `seen`: what fired after that is still
@@ -72,8 +71,8 @@ absl::StatusOr<TaskResource::Collect> capture_pending(const TaskView& view, bool
       if (view.leader && of_timer(info) && (seen & bit_of(info.si_signo)) == 0) continue;
       if (!changeable(info.si_signo))
         return make_error(absl::StatusCode::kUnavailable,
-                          "task {} is about to get {}: try again when it has",
-                          view.host_tid.value, info.si_signo == SIGSTOP ? "SIGSTOP" : "SIGKILL");
+                          "task {} is about to get {}: try again when it has", view.host_tid.value,
+                          info.si_signo == SIGSTOP ? "SIGSTOP" : "SIGKILL");
       state.add_infos(&info, sizeof info);
     }
     return state.SerializeAsString();
@@ -97,10 +96,9 @@ absl::StatusOr<TaskResource::Check> restore_pending(std::string_view bytes, cons
                         info.si_signo);
     const tracee::Batch::Data data = batch.data(bytes_of(info));
     const size_t call =
-        of_process
-            ? batch.call(SYS_rt_sigqueueinfo, {husk.tgid.value, info.si_signo, data})
-            : batch.call(SYS_rt_tgsigqueueinfo,
-                         {husk.tgid.value, husk.tid.value, info.si_signo, data});
+        of_process ? batch.call(SYS_rt_sigqueueinfo, {husk.tgid.value, info.si_signo, data})
+                   : batch.call(SYS_rt_tgsigqueueinfo,
+                                {husk.tgid.value, husk.tid.value, info.si_signo, data});
     calls.emplace_back(call, info);
   }
   if (calls.empty()) return TaskResource::Check{};
@@ -127,8 +125,7 @@ absl::StatusOr<TaskResource::Check> ProcessPendingSignalsResource::restore(
     std::string_view state, const TaskView& husk, tracee::Batch& batch) const {
   return restore_pending(state, husk, true, name(), batch);
 }
-absl::Status ProcessPendingSignalsResource::precheck(const TaskView&,
-                                                     std::vector<Refusal>&) const {
+absl::Status ProcessPendingSignalsResource::precheck(const TaskView&, std::vector<Refusal>&) const {
   return absl::OkStatus();
 }
 

@@ -41,9 +41,8 @@ absl::StatusOr<TaskResource::Check> SignalActionsResource::restore(std::string_v
   for (int signal = 1; signal <= kSignals; ++signal) {
     if (!changeable(signal)) continue;
     const size_t at = static_cast<size_t>(signal - 1) * sizeof(KernelSigaction);
-    calls.push_back(batch.call(SYS_rt_sigaction,
-                               {signal, slice(data, at, sizeof(KernelSigaction)), 0,
-                                kKernelSigsetSize}));
+    calls.push_back(batch.call(SYS_rt_sigaction, {signal, slice(data, at, sizeof(KernelSigaction)),
+                                                  0, kKernelSigsetSize}));
   }
   return all_succeeded(std::move(calls));
 }

@@ -32,8 +32,8 @@ class SignalStackResource final : public TaskResource {
 };
 const TaskResource& signal_stack_resource();
 
-// Throws away what became pending in a husk by its making (SIGCHLD, SIGCONT). Stands before all that
-// can make a signal pending: timers and the two below.
+// Throws away what became pending in a husk by its making (SIGCHLD, SIGCONT). Stands before all
+// that can make a signal pending: timers and the two below.
 class SignalFlushResource final : public TaskResource {
  public:
   std::string_view name() const override { return "signal_flush"; }

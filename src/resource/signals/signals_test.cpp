@@ -154,8 +154,7 @@ TEST(PendingSignalsTest, QueuesWithTheirValuesInOrder) {
     do ::sigpending(&pending);
     while (sigismember(&pending, SIGALRM) == 0);
   });
-  const absl::StatusOr<std::string> of_process =
-      source.capture(process_pending_signals_resource());
+  const absl::StatusOr<std::string> of_process = source.capture(process_pending_signals_resource());
   ASSERT_TRUE(of_process.ok()) << of_process.status();
   const absl::StatusOr<std::string> of_task = source.capture(task_pending_signals_resource());
   ASSERT_TRUE(of_task.ok()) << of_task.status();

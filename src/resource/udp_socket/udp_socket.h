@@ -2,8 +2,8 @@
 //
 // A datagram cannot be put back into a receive queue with its sender's address. What lay unread is
 // in the state, and udp_frames() makes packets of it: whoever replays the packets held at the gate
-// injects these first, at activation. An empty datagram that was peeked at before, by the program or
-// by a capture that came to nothing, is passed over by the kernel (SO_PEEK_OFF) and lost.
+// injects these first, at activation. An empty datagram that was peeked at before, by the program
+// or by a capture that came to nothing, is passed over by the kernel (SO_PEEK_OFF) and lost.
 #ifndef GODWIT_RESOURCE_UDP_SOCKET_UDP_SOCKET_H_
 #define GODWIT_RESOURCE_UDP_SOCKET_UDP_SOCKET_H_
 
