@@ -50,9 +50,9 @@ def main():
     with godwit_lab.Lab(sys.argv[1]) as lab:
         address = lab.start("state", os.path.join(lab.build, "state_check"), "7100", port=7100)
         wrong = ask(lab, address, "unmoved")
-        for node in ("n2", "n1", "n2"):
-            lab.move("state", node, "--strategy", "precopy")
-            wrong += ask(lab, address, "moved to " + node, KNOWN)
+        for node, strategy in (("n2", "precopy"), ("n1", "cold"), ("n2", "precopy")):
+            lab.move("state", node, "--strategy", strategy)
+            wrong += ask(lab, address, "moved to %s, %s" % (node, strategy), KNOWN)
         if wrong:
             raise Failure("\n".join(wrong))
     return 0
