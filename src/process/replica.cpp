@@ -77,10 +77,11 @@ absl::Status Replica::apply_sections() {
   sections_applied_ = true;
   if (final_) spans_.mark("receive state");
   GW_RETURN_IF_ERROR(build_tree());
-  GW_RETURN_IF_ERROR(map_memory());
-  if (final_) spans_.mark("memory map");
+  // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
   if (final_) spans_.mark("descriptions");
+  GW_RETURN_IF_ERROR(map_memory());
+  if (final_) spans_.mark("memory map");
   GW_RETURN_IF_ERROR(fill_tables());
   if (final_) spans_.mark("descriptor tables");
   GW_RETURN_IF_ERROR(build_threads());

@@ -90,6 +90,7 @@ class Replica {
   absl::Status build_threads();
   absl::Status run_step(const resource::TreeStep& step);
   absl::Status remove_ended(const std::set<int32_t>& wanted);
+  int descriptor_of_object(uint64_t object) const;
   absl::Status map_memory();
   absl::Status map_memory_of(Husk& husk);
   absl::Status make_descriptions();

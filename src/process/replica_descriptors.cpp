@@ -31,6 +31,9 @@ absl::Status Replica::make_descriptions() {
          at != sections_.end() && at->first.kind == kind->name(); ++at)
       list.push_back({kind, at->first.id, &at->second});
   }
+  std::stable_sort(list.begin(), list.end(), [](const Wanted& a, const Wanted& b) {
+    return a.kind == b.kind && a.kind->rank(*a.state) < b.kind->rank(*b.state);
+  });
   for (auto at = descriptions_.begin(); at != descriptions_.end();) {
     const bool still = sections_.contains({at->second.kind, at->first});
     at = still ? std::next(at) : descriptions_.erase(at);

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "process/replica.h"
 #include "resource/memory_map/memory_map.h"
+#include "resource/registry.h"
 
 namespace godwit::process {
 namespace {
@@ -50,13 +51,21 @@ class FilesInHusk {
 
 }  // namespace
 
+int Replica::descriptor_of_object(uint64_t object) const {
+  for (const auto& [id, description] : descriptions_) {
+    const resource::FileKind* kind = resource::find_file_kind(description.kind);
+    if (kind->shared_object(description.state) == object) return description.fd.get();
+  }
+  return -1;
+}
+
 absl::Status Replica::map_memory() {
   for (const auto& [key, bytes] : sections_) {
     if (key.kind != "shared_object") continue;
     resource::SharedObjectState state;
     if (!state.ParseFromString(bytes))
       return make_error(absl::StatusCode::kDataLoss, "shared_object {} is not valid", key.id);
-    GW_RETURN_IF_ERROR(objects_.ensure(state, -1));
+    GW_RETURN_IF_ERROR(objects_.ensure(state, descriptor_of_object(key.id)));
   }
   for (auto& [pid, husk] : husks_)
     if (changed_.contains({"memory_map", static_cast<uint64_t>(pid)}))

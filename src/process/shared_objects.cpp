@@ -49,8 +49,9 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
   if (object.fd && object.size == size) return absl::OkStatus();
   if (!object.fd) {
     if (existing >= 0) {
-      object.fd.reset(::fcntl(existing, F_DUPFD_CLOEXEC, 0));
-      if (!object.fd) return errno_status(errno, "fcntl(memfd, F_DUPFD_CLOEXEC)");
+      // The program's own description may be read-only.
+      GW_ASSIGN_OR_RETURN(
+          object.fd, kernel::open(fmt::format("/proc/self/fd/{}", existing), O_RDWR | O_CLOEXEC));
     } else if (state.path().starts_with(kMemfd)) {
       GW_ASSIGN_OR_RETURN(object.fd,
                           kernel::memfd_create(state.path().substr(kMemfd.size()), MFD_CLOEXEC));

@@ -156,6 +156,12 @@ class FileKind {
   // update() brings it to the final state.
   virtual bool early() const = 0;
 
+  // Within a kind, descriptions of a lower rank are made first.
+  virtual int rank(std::string_view /*state*/) const { return 0; }
+
+  // The shared memory object (SharedObjectState.id) whose file it is; 0: none.
+  virtual uint64_t shared_object(std::string_view /*state*/) const { return 0; }
+
   // Makes the description here. O_CLOEXEC on the returned descriptor is ours, not the program's.
   virtual absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                           RestoreContext& context) const = 0;

@@ -20,6 +20,7 @@ class MemfdKind final : public FileKind {
   absl::StatusOr<std::string> capture(const OpenFile& file,
                                       const CaptureContext& context) const override;
   bool early() const override { return true; }
+  uint64_t shared_object(std::string_view state) const override;
   absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                   RestoreContext& context) const override;
   absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,

@@ -101,6 +101,11 @@ absl::StatusOr<FileKind::Check> MemfdKind::finish(int fd, std::string_view bytes
   return Check();
 }
 
+uint64_t MemfdKind::shared_object(std::string_view bytes) const {
+  const auto state = parse_state<MemfdState>(bytes, name());
+  return state.ok() ? state->object() : 0;
+}
+
 std::string MemfdKind::describe(std::string_view bytes) const {
   const auto state = parse_state<MemfdState>(bytes, name());
   if (!state.ok()) return "memfd (unreadable)";

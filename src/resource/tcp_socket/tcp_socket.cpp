@@ -59,6 +59,12 @@ class TcpSocketKind final : public FileKind {
 
   bool early() const override { return true; }
 
+  // A listener without SO_REUSEADDR cannot be bound beside connections of its port.
+  int rank(std::string_view state) const override {
+    const auto now = parse_state<TcpSocketState>(state, name());
+    return now.ok() && now->has_connection() ? 1 : 0;
+  }
+
   absl::StatusOr<UniqueFd> create(uint64_t, std::string_view state,
                                   RestoreContext& context) const override {
     GW_ASSIGN_OR_RETURN(const auto now, parse_state<TcpSocketState>(state, name()));
