@@ -38,7 +38,9 @@ def moves(lab, name, client, count=MOVES, options=()):
     results = []
     for i in range(count + 2):
         client.mark()
-        moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *options, timeout=300)
+        # Into memory that was never touched the first moves are slow: they must only arrive.
+        limits = ("--max-downtime", "10s") if i < 2 else options
+        moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *limits, timeout=300)
         time.sleep(0.2)
         seen = client.mark()
         if seen["wrong"] or seen["lost"]:
