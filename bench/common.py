@@ -27,6 +27,12 @@ def spread(values, unit=1.0):
     return "%.2f (%.2f - %.2f)" % (median(values) / unit, min(values) / unit, max(values) / unit)
 
 
+def in_node(node, *command):
+    """A command line that runs in a node's network namespace."""
+    lab = os.environ.get("GODWIT_LAB", "gw")
+    return ["ip", "netns", "exec", "%s-%s" % (lab, node), *map(str, command)]
+
+
 def memory_server(lab, name, mib, dirty=0, threads=0, files=0):
     command = [os.path.join(lab.build, "memory_server"), "--port", PORT, "--mib", mib,
                "--dirty-pages-per-s", dirty, "--threads", threads, "--files", files]

@@ -29,7 +29,7 @@ def run(lab, quick):
     ip("netns", "add", PEER)
     plain = None
     try:
-        node = lab.node_netns("n1")
+        node = common.in_node("n1")[3]
         ip("link", "add", "gwbench0", "netns", node, "type", "veth", "peer", "name", "eth0", "netns",
            PEER)
         ip("-n", node, "link", "set", "gwbench0", "master", "gw0", "up")

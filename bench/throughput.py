@@ -11,19 +11,19 @@ import common
 
 
 def iperf(lab, bytes_count):
-    server = subprocess.Popen([lab.godwit, "lab", "exec", "n2", "--", "iperf3", "-s", "-1"],
-                              stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(common.in_node("n2", "iperf3", "-s"), stdout=subprocess.DEVNULL)
     try:
         def once():
-            done = common.godwit_lab.run(lab.godwit, "lab", "exec", "n1", "--", "iperf3", "-c",
-                                         "10.77.0.12", "-n", bytes_count, "-J", check=False)
-            return json.loads(done.stdout) if done.returncode == 0 else None
+            done = common.godwit_lab.run(*common.in_node("n1", "iperf3", "-c", "10.77.0.12", "-n",
+                                                         bytes_count, "-J"), check=False)
+            if done.returncode != 0:
+                return None  # the server is not there yet
+            result = json.loads(done.stdout)
+            return result if "sum_received" in result["end"] else None
         result = common.godwit_lab.wait_for("iperf3", once, 20)
-        server.wait(20)
     finally:
-        if server.poll() is None:
-            server.kill()
-            server.wait()
+        server.terminate()
+        server.wait(20)
     return result["end"]["sum_received"]["seconds"]
 
 
