@@ -2,6 +2,7 @@
 
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,11 +10,22 @@
 #include <cerrno>
 #include <climits>
 
+#include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 
 namespace godwit::pages {
+namespace {
+
+constexpr uint64_t kHugeBytes = uint64_t{2} << 20;
+// So many times the kernel may say that it has none before it is asked no more.
+constexpr int kMaxHugeFailures = 4;
+// Longer for a block than its pages would take one by one: the kernel is compacting memory.
+constexpr int64_t kLongForABlock_ns = 10'000'000;
+constexpr int kMadvCollapse = 25;  // <linux/mman.h>: MADV_COLLAPSE
+
+}  // namespace
 
 absl::Status PageApplier::write_forced(PageRange range, const std::byte* from) {
   if (!mem_) {
@@ -130,6 +142,47 @@ absl::Status PageApplier::write(std::span<const Piece> pieces) {
   return absl::OkStatus();
 }
 
+void PageApplier::allow_huge(PageSet mappings) {
+  if (huge_failures_ < kMaxHugeFailures) huge_ = std::move(mappings);
+}
+
+absl::Status PageApplier::make_huge(std::span<const stream::PageRun> runs,
+                                    std::span<const std::byte> data) {
+  pieces_.clear();
+  remote_.clear();
+  size_t at = 0;
+  for (const stream::PageRun& run : runs) {
+    const uint64_t end = run.address + run.count * kPageSize;
+    for (uint64_t block = (run.address + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
+         block + kHugeBytes <= end; block += kHugeBytes) {
+      const PageRange range{block, block + kHugeBytes};
+      if (!filled_.intersect(range).empty() ||
+          huge_.intersect(range).pages() != kHugeBytes / kPageSize)
+        continue;
+      pieces_.push_back({{block, block + kPageSize}, data.data() + at + (block - run.address)});
+      remote_.push_back({reinterpret_cast<void*>(block), kHugeBytes});
+    }
+    at += run.count * kPageSize;
+  }
+  if (pieces_.empty()) return absl::OkStatus();
+  if (!pidfd_) {
+    GW_ASSIGN_OR_RETURN(pidfd_, kernel::pidfd_open(husk_));
+  }
+  // A block without any page is passed over (mm/khugepaged.c: no page table, no collapse). write()
+  // uses remote_ for itself.
+  const std::vector<iovec> blocks = remote_;
+  GW_RETURN_IF_ERROR(write(pieces_));
+  const int64_t begin = monotonic_ns();
+  const ssize_t n =
+      ::syscall(SYS_process_madvise, pidfd_.get(), blocks.data(), blocks.size(), kMadvCollapse, 0);
+  const auto count = static_cast<int64_t>(blocks.size());
+  if (n != static_cast<ssize_t>(blocks.size() * kHugeBytes) ||
+      monotonic_ns() - begin > kLongForABlock_ns * count) {
+    if (++huge_failures_ >= kMaxHugeFailures) huge_.clear();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
                                 std::span<const std::byte> data) {
   FAULT_POINT("pages.apply");
@@ -139,6 +192,7 @@ absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
   if (bytes != data.size())
     return make_error(absl::StatusCode::kInvalidArgument, "page applier: {} bytes for {} of pages",
                       data.size(), bytes);
+  if (!huge_.empty()) GW_RETURN_IF_ERROR(make_huge(runs, data));
   PageSet holes = pages.intersect(uffd_ranges_);
   holes.subtract(filled_);
 
@@ -190,6 +244,7 @@ void PageApplier::forget(PageRange range) {
   filled_.subtract(range);
   to_drop_.subtract(range);
   uffd_ranges_.subtract(range);
+  huge_.subtract(range);
 }
 
 }  // namespace godwit::pages

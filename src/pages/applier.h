@@ -5,6 +5,10 @@
 //                       husk was given: the new page is not zeroed first. 0.24 s of CPU a GiB
 //   process_vm_writev   0.12 s a GiB where pages are there, 0.44 where they are not
 //   /proc/PID/mem       what process_vm_writev refuses: read-only and PROT_NONE (proc(5))
+//
+// And one way to make the pages: MADV_COLLAPSE (Linux 6.1) makes a huge page of an aligned block of
+// 2 MiB that holds one page, without a fault for each of the others: 0.07-0.12 s a GiB, against
+// 0.3-0.4 s for the faults. It also makes the next move's reading three times cheaper.
 #ifndef GODWIT_PAGES_APPLIER_H_
 #define GODWIT_PAGES_APPLIER_H_
 
@@ -36,6 +40,12 @@ class PageApplier {
   absl::Status fill_by_uffd(PageRange mapping);
   // Before the husk is activated: lets go of the userfaultfd. Quick at any size.
   void finish();
+
+  // In these mappings (anonymous and private, not MADV_NOHUGEPAGE) a block that arrives whole, and
+  // of which nothing is there, becomes a huge page first. Only such: one with gaps would take more
+  // memory than the source's. An advice: where the kernel has no huge page to give, pages come one
+  // by one.
+  void allow_huge(PageSet mappings);
 
   // Puts the frame's pages in their places. An address without a mapping is an error that names
   // it: the husk's mappings do not fit the source's. kNotFound (ESRCH): the husk is gone.
@@ -69,11 +79,15 @@ class PageApplier {
   absl::Status write(std::span<const Piece> pieces);
   absl::Status write_forced(PageRange range, const std::byte* from);
   absl::Status copy_into_hole(Piece piece);
+  absl::Status make_huge(std::span<const stream::PageRun> runs, std::span<const std::byte> data);
 
   HostPid husk_;
   UniqueFd mem_;
   UniqueFd uffd_;
+  UniqueFd pidfd_;
   PageSet uffd_ranges_;
+  PageSet huge_;
+  int huge_failures_ = 0;
   PageSet filled_;
   PageSet to_drop_;
   std::vector<Piece> pieces_;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "kernel/proc/text_scanner.h"
 #include "pages/page_reader.h"
 #include "pages/puppet_for_test.h"
 
@@ -36,6 +37,22 @@ std::string read(const Puppet& puppet, uint64_t page) {
       reader.read({&range, 1}, std::as_writable_bytes(std::span(text)), got, unreadable).ok());
   EXPECT_TRUE(unreadable.empty());
   return text;
+}
+
+// Of all mappings together.
+uint64_t huge_kib(const Puppet& puppet) {
+  const auto text = kernel::read_file(fmt::format("/proc/{}/smaps_rollup", puppet.pid().value));
+  EXPECT_TRUE(text.ok()) << text.status();
+  kernel::TextScanner line(std::string_view(*text).substr(text->find("AnonHugePages:") + 14));
+  uint64_t kib = 0;
+  line.skip_blanks();
+  EXPECT_TRUE(line.number(kib));
+  return kib;
+}
+
+bool machine_has_huge_pages() {
+  const auto enabled = kernel::read_file("/sys/kernel/mm/transparent_hugepage/enabled");
+  return enabled.ok() && enabled->find("[never]") == std::string::npos;
 }
 
 class PageApplierWays : public ::testing::TestWithParam<bool> {};
@@ -79,6 +96,49 @@ TEST(PageApplier, APageAlreadyThereIsOverwrittenUnderUffdToo) {
   ASSERT_TRUE(status.ok()) << status;
   for (uint64_t i = 0; i < 8; ++i)
     EXPECT_EQ(read(husk, i), std::string(P, static_cast<char>('a' + i))) << i;
+}
+
+TEST(PageApplier, ABlockThatArrivesWholeBecomesAHugePage) {
+  if (!machine_has_huge_pages()) GTEST_SKIP() << "no transparent huge pages";
+  constexpr uint64_t kBlock = 512;  // pages
+  Puppet husk;
+  husk.map(B, 8 * kBlock * P);
+  PageApplier applier(husk.pid());
+  applier.allow_huge({{B, B + 6 * kBlock * P}});
+  std::string text;
+  for (uint64_t i = 0; i < 1024; ++i) text += std::string(P, static_cast<char>('0' + i % 70));
+  const auto bytes = [&](uint64_t pages) {
+    return std::as_bytes(std::span(text)).first(pages * P);
+  };
+  const uint64_t before = huge_kib(husk);
+
+  // Whole: the second block, not the first, whose first page is missing.
+  ASSERT_TRUE(applier.apply(std::vector<stream::PageRun>{{B + P, 1023}}, bytes(1023)).ok());
+  EXPECT_EQ(huge_kib(husk), before + 2048);
+  EXPECT_EQ(read(husk, 0), std::string(P, '\0'));
+  for (const uint64_t page : {1, 2, 511, 512, 513, 1022, 1023})
+    EXPECT_EQ(read(husk, page), std::string(P, static_cast<char>('0' + (page - 1) % 70))) << page;
+
+  // Two at once, after a run that is none; and again over what is there.
+  for (int turn = 0; turn < 2; ++turn) {
+    const std::vector<stream::PageRun> runs = {{B + 2 * kBlock * P, 1}, {B + 3 * kBlock * P, 1023}};
+    ASSERT_TRUE(applier.apply(runs, bytes(1024)).ok());
+    EXPECT_EQ(huge_kib(husk), before + 2 * 2048);
+    EXPECT_EQ(read(husk, 2 * kBlock), std::string(P, '0'));
+    EXPECT_EQ(read(husk, 3 * kBlock), std::string(P, '1'));
+    EXPECT_EQ(read(husk, 4 * kBlock + 510), std::string(P, static_cast<char>('0' + 1023 % 70)));
+    EXPECT_EQ(read(husk, 4 * kBlock + 511), std::string(P, '\0'));
+  }
+
+  // Something is there already; and where it is not allowed.
+  ASSERT_TRUE(applier.apply(std::vector<stream::PageRun>{{B + 5 * kBlock * P, 1}}, bytes(1)).ok());
+  for (const uint64_t block : {5, 6}) {
+    ASSERT_TRUE(
+        applier.apply(std::vector<stream::PageRun>{{B + block * kBlock * P, 512}}, bytes(512))
+            .ok());
+    EXPECT_EQ(huge_kib(husk), before + 2 * 2048) << block;
+    EXPECT_EQ(read(husk, block * kBlock + 7), std::string(P, '7'));
+  }
 }
 
 TEST(PageApplier, DropsAreOnlyAskedForWhatWasFilled) {

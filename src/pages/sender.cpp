@@ -14,6 +14,7 @@ namespace {
 // What may go at once after a silence.
 constexpr double kBurstSeconds = 0.02;
 constexpr int64_t kLongestNap_ns = 10'000'000;
+constexpr uint64_t kBlockBytes = uint64_t{2} << 20;  // a huge page
 
 absl::Status cancelled_status() {
   return make_error(absl::StatusCode::kCancelled, "sending pages was cancelled");
@@ -73,13 +74,21 @@ std::vector<PageSender::Wanted> PageSender::cut(const PageSet& pages) {
   uint64_t room = 0;
   for (PageRange range : pages) {
     while (range.start < range.end) {
-      if (room == 0 || work.back().size() == IOV_MAX) {
+      // Up to the next block's border; a whole block is not divided.
+      const uint64_t border = (range.start / kBlockBytes + 1) * kBlockBytes;
+      const PageRange piece{range.start, std::min(range.end, border)};
+      const bool whole = piece.end - piece.start == kBlockBytes;
+      if (room == 0 || work.back().size() == IOV_MAX || (whole && room < kBatchPages)) {
         work.emplace_back();
         room = kBatchPages;
       }
-      const uint64_t count = std::min(room, range.pages());
-      work.back().push_back({range.start, range.start + count * kPageSize});
-      range.start += count * kPageSize;
+      const uint64_t count = std::min(room, piece.pages());
+      const PageRange some{piece.start, piece.start + count * kPageSize};
+      if (!work.back().empty() && work.back().back().end == some.start)
+        work.back().back().end = some.end;
+      else
+        work.back().push_back(some);
+      range.start = some.end;
       room -= count;
     }
   }

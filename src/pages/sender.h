@@ -1,5 +1,6 @@
 // From the source's memory into the stream. One thread reads pages while another hashes and writes
-// them; a few buffers of 1 MiB go round between them.
+// them; a few buffers of 2 MiB go round between them. An aligned block of 2 MiB that is sent whole
+// is in one frame, so that the other side can make a huge page for it.
 #ifndef GODWIT_PAGES_SENDER_H_
 #define GODWIT_PAGES_SENDER_H_
 
@@ -71,8 +72,8 @@ class PageSender {
     PageSet unreadable;
     absl::Status status;
   };
-  static constexpr size_t kBatches = 4;
-  static constexpr size_t kBatchPages = 256;
+  static constexpr size_t kBatches = 3;
+  static constexpr size_t kBatchPages = 512;
 
   static std::vector<Wanted> cut(const PageSet& pages);
   void read(const Wanted& wanted, Batch& batch);

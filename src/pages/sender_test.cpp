@@ -18,17 +18,37 @@ constexpr uint64_t B = 0x2000'0000'0000;
 class CountingSink final : public stream::Sink {
  public:
   absl::Status write(std::span<const iovec> parts) override {
-    for (const iovec& part : parts) bytes += part.iov_len;
+    for (const iovec& part : parts) {
+      bytes += part.iov_len;
+      if (keep == nullptr) continue;
+      keep->append(static_cast<const char*>(part.iov_base), part.iov_len);
+    }
     if (bytes > fail_after) return absl::UnavailableError("the link is down");
     return absl::OkStatus();
   }
   absl::Status flush() override { return absl::OkStatus(); }
   uint64_t bytes = 0;
   uint64_t fail_after = UINT64_MAX;
+  std::string* keep = nullptr;
+};
+
+class TextFeed final : public stream::Feed {
+ public:
+  explicit TextFeed(const std::string& text) : left_(text) {}
+  absl::Status read(std::span<std::byte> to) override {
+    if (left_.size() < to.size()) return absl::OutOfRangeError("end");
+    std::memcpy(to.data(), left_.data(), to.size());
+    left_.remove_prefix(to.size());
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string_view left_;
 };
 
 struct Path {
-  Path() : writer(sink), sender(puppet.pid(), writer, control) {
+  explicit Path(std::string* keep = nullptr) : writer(sink), sender(puppet.pid(), writer, control) {
+    sink.keep = keep;
     EXPECT_TRUE(writer.preamble({}).ok());
     EXPECT_TRUE(writer.begin_epoch(false).ok());
   }
@@ -89,6 +109,38 @@ TEST(PageSender, ManyScatteredPages) {
   for (uint64_t i = 0; i < 8192; i += 2) pages.add({B + i * P, B + (i + 1) * P});
   ASSERT_TRUE(path.send(pages).ok());
   EXPECT_EQ(path.control.pages_sent, 4096u);
+}
+
+TEST(PageSender, ABlockThatIsSentWholeIsInOneFrame) {
+  std::string bytes;
+  Path path(&bytes);
+  constexpr uint64_t kBlock = 512;  // pages
+  path.puppet.map(B, 6 * kBlock * P);
+  path.puppet.fill(B, 6 * kBlock * P, 1);
+  // Lone pages, a part of the first block, two whole ones, a part of the last.
+  const PageSet pages{{B + 2 * P, B + 3 * P},
+                      {B + 100 * P, B + (3 * kBlock + 10) * P},
+                      {B + 4 * kBlock * P, B + 5 * kBlock * P}};
+  ASSERT_TRUE(path.send(pages).ok());
+  ASSERT_TRUE(path.writer.end_epoch().ok());
+
+  TextFeed feed(bytes);
+  stream::Reader reader(feed);
+  PageSet got;
+  PageSet whole;
+  for (auto frame = reader.next(); frame.ok(); frame = reader.next()) {
+    const auto* sent = std::get_if<stream::Pages>(&*frame);
+    if (sent == nullptr) continue;
+    const PageSet here = page_set_of(sent->runs);
+    EXPECT_TRUE(got.intersect(here).empty());
+    got.add(here);
+    for (uint64_t block = B; block < B + 6 * kBlock * P; block += kBlock * P)
+      if (here.intersect(PageRange{block, block + kBlock * P}).pages() == kBlock)
+        whole.add({block, block + kBlock * P});
+  }
+  EXPECT_EQ(got, pages);
+  EXPECT_EQ(whole, (PageSet{{B + kBlock * P, B + 3 * kBlock * P},
+                            {B + 4 * kBlock * P, B + 5 * kBlock * P}}));
 }
 
 TEST(PageSender, CancelFailureAndDeathEndIt) {

@@ -4,6 +4,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "process/replica_context.h"
 #include "resource/registry.h"
 
@@ -29,6 +30,9 @@ absl::StatusOr<std::unique_ptr<Replica>> Replica::create(ReplicaHost host) {
   replica->channel_.near.reset(ends[0]);
   replica->channel_far_.reset(ends[1]);
   replica->channel_.husk_number = kChannelNumber;
+  // No such file: a kernel without them.
+  const auto huge = kernel::read_file("/sys/kernel/mm/transparent_hugepage/enabled");
+  replica->huge_pages_ = huge.ok() && huge->find("[never]") == std::string::npos;
   return replica;
 }
 

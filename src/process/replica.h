@@ -105,6 +105,7 @@ class Replica {
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
   absl::Status run_drops();
+  pages::PageSet huge_ranges(const Husk& husk) const;
   absl::StatusOr<Husk*> husk_of(uint64_t space);
   const std::string* wanted(std::string_view kind, uint64_t id) const;
 
@@ -119,6 +120,7 @@ class Replica {
   std::unique_ptr<Context> context_;
   SharedObjects objects_;
   std::map<int32_t, pages::PageApplier> appliers_;
+  bool huge_pages_ = false;
   bool in_epoch_ = false;
   bool final_ = false;
   bool sections_applied_ = false;

@@ -130,7 +130,20 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   GW_RETURN_IF_ERROR(husk.run(fields));
   GW_RETURN_IF_ERROR(fields.check_all());
   husk.memory_map = std::move(state);
+  const auto applier = appliers_.find(husk.pid().value);
+  if (applier != appliers_.end()) applier->second.allow_huge(huge_ranges(husk));
   return absl::OkStatus();
+}
+
+// Where pages may come as huge ones. Not where the machine wants none at all.
+pages::PageSet Replica::huge_ranges(const Husk& husk) const {
+  pages::PageSet ranges;
+  if (!huge_pages_) return ranges;
+  for (const MappingState& mapping : husk.memory_map.mappings())
+    if (mapping.kind() == MappingState::KIND_ANONYMOUS &&
+        (mapping.flags() & (resource::kMapNoHugePage | resource::kMapGrowsDown)) == 0)
+      ranges.add({mapping.start(), mapping.end()});
+  return ranges;
 }
 
 absl::StatusOr<Husk*> Replica::husk_of(uint64_t space) {
@@ -157,6 +170,7 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
   GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(pages.space));
   // The husk may be a new one under an old number.
   auto [applier, fresh] = appliers_.try_emplace(husk->pid().value, husk->host_pid());
+  if (fresh) applier->second.allow_huge(huge_ranges(*husk));
   return applier->second.apply(pages);
 }
 
@@ -172,7 +186,9 @@ absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
     return absl::OkStatus();
   }
   GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(dropped.space));
-  appliers_.try_emplace(husk->pid().value, husk->host_pid()).first->second.drop(dropped);
+  auto [applier, fresh] = appliers_.try_emplace(husk->pid().value, husk->host_pid());
+  if (fresh) applier->second.allow_huge(huge_ranges(*husk));
+  applier->second.drop(dropped);
   return absl::OkStatus();
 }
 
