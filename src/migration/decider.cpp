@@ -19,8 +19,10 @@ Decision Decider::after_round(const RoundFigures& round) {
   const int64_t previous_ns = rounds_.empty() ? 0 : rounds_.back().duration_ns;
   rounds_.push_back(round);
   const double seconds = std::max(1e-6, static_cast<double>(round.duration_ns) * 1e-9);
+  const double sending =
+      std::max(1e-6, static_cast<double>(round.duration_ns - round.lead_ns) * 1e-9);
   if (round.bytes >= kTellingBytes || bytes_per_s_ == 0)
-    bytes_per_s_ = std::max(1.0, static_cast<double>(round.bytes) / seconds);
+    bytes_per_s_ = std::max(1.0, static_cast<double>(round.bytes) / sending);
 
   Decision decision;
   decision.bytes_per_s = bytes_per_s_;

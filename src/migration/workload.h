@@ -16,8 +16,10 @@ namespace godwit::migration {
 struct RoundFigures {
   uint64_t pages = 0;  // with contents
   uint64_t zero_pages = 0;
-  uint64_t bytes = 0;  // on the wire
-  int64_t duration_ns = 0;
+  uint64_t bytes = 0;       // on the wire
+  int64_t duration_ns = 0;  // all of the round
+  // Of it, before the first page was on its way: what the link has no part in.
+  int64_t lead_ns = 0;
 };
 
 class SourceWorkload {

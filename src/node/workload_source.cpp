@@ -73,7 +73,11 @@ absl::Status ServiceSource::send_layer(stream::Writer& writer, bool frozen) {
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
   GW_ASSIGN_OR_RETURN(const process::RoundResult result,
                       source_->round(writer, [&] { return send_layer(writer, false); }));
-  return migration::RoundFigures{result.pages, result.zero_pages, result.bytes, result.total_ns};
+  return migration::RoundFigures{.pages = result.pages,
+                                 .zero_pages = result.zero_pages,
+                                 .bytes = result.bytes,
+                                 .duration_ns = result.total_ns,
+                                 .lead_ns = result.lead_ns};
 }
 
 absl::Status ServiceSource::freeze() {
@@ -91,7 +95,11 @@ absl::Status ServiceSource::final_state(stream::Writer& writer) {
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Writer& writer) {
   GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->final_pages(writer));
-  return migration::RoundFigures{result.pages, result.zero_pages, result.bytes, result.total_ns};
+  return migration::RoundFigures{.pages = result.pages,
+                                 .zero_pages = result.zero_pages,
+                                 .bytes = result.bytes,
+                                 .duration_ns = result.total_ns,
+                                 .lead_ns = result.lead_ns};
 }
 
 absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {

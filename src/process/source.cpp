@@ -119,8 +119,10 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
                         "pthread_exit)"});
     return absl::OkStatus();
   }
-  GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_smaps(process.host_pid));
-  for (const kernel::Mapping& mapping : maps)
+  const auto known = processes_.find(process.pid.value);
+  if (known == processes_.end()) return errno_status(ESRCH, fmt::format("{}: ended", name));
+  GW_RETURN_IF_ERROR(read_flags_of(known->second));
+  for (const kernel::Mapping& mapping : known->second.maps)
     GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
   for (const resource::TreeTask& task : process.tasks) {
     resource::TaskView view;
@@ -223,6 +225,7 @@ absl::StatusOr<bool> Source::adopt_inherited_area(SourceProcess& process) {
 
 absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.round");
+  const int64_t begin = monotonic_ns();
   GW_RETURN_IF_ERROR(read_tree());
   GW_RETURN_IF_ERROR(track_new_processes());
   GW_RETURN_IF_ERROR(writer.begin_epoch(false));
@@ -232,9 +235,12 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& e
   GW_RETURN_IF_ERROR(descriptor_sections(writer));
   GW_RETURN_IF_ERROR(end_sections(writer));
   GW_RETURN_IF_ERROR(extra());
+  const int64_t lead_ns = monotonic_ns() - begin;
   GW_ASSIGN_OR_RETURN(RoundResult result, send_pages(writer, false));
+  result.lead_ns += lead_ns;
   GW_RETURN_IF_ERROR(writer.end_epoch());
   GW_RETURN_IF_ERROR(writer.flush());
+  result.total_ns = monotonic_ns() - begin;
   return result;
 }
 

@@ -109,6 +109,8 @@ class Source {
   absl::Status map_area(SourceProcess& process, tracee::StoppedTask& task);
   absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
   absl::Status read_maps_of(SourceProcess& process, bool with_flags);
+  absl::Status read_flags_of(SourceProcess& process);
+  static void cut_out_area(SourceProcess& process);
   std::vector<resource::FdHolder> holders() const;
 
   void begin_sections(bool final);

@@ -48,7 +48,7 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   else
     GW_RETURN_IF_ERROR(process.tracker->scan(pages::private_mappings(process.maps),
                                              pages::ScanMode::kRunning, found));
-  result.scan_ns += monotonic_ns() - begin;
+  result.lead_ns += monotonic_ns() - begin;
   if (!found.guards.empty())
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "guard regions (MADV_GUARD_INSTALL) are not carried");

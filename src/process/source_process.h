@@ -30,7 +30,11 @@ struct SourceProcess {
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
-  std::vector<kernel::Mapping> maps;    // as last read, without the area
+  std::vector<kernel::Mapping> maps;  // as last read, without the area
+  // The same with vm_flags, as last read from smaps: when, and how long that took.
+  std::vector<kernel::Mapping> flagged;
+  int64_t flags_read_ns = 0;
+  int64_t flags_cost_ns = 0;
   pages::ScanResult last_scan;          // of the freeze
   resource::MemoryMapState memory_map;  // as last sent
 };
@@ -45,7 +49,7 @@ struct RoundResult {
   uint64_t pages = 0;       // with contents
   uint64_t zero_pages = 0;  // and dropped ones
   uint64_t bytes = 0;       // written to the stream
-  int64_t scan_ns = 0;
+  int64_t lead_ns = 0;      // before pages, and in scans
   int64_t total_ns = 0;
 };
 

@@ -1,6 +1,9 @@
 // Sections of an epoch: only those that differ from what the replica has.
 #include <sys/stat.h>
 
+#include <algorithm>
+
+#include "base/clock.h"
 #include "base/status.h"
 #include "process/source.h"
 #include "process/source_context.h"
@@ -12,6 +15,21 @@ namespace godwit::process {
 namespace {
 
 using resource::MappingState;
+
+// smaps walks all page tables (40 ms per GiB of small pages have been seen), and nothing else tells
+// that a program has advised or locked a whole mapping: while maps stay the same it is read again
+// when this many times its cost have passed, so that no round is made of it.
+constexpr int64_t kFlagsShare = 10;
+
+bool same_mappings(std::span<const kernel::Mapping> a, std::span<const kernel::Mapping> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const kernel::Mapping& x, const kernel::Mapping& y) {
+                      return x.start == y.start && x.end == y.end && x.read == y.read &&
+                             x.write == y.write && x.execute == y.execute && x.shared == y.shared &&
+                             x.offset == y.offset && x.dev == y.dev && x.inode == y.inode &&
+                             x.path == y.path;
+                    });
+}
 
 // The object's own size: stat(2) of /proc/PID/map_files/START-END (proc(5)).
 absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
@@ -79,13 +97,29 @@ absl::Status Source::tree_section(stream::Writer& writer) {
 }
 
 absl::Status Source::read_maps_of(SourceProcess& process, bool with_flags) {
-  GW_ASSIGN_OR_RETURN(process.maps, with_flags ? kernel::read_smaps(process.host_pid)
-                                               : kernel::read_maps(process.host_pid));
-  if (process.area) {
-    const uint64_t at = process.area->address().value;
-    cut_out({at, at + process.area->size()}, process.maps);
-  }
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_maps(process.host_pid));
+  cut_out_area(process);
+  if (!with_flags) return absl::OkStatus();
+  const bool fresh = monotonic_ns() - process.flags_read_ns < kFlagsShare * process.flags_cost_ns;
+  if (!fresh || !same_mappings(process.maps, process.flagged)) return read_flags_of(process);
+  process.maps = process.flagged;
   return absl::OkStatus();
+}
+
+absl::Status Source::read_flags_of(SourceProcess& process) {
+  const int64_t begin = monotonic_ns();
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_smaps(process.host_pid));
+  cut_out_area(process);
+  process.flagged = process.maps;
+  process.flags_read_ns = monotonic_ns();
+  process.flags_cost_ns = process.flags_read_ns - begin;
+  return absl::OkStatus();
+}
+
+void Source::cut_out_area(SourceProcess& process) {
+  if (!process.area) return;
+  const uint64_t at = process.area->address().value;
+  cut_out({at, at + process.area->size()}, process.maps);
 }
 
 absl::Status Source::memory_sections(stream::Writer& writer) {
@@ -102,7 +136,7 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
     auto state =
         resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown);
     if (state.ok() && unknown && final_) {
-      GW_RETURN_IF_ERROR(read_maps_of(process, true));
+      GW_RETURN_IF_ERROR(read_flags_of(process));
       state = resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown);
     }
     if (!state.ok()) {
