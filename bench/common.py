@@ -4,8 +4,10 @@ Both nodes, the client and everything else share this machine, so figures are me
 one run, and what they are compared with is measured in the same run.
 """
 
+import contextlib
 import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -39,14 +41,27 @@ def memory_server(lab, name, mib, dirty=0, threads=0, files=0):
     return lab.start(name, *map(str, command), port=PORT, timeout=120)
 
 
-def moves(lab, name, client, count=MOVES, options=()):
-    """Moves there and back; the first two warm the nodes' memory and do not count."""
+@contextlib.contextmanager
+def warm(mib):
+    """Memory that is taken in here was touched before (see warm.py)."""
+    holder = subprocess.Popen([sys.executable, os.path.join(os.path.dirname(__file__), "warm.py"),
+                               str(mib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait(60)
+
+
+def moves(lab, name, client, mib, count=MOVES, options=()):
+    """Moves there and back, each into memory that is warm; the first two do not count: what the
+    service got at its start are small pages, afterwards they are what a move makes."""
     results = []
     for i in range(count + 2):
-        client.mark()
-        # Into memory that was never touched the first moves are slow: they must only arrive.
-        limits = ("--max-downtime", "10s") if i < 2 else options
-        moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *limits, timeout=300)
+        with warm(mib + 512):
+            client.mark()
+            moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *options, timeout=300)
         time.sleep(0.2)
         seen = client.mark()
         if seen["wrong"] or seen["lost"]:

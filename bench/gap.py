@@ -22,7 +22,7 @@ def row(lab, title, goal, mib, dirty=0, threads=0, files=0, connections=1):
     client.mark()
     time.sleep(1)
     idle = client.mark()["longest_gap_us"] * 1000
-    results = common.moves(lab, name, client)
+    results = common.moves(lab, name, client, mib)
     if extra is not None:
         seen = extra.finish()
         if seen["total_wrong"] or seen["total_lost"]:

@@ -31,10 +31,8 @@ def run(lab, quick):
     name = "throughput"
     address = common.memory_server(lab, name, 1024)
     client = lab.pulse("echo", address, common.PORT, interval_us=2000)
-    lab.move(name, "n2")
-    lab.move(name, "n1")
     before = common.daemon_cpu_seconds()
-    results = common.moves(lab, name, client, count=4 if quick else common.MOVES)
+    results = common.moves(lab, name, client, 1024, count=4 if quick else common.MOVES)
     after = common.daemon_cpu_seconds()
     client.finish()
     bytes_moved = common.median([r["bytes_wire"] for r in results])
