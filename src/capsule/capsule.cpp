@@ -173,7 +173,11 @@ absl::StatusOr<Capsule> Capsule::open(const NodePaths& node, std::string_view na
 
 absl::Status Capsule::destroy(const NodePaths& node, std::string_view name, Deadline deadline) {
   GW_RETURN_IF_ERROR(check_name(name));
-  GW_ASSIGN_OR_RETURN(const Cgroup cgroup, service_cgroup(node.node, name));
+  const auto found = service_cgroup(node.node, name);
+  // Without a hierarchy nothing was ever made there: a start that failed for that is to be undone.
+  if (!found.ok() && ::access(node.service(name).dir.c_str(), F_OK) != 0) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(found.status());
+  const Cgroup& cgroup = *found;
   if (cgroup.exists()) {
     // Shim, init and work in one stroke: the mounts go with the last process of the namespace.
     GW_RETURN_IF_ERROR(cgroup.kill());
