@@ -147,7 +147,8 @@ absl::Status end_movers(const std::string& state) {
   const auto entries = node::Journal(state).all();
   if (!entries.ok()) return absl::OkStatus();  // nothing that could be read names a mover
   for (const api::MigrationJournal& each : *entries)
-    GW_RETURN_IF_ERROR(node::kill_left_over_mover(each.mover_pid(), each.mover_start_ticks()));
+    GW_RETURN_IF_ERROR(
+        node::end_left_over_mover(each.mover_pid(), each.mover_start_ticks(), 0).status());
   return absl::OkStatus();
 }
 

@@ -3,6 +3,8 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <array>
+#include <cstring>
 #include <string>
 
 #include "base/status.h"
@@ -56,6 +58,26 @@ void DaemonLink::hold_fd(int fd) {
   MoverToDaemon message;
   message.set_hold_fd(static_cast<uint32_t>(fd));
   (void)send(message);
+}
+
+void DaemonLink::userfaultfd(HostPid pid, int fd) {
+  MoverToDaemon message;
+  message.set_userfaultfd_of(pid.value);
+  std::string bytes = message.SerializeAsString();
+  iovec part{bytes.data(), bytes.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof fd)> control{};
+  msghdr packet{};
+  packet.msg_iov = &part;
+  packet.msg_iovlen = 1;
+  packet.msg_control = control.data();
+  packet.msg_controllen = control.size();
+  cmsghdr* rights = CMSG_FIRSTHDR(&packet);
+  rights->cmsg_level = SOL_SOCKET;
+  rights->cmsg_type = SCM_RIGHTS;
+  rights->cmsg_len = CMSG_LEN(sizeof fd);
+  std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+  // A daemon that has gone is noticed where an answer is needed.
+  (void)::sendmsg(fd_.get(), &packet, MSG_NOSIGNAL);
 }
 
 void DaemonLink::watch_for_cancel(std::function<void()> on_cancel) {

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "base/ids.h"
 #include "base/unique_fd.h"
 #include "migration/mover.pb.h"
 
@@ -28,6 +29,9 @@ class DaemonLink {
   // Tells the daemon which descriptor of ours it should have a copy of, to have what is held should
   // we die.
   void hold_fd(int fd);
+  // Gives the daemon a copy of the userfaultfd for the memory of `pid`: closed by our death alone,
+  // it would stall the program.
+  void userfaultfd(HostPid pid, int fd);
 
   // From here on messages are taken by a thread: cancel, or the daemon's end, sets cancelled() and
   // calls `on_cancel` there.

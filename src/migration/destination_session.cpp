@@ -17,6 +17,8 @@ namespace {
 
 constexpr absl::Duration kAcceptTimeout = absl::Seconds(30);
 constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
+// A daemon is started again within that long, or nobody waits for what is held any more.
+constexpr absl::Duration kNextDaemon = absl::Seconds(30);
 // The source closes its port right after it hears that the replica is active; what it holds then is
 // on its way.
 constexpr absl::Duration kStragglersFor = absl::Seconds(1);
@@ -74,15 +76,16 @@ class DestinationSession {
     // it can go on. The daemon finishes or removes it by what the store says.
     if (decided_elsewhere_) {
       workload_.leave();
+      if (absl::IsUnavailable(taken)) wait_for_the_next_daemon();
       return failed(OUTCOME_UNKNOWN, taken);
     }
-    workload_.discard();
+    // The source first: it may stand still, and taking down gigabytes takes a while.
     PeerMessage message;
     message.set_failed(std::string(message_of(taken)));
-    if (messages_) {
-      (void)messages_->send(message);
-      ::shutdown(messages_->fd(), SHUT_RD);
-    }
+    if (messages_) (void)messages_->send(message);
+    stream_fd_.reset();
+    workload_.discard();
+    if (messages_) ::shutdown(messages_->fd(), SHUT_RD);
     return failed(OUTCOME_ROLLED_BACK, taken);
   }
 
@@ -194,6 +197,14 @@ class DestinationSession {
         return absl::AbortedError("not committed: " + answer->commit_answer().error());
       return absl::OkStatus();
     }
+  }
+
+  // Our daemon died over the commit. The next one reads in the store what became of it, takes what
+  // is held out of our hands, and ends us. The source is to ask the store, too.
+  void wait_for_the_next_daemon() {
+    ::shutdown(messages_->fd(), SHUT_RDWR);
+    const Deadline deadline = Deadline::in(kNextDaemon);
+    while (!deadline.passed()) ::poll(nullptr, 0, deadline.remaining_ms());
   }
 
   void wait_for_stragglers() {

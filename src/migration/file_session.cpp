@@ -98,7 +98,10 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
     ::unlink(partial.c_str());
     absl::Status undone = workload.thaw();
     undone.Update(workload.withdraw());
-    return failed(OUTCOME_ROLLED_BACK, undone.ok() ? written : undone);
+    if (undone.ok()) return failed(OUTCOME_ROLLED_BACK, annotate(written, start.file()));
+    // The daemon, which does it with us dead, has another way.
+    workload.leave_frozen();
+    return failed(OUTCOME_UNKNOWN, undone);
   }
   const absl::Status ended = start.leave_running() ? workload.withdraw() : workload.commit();
   if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);

@@ -1,6 +1,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 
+#include <cerrno>
 #include <memory>
 
 #include "base/fault_point.h"
@@ -23,6 +24,13 @@ constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
 constexpr absl::Duration kPing = absl::Milliseconds(100);
 constexpr absl::Duration kSilence = absl::Milliseconds(700);
 constexpr int kFreezeAttempts = 20;
+
+// As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
+bool of_the_stream(const absl::Status& status) {
+  const int error = errno_of(status);
+  return error == EPIPE || error == ECONNRESET || error == ETIMEDOUT ||
+         absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
+}
 
 int64_t cpu_ns() { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
 
@@ -48,6 +56,7 @@ class SourceSession {
     }
     tell_peer(message_of(moved));
     absl::Status undone = workload_.thaw();
+    if (undone.ok() && told_frozen_) say_that_it_runs_on();
     undone.Update(workload_.withdraw());
     if (undone.ok()) return failed(OUTCOME_ROLLED_BACK, moved);
     // The daemon, which does it with us dead, has another way.
@@ -123,6 +132,7 @@ class SourceSession {
         FAULT_POINT("source.frozen");
         PeerMessage message;
         message.set_frozen(true);
+        told_frozen_ = true;
         GW_RETURN_IF_ERROR(messages_->send(message));
         GW_RETURN_IF_ERROR(ask_whether_there());
         frozen = workload_.final_state(*writer_);
@@ -230,9 +240,10 @@ class SourceSession {
 
   // A broken stream is often the second sign of a failure that the peer has put into words.
   absl::Status explain(const absl::Status& status) {
-    if (!messages_) return status;
+    if (!messages_ || !of_the_stream(status)) return status;
     for (;;) {
-      const auto message = messages_->receive(Deadline::in(absl::Milliseconds(200)));
+      // The service may stand still meanwhile; the words left before the stream broke.
+      const auto message = messages_->receive(Deadline::in(absl::Milliseconds(50)));
       if (!message.ok()) return status;
       if (message->message_case() == PeerMessage::kFailed)
         return absl::AbortedError("the destination: " + message->failed());
@@ -244,6 +255,14 @@ class SourceSession {
     PeerMessage message;
     message.set_failed(std::string(why));
     (void)messages_->send(message);
+  }
+
+  // Frames went to the destination since it announced itself; the daemons bring them back. Before
+  // withdraw(), which takes its time with a big program.
+  void say_that_it_runs_on() {
+    MoverToDaemon told;
+    told.set_runs_on(true);
+    (void)daemon_.send(told);  // one that has gone finds out when it is there again
   }
 
   absl::Status check_cancel() const {
@@ -302,6 +321,7 @@ class SourceSession {
   uint32_t rounds_ = 0;
   bool end_mark_sent_ = false;
   bool told_failed_ = false;
+  bool told_frozen_ = false;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;
   int64_t freeze_begin_ns_ = 0;

@@ -67,10 +67,10 @@ absl::StatusOr<Hold> Hold::adopt(Netlink& netlink, const std::string& name, Uniq
   return Hold(std::move(fd), ifindex);
 }
 
-absl::StatusOr<size_t> Hold::drain(Frames& out) const {
+absl::StatusOr<size_t> drain_hold(int fd, Frames& out) {
   std::array<char, kLongestFrame> buffer;
   for (size_t count = 0;;) {
-    const ssize_t got = ::read(fd_.get(), buffer.data(), buffer.size());
+    const ssize_t got = ::read(fd, buffer.data(), buffer.size());
     if (got > 0) {
       out.append({buffer.data(), static_cast<size_t>(got)});
       ++count;

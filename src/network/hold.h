@@ -18,6 +18,10 @@
 
 namespace godwit::network {
 
+// Appends all frames that wait now in the hold of which `fd` is a copy; never blocks. Returns how
+// many.
+absl::StatusOr<size_t> drain_hold(int fd, Frames& out);
+
 class Hold {
  public:
   // Makes the TAP `name`, or takes the one that a dead process left (with an empty queue then).
@@ -28,8 +32,7 @@ class Hold {
 
   int fd() const { return fd_.get(); }
   int ifindex() const { return ifindex_; }
-  // Appends all frames that wait now; never blocks. Returns how many.
-  absl::StatusOr<size_t> drain(Frames& out) const;
+  absl::StatusOr<size_t> drain(Frames& out) const { return drain_hold(fd_.get(), out); }
 
  private:
   Hold(UniqueFd fd, int ifindex) : fd_(std::move(fd)), ifindex_(ifindex) {}

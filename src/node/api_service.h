@@ -69,7 +69,7 @@ class PeerService final : public api::StoreService {
   grpc::Status PrepareReplica(grpc::ServerContext*, const api::PrepareReplicaRequest*,
                               api::PrepareReplicaReply*) override;
   grpc::Status AbortReplica(grpc::ServerContext*, const api::AbortReplicaRequest*,
-                            api::Empty*) override;
+                            grpc::ServerWriter<api::ReturnedFrames>*) override;
   grpc::Status PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>*,
                       api::Empty*) override;
   grpc::Status Ping(grpc::ServerContext*, const api::Empty*, api::Node*) override;

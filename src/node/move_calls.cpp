@@ -106,11 +106,27 @@ grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,
 }
 
 grpc::Status PeerService::AbortReplica(grpc::ServerContext*,
-                                       const api::AbortReplicaRequest* request, api::Empty*) {
+                                       const api::AbortReplicaRequest* request,
+                                       grpc::ServerWriter<api::ReturnedFrames>* out) {
   const auto session = node_.session(request->migration_id());
   if (session == nullptr)
     return {grpc::StatusCode::NOT_FOUND, "no such migration is under way here"};
-  return api::to_grpc(session->abort());
+  return api::to_grpc(session->give_back([out](const network::Frames& frames) {
+    constexpr size_t kMessage = size_t{1} << 20;  // gRPC takes 4 MiB
+    size_t at = 0;
+    api::ReturnedFrames message;
+    size_t bytes = 0;
+    for (const uint32_t size : frames.sizes) {
+      message.add_frame(frames.bytes.substr(at, size));
+      at += size;
+      bytes += size;
+      if (bytes < kMessage) continue;
+      out->Write(message);
+      message.Clear();
+      bytes = 0;
+    }
+    if (message.frame_size() > 0) out->Write(message);
+  }));
 }
 
 grpc::Status PeerService::PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>* parts,

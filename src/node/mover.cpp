@@ -10,6 +10,7 @@
 #include "migration/session.h"
 #include "node/workload_replica.h"
 #include "node/workload_source.h"
+#include "process/left_over.h"
 
 namespace godwit::node {
 namespace {
@@ -29,6 +30,19 @@ Finished run_precheck(migration::SourceWorkload& workload) {
   return finished;
 }
 
+Finished run_withdraw(const capsule::NodePaths& node, const std::string& service) {
+  const absl::Status done = [&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, capsule::Capsule::open(node, service));
+    GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+    if (info.state() != capsule::CAPSULE_RUNNING) return absl::OkStatus();
+    GW_ASSIGN_OR_RETURN(const resource::PidTranslator translate,
+                        resource::PidTranslator::of(HostPid{info.init_pid()}));
+    GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, capsule.work_pids());
+    return process::remove_left_over(members, translate);
+  }();
+  return migration::failed(migration::OUTCOME_ROLLED_BACK, done);
+}
+
 Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
   const capsule::NodePaths node{start.state_dir(), start.node()};
   switch (start.role()) {
@@ -40,6 +54,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       if (!source.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
       (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
+      (*source)->on_userfaultfd([&daemon](HostPid pid, int fd) { daemon.userfaultfd(pid, fd); });
       if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
       return start.role() == migration::ROLE_SOURCE
                  ? migration::run_source(start, **source, daemon)
@@ -54,6 +69,8 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
                  ? migration::run_destination(start, **replica, daemon)
                  : migration::run_restore(start, **replica, daemon);
     }
+    case migration::ROLE_WITHDRAW:
+      return run_withdraw(node, start.service());
     default:
       return migration::failed(
           migration::OUTCOME_ROLLED_BACK,

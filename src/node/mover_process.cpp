@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <charconv>
 #include <cstring>
 #include <string_view>
@@ -39,6 +40,30 @@ absl::StatusOr<uint64_t> start_ticks_of(pid_t pid) {
       std::from_chars(stat.data() + at + 1, stat.data() + stat.size(), ticks).ec != std::errc())
     return make_error(absl::StatusCode::kDataLoss, "/proc/{}/stat has no field 22", pid);
   return ticks;
+}
+
+// As recv(2) with MSG_TRUNC.
+ssize_t receive_packet(int socket, std::vector<char>& bytes, UniqueFd& attached) {
+  iovec part{bytes.data(), bytes.size()};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+  msghdr packet{};
+  packet.msg_iov = &part;
+  packet.msg_iovlen = 1;
+  packet.msg_control = control.data();
+  packet.msg_controllen = control.size();
+  ssize_t size = 0;
+  do {
+    size = ::recvmsg(socket, &packet, MSG_TRUNC | MSG_CMSG_CLOEXEC);
+  } while (size < 0 && errno == EINTR);
+  const int error = errno;
+  const cmsghdr* first = size > 0 ? CMSG_FIRSTHDR(&packet) : nullptr;
+  if (first != nullptr && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS) {
+    int fd = -1;
+    std::memcpy(&fd, CMSG_DATA(first), sizeof fd);
+    attached.reset(fd);
+  }
+  errno = error;
+  return size;
 }
 
 absl::StatusOr<pid_t> spawn(int socket) {
@@ -96,7 +121,8 @@ absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start(
 
 MoverProcess::~MoverProcess() { kill(); }
 
-absl::StatusOr<migration::MoverToDaemon> MoverProcess::receive(Deadline deadline) {
+absl::StatusOr<migration::MoverToDaemon> MoverProcess::receive(Deadline deadline,
+                                                               UniqueFd* attached) {
   while (true) {
     pollfd polled[] = {{socket_.get(), POLLIN, 0}, {interrupt_.get(), POLLIN, 0}};
     const int ready = ::poll(polled, 2, deadline.remaining_ms());
@@ -112,10 +138,9 @@ absl::StatusOr<migration::MoverToDaemon> MoverProcess::receive(Deadline deadline
     if (polled[0].revents != 0) break;
   }
   std::vector<char> bytes(kMaxMessage);
-  ssize_t size = 0;
-  do {
-    size = ::recv(socket_.get(), bytes.data(), bytes.size(), MSG_TRUNC);
-  } while (size < 0 && errno == EINTR);
+  UniqueFd came;
+  const ssize_t size = receive_packet(socket_.get(), bytes, came);
+  if (attached != nullptr) *attached = std::move(came);
   if (size < 0 && errno != ECONNRESET) return errno_status(errno, "recv(mover)");
   if (size <= 0) return make_error(absl::StatusCode::kOutOfRange, "the mover has ended");
   migration::MoverToDaemon message;
@@ -154,14 +179,20 @@ void MoverProcess::kill() {
   reaped_ = true;
 }
 
-absl::Status kill_left_over_mover(pid_t pid, uint64_t start_ticks) {
-  if (pid <= 0) return absl::OkStatus();
+absl::StatusOr<UniqueFd> end_left_over_mover(pid_t pid, uint64_t start_ticks, int hold_fd) {
+  if (pid <= 0) return UniqueFd();
   const auto pidfd = kernel::pidfd_open(HostPid{pid});
-  if (absl::IsNotFound(pidfd.status())) return absl::OkStatus();
+  if (absl::IsNotFound(pidfd.status())) return UniqueFd();
   if (!pidfd.ok()) return pidfd.status();
   // The process behind the pidfd has the pid while it lives, so this reads about the same one.
   const auto ticks = start_ticks_of(pid);
-  if (!ticks.ok() || *ticks != start_ticks) return absl::OkStatus();
+  if (!ticks.ok() || *ticks != start_ticks) return UniqueFd();
+  UniqueFd hold;
+  if (hold_fd > 0) {
+    // Fails with a mover that is dead and not reaped yet: what it held is gone.
+    auto copy = kernel::pidfd_getfd(pidfd->get(), hold_fd);
+    if (copy.ok()) hold = *std::move(copy);
+  }
   if (::syscall(SYS_pidfd_send_signal, pidfd->get(), SIGKILL, nullptr, 0) != 0 && errno != ESRCH)
     return errno_status(errno, fmt::format("pidfd_send_signal({}, SIGKILL)", pid));
   pollfd polled{pidfd->get(), POLLIN, 0};
@@ -171,7 +202,7 @@ absl::Status kill_left_over_mover(pid_t pid, uint64_t start_ticks) {
   if (polled.revents == 0)
     return make_error(absl::StatusCode::kDeadlineExceeded,
                       "mover {} of an earlier daemon does not die", pid);
-  return absl::OkStatus();
+  return hold;
 }
 
 }  // namespace godwit::node

@@ -11,14 +11,26 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/clock.h"
+#include "base/ids.h"
 #include "base/unique_fd.h"
 #include "migration/mover.pb.h"
 
 namespace godwit::node {
+
+// What its daemon has of a mover that may die.
+struct LeftByMover {
+  struct Userfaultfd {
+    HostPid pid;  // whose memory it is for
+    UniqueFd fd;
+  };
+  UniqueFd hold;  // copy of the descriptor that has the held frames
+  std::vector<Userfaultfd> userfaultfds;
+};
 
 class MoverProcess {
  public:
@@ -30,8 +42,8 @@ class MoverProcess {
   MoverProcess& operator=(const MoverProcess&) = delete;
 
   // kOutOfRange: it has ended. kCancelled: interrupt() was called (once answers once).
-  // kDeadlineExceeded: nothing came.
-  absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline);
+  // kDeadlineExceeded: nothing came. `attached`: the descriptor that came with it, if one did.
+  absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline, UniqueFd* attached = nullptr);
   absl::Status send(const migration::DaemonToMover& message);
   void interrupt();
   // A copy of one of its descriptors, while it lives (pidfd_getfd(2)).
@@ -52,8 +64,9 @@ class MoverProcess {
   bool reaped_ = false;
 };
 
-// Ends a mover that an earlier daemon started, unless the pid is another process's by now.
-absl::Status kill_left_over_mover(pid_t pid, uint64_t start_ticks);
+// Ends a mover that an earlier daemon started, unless the pid is another process's by now. Gives a
+// copy of its descriptor `hold_fd`, if it lived and had that.
+absl::StatusOr<UniqueFd> end_left_over_mover(pid_t pid, uint64_t start_ticks, int hold_fd);
 
 }  // namespace godwit::node
 

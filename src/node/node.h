@@ -15,6 +15,7 @@
 #include "api/godwit.pb.h"
 #include "node/busy.h"
 #include "node/journal.h"
+#include "node/mover_process.h"
 #include "node/node_config.h"
 #include "node/peers.h"
 #include "node/records.h"
@@ -68,14 +69,21 @@ class Node {
   api::Service describe(const api::ServiceRecord& record) const;
   api::Node describe_self() const;
 
-  // Ends a migration of which this node is the source and whose mover is dead or has said that it
-  // rolled back (`undone`): asks the store who owns the service, goes back or finishes. Waits for
-  // the store as long as it takes. Returns the node that has the service. `hold`: a copy of the
-  // dead mover's, with the frames in it.
-  absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, bool undone,
-                                            UniqueFd hold = UniqueFd());
+  // Ends a migration of which this node is the source and whose mover is dead or has finished: asks
+  // the store who owns the service, goes back or finishes, whatever of that has not been done
+  // yet. Waits for the store as long as it takes. Returns the node that has the service.
+  enum class Undone {
+    kNothing,
+    kThawed,  // it runs and can be reached, but the mover died and left something in it
+    kAll,
+  };
+  absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry, Undone undone,
+                                            LeftByMover left = {});
   // The same at the destination.
   absl::Status settle_destination(const api::MigrationJournal& entry, UniqueFd hold = UniqueFd());
+  // Tells the destination of a migration that it is off, in the background and as long as that
+  // may take, and gives the service what was sent there. Only when it cannot commit any more.
+  void call_off(const api::MigrationJournal& entry);
   // Calls `ask` until its answer is neither kUnavailable nor kDeadlineExceeded, or stop().
   absl::Status until_answered(const std::function<absl::Status()>& ask) const;
 
@@ -91,6 +99,8 @@ class Node {
       : config_(config), services_(config_), journal_(config_.state_dir) {}
   void watch_for_exit(const std::string& name, uint64_t watch);
   bool watch_is_current(const std::string& name, uint64_t watch) const;
+  void clean_up_after_mover(const std::string& service,
+                            std::vector<LeftByMover::Userfaultfd> userfaultfds);
   absl::Status settle_service(VersionedService versioned);
   absl::Status remove_strays();
   absl::Status announce_self();

@@ -24,7 +24,7 @@ absl::Status Node::recover() {
   for (const api::MigrationJournal& each : entries) {
     const absl::Status settled = each.side() == api::MigrationJournal::DESTINATION
                                      ? settle_destination(each)
-                                     : settle_source(each, false).status();
+                                     : settle_source(each, Undone::kNothing).status();
     if (!settled.ok())
       return annotate(settled,
                       fmt::format("settling migration {} of {}", each.id(), each.service()));

@@ -1,12 +1,15 @@
 #include "node/replica_session.h"
 
+#include <fcntl.h>
 #include <openssl/rand.h>
+#include <poll.h>
 
 #include "absl/cleanup/cleanup.h"
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "capsule/root_fs.h"
+#include "network/hold.h"
 #include "node/node.h"
 
 namespace godwit::node {
@@ -18,10 +21,16 @@ constexpr absl::Duration kListenWait = absl::Seconds(20);
 // Nobody waits for a mover longer than for its own deadlines, which are shorter.
 constexpr absl::Duration kForever = absl::Hours(24);
 constexpr size_t kTokenBytes = 32;
+// The source's daemon asks within milliseconds, unless it is out of reach or dead.
+constexpr absl::Duration kAskedWithin = absl::Seconds(1);
 
 // Whether the owner was changed is not known.
 absl::Status unsure_because(const absl::Status& status) {
   return make_error(absl::StatusCode::kUnknown, "{}", message_of(status));
+}
+
+UniqueFd copy_of(const UniqueFd& fd) {
+  return UniqueFd(fd ? ::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0) : -1);
 }
 
 absl::Status fault_after_commit() {
@@ -120,6 +129,8 @@ absl::Status ReplicaSession::start_mover() {
   auto first = mover_->receive(Deadline::in(kListenWait));
   if (first.ok() && first->message_case() == migration::MoverToDaemon::kHoldFd) {
     keep_hold(first->hold_fd());
+    entry_.set_mover_hold_fd(static_cast<int32_t>(first->hold_fd()));
+    GW_RETURN_IF_ERROR(node_.journal().write(entry_));
     first = mover_->receive(Deadline::in(kListenWait));
   }
   if (!first.ok()) return annotate(first.status(), "the destination's mover");
@@ -148,7 +159,8 @@ void ReplicaSession::run() {
     settled = node_.journal().remove(entry_.id());
     node_.supervise(request_.service());
   } else {
-    settled = node_.settle_destination(entry_, std::move(held_));
+    if (!committed && !undecided_) keep_until_asked();
+    settled = node_.settle_destination(entry_, copy_of(held_));
   }
   if (!settled.ok())
     log_error("settling migration {} of {}: {}", entry_.id(), request_.service(),
@@ -204,7 +216,8 @@ migration::CommitAnswer ReplicaSession::commit() {
   const absl::Status done =
       adopted_ ? swap_owner() : absl::InternalError("the replica could not be adopted");
   if (!done.ok()) {
-    answer.set_undecided(absl::IsUnknown(done));
+    undecided_ = absl::IsUnknown(done);
+    answer.set_undecided(undecided_);
     answer.set_error(std::string(message_of(done)));
     return answer;
   }
@@ -260,12 +273,54 @@ void ReplicaSession::keep_hold(uint32_t fd) {
     log_warning("copying the hold of {}: {}", request_.service(), message_of(copy.status()));
 }
 
+// Frames went here since the replica was announced; the source's daemon asks for them as soon as
+// the service runs there again. A source that is not there any more does not.
+void ReplicaSession::keep_until_asked() {
+  const absl::Status silent = node_.services().silence(request_.service());
+  if (!silent.ok()) log_warning("{}: {}", request_.service(), message_of(silent));
+  pollfd waiting{held_.get(), POLLIN, 0};
+  if (!held_ || ::poll(&waiting, 1, 0) <= 0) return;
+  std::unique_lock lock(mutex_);
+  ended_.wait_for(lock, absl::ToChronoMilliseconds(kAskedWithin),
+                  [this] { return asked_back_ || node_.stopping(); });
+}
+
+absl::Status ReplicaSession::give_back(const std::function<void(const network::Frames&)>& give) {
+  {
+    std::lock_guard lock(mutex_);
+    if (committed_)
+      return make_error(absl::StatusCode::kFailedPrecondition, "{} runs on {} already",
+                        request_.service(), node_.config().name);
+    if (!aborted_) {
+      aborted_ = true;
+      mover_->interrupt();
+    }
+  }
+  const auto given = absl::MakeCleanup([this] {
+    std::lock_guard lock(mutex_);
+    asked_back_ = true;
+    ended_.notify_all();
+  });
+  if (!held_) return absl::OkStatus();
+  // Once more for those that were on their way when the source announced itself.
+  for (const int wait_ms : {0, 2}) {
+    pollfd waiting{held_.get(), POLLIN, 0};
+    if (::poll(&waiting, 1, wait_ms) <= 0) continue;
+    network::Frames frames;
+    GW_RETURN_IF_ERROR(network::drain_hold(held_.get(), frames).status());
+    give(frames);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReplicaSession::abort() {
   std::unique_lock lock(mutex_);
   if (!aborted_) {
     aborted_ = true;
     mover_->interrupt();
   }
+  asked_back_ = true;
+  ended_.notify_all();
   ended_.wait(lock, [this] { return has_ended_; });
   if (committed_)
     return make_error(absl::StatusCode::kFailedPrecondition, "{} runs on {} already",

@@ -8,6 +8,7 @@
 #define GODWIT_NODE_REPLICA_SESSION_H_
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "api/godwit.pb.h"
 #include "capsule/capsule.h"
+#include "network/frames.h"
 #include "node/busy.h"
 #include "node/mover_process.h"
 #include "node/records.h"
@@ -36,6 +38,9 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   const api::PrepareReplicaReply& reply() const { return reply_; }
   // Ends it unless it has committed; returns when it has ended. kFailedPrecondition: committed.
   absl::Status abort();
+  // The source's wish, when it runs on and no commit is possible any more: ends it, and gives what
+  // was held here for the service. Does not wait for the replica to be taken down.
+  absl::Status give_back(const std::function<void(const network::Frames&)>& give);
 
  private:
   ReplicaSession(Node& node, const api::PrepareReplicaRequest& request)
@@ -50,6 +55,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   // kUnknown: it may have been swapped.
   absl::Status swap_owner();
   void keep_hold(uint32_t fd);
+  void keep_until_asked();
 
   Node& node_;
   api::PrepareReplicaRequest request_;
@@ -57,15 +63,17 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   Busy::Hold hold_;
   std::optional<capsule::Capsule> capsule_;
   std::unique_ptr<MoverProcess> mover_;
-  UniqueFd held_;  // copy of the mover's hold
+  UniqueFd held_;  // copy of the mover's hold; set before others know this
   api::MigrationJournal entry_;
   std::string committed_record_;  // ready to be written
   std::mutex mutex_;
-  std::condition_variable ended_;
-  bool adopted_ = false;  // the session's thread only
+  std::condition_variable ended_;  // or asked_back_
+  bool adopted_ = false;           // the session's thread only, as the next
+  bool undecided_ = false;
   bool has_ended_ = false;
   bool committed_ = false;
   bool aborted_ = false;
+  bool asked_back_ = false;  // by the source, or nobody will
   bool finished_well_ = false;
 };
 

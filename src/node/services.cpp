@@ -93,6 +93,23 @@ absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   return opened.port.release_hold();
 }
 
+absl::Status Services::give(const std::string& name, const network::Frames& frames) const {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  GW_ASSIGN_OR_RETURN(OpenedPort opened,
+                      open_port(config_.state_dir, capsule.spec(), HostPid{info.init_pid()}));
+  return opened.port.inject(frames);
+}
+
+absl::Status Services::silence(const std::string& name) const {
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  GW_ASSIGN_OR_RETURN(OpenedPort opened,
+                      open_port(config_.state_dir, capsule.spec(), HostPid{info.init_pid()}));
+  opened.port.gate().set_from(network::GateMode::kDrop);
+  return absl::OkStatus();
+}
+
 absl::Status Services::activate(const std::string& name, int32_t main_image_pid,
                                 UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));

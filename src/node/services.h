@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 #include "capsule/capsule.h"
+#include "network/frames.h"
 #include "node/node_config.h"
 
 namespace godwit::node {
@@ -37,6 +38,10 @@ class Services {
   // gate open, neighbours told, tree thawed. Idempotent; the mover must be dead.
   // `hold`: a copy of its port's hold, or none: then what is held there is lost.
   absl::Status roll_back(const std::string& name, UniqueFd hold) const;
+  // Frames that belong to it and came by another way than its port.
+  absl::Status give(const std::string& name, const network::Frames& frames) const;
+  // A replica that will not be: nothing leaves its port any more; what comes is held on.
+  absl::Status silence(const std::string& name) const;
   // The destination of a move that was committed, if its mover did not get so far: thawed, gate
   // open, adopted with its main process (0: that has ended). Idempotent; the mover must be dead.
   absl::Status activate(const std::string& name, int32_t main_image_pid, UniqueFd hold) const;

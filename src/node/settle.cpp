@@ -2,33 +2,50 @@
 // both ends obey. Everything here can be done again from the start by another daemon.
 #include <grpcpp/client_context.h>
 
+#include <ctime>
+
 #include "api/rpc_status.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "node/log_carrier.h"
 #include "node/mover_process.h"
 #include "node/node.h"
+#include "pages/uffd_release.h"
 
 namespace godwit::node {
 namespace {
 
-constexpr absl::Duration kAbortTimeout = absl::Seconds(30);
+// One that was told nothing notices the broken connection, so there is no point in asking for ever.
+constexpr absl::Duration kCallOffWithin = absl::Seconds(30);
+// What is brought back later than this has been sent again long since.
+constexpr absl::Duration kFramesKeepFor = absl::Seconds(1);
+// So long does a daemon that is to stop wait for an answer.
+constexpr absl::Duration kCallOffSlice = absl::Seconds(2);
+// It stops each process for less than a millisecond.
+constexpr absl::Duration kCleanUpWithin = absl::Seconds(20);
 
-// The other end would find out by itself when it asks the store; told, it need not wait.
-void tell_destination(Peers& peers, const api::MigrationJournal& entry) {
-  if (entry.peer().empty()) return;
-  const auto peer = peers.find(entry.peer());
-  if (!peer.ok()) return;
+absl::Status abort_replica(Peers& peers, const Services& services,
+                           const api::MigrationJournal& entry, Deadline keep) {
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, peers.find(entry.peer()));
   grpc::ClientContext context;
-  set_timeout(context, kAbortTimeout);
+  set_timeout(context, kCallOffSlice);
+  context.set_wait_for_ready(true);
   api::AbortReplicaRequest request;
   request.set_migration_id(entry.id());
   request.set_service(entry.service());
-  api::Empty reply;
-  const absl::Status told = api::from_grpc((*peer)->peer->AbortReplica(&context, request, &reply));
-  if (!told.ok() && !absl::IsNotFound(told))
-    log_warning("telling {} that migration {} is off: {}", entry.peer(), entry.id(),
-                message_of(told));
+  const auto answer = peer->peer->AbortReplica(&context, request);
+  api::ReturnedFrames returned;
+  while (answer->Read(&returned)) {
+    if (keep.passed()) continue;
+    network::Frames frames;
+    for (const std::string& frame : returned.frame()) frames.append(frame);
+    const absl::Status given = services.give(entry.service(), frames);
+    // One that ended meanwhile needs none.
+    if (!given.ok() && !absl::IsNotFound(given))
+      log_warning("giving {} what came to {}: {}", entry.service(), entry.peer(),
+                  message_of(given));
+  }
+  return api::from_grpc(answer->Finish());
 }
 
 // Best effort: a lost log must not keep a source from being taken down.
@@ -41,9 +58,56 @@ void hand_on_log(Peers& peers, const capsule::ServicePaths& paths, const std::st
 
 }  // namespace
 
-absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, bool undone,
-                                                UniqueFd hold) {
-  GW_RETURN_IF_ERROR(kill_left_over_mover(entry.mover_pid(), entry.mover_start_ticks()));
+void Node::call_off(const api::MigrationJournal& entry) {
+  if (entry.peer().empty()) return;
+  tasks_.run([this, entry] {
+    const Deadline deadline = Deadline::in(kCallOffWithin);
+    const Deadline keep = Deadline::in(kFramesKeepFor);
+    for (;;) {
+      const absl::Status told = abort_replica(*peers_, services_, entry, keep);
+      const bool later = absl::IsUnavailable(told) || absl::IsDeadlineExceeded(told);
+      if (later && !stopping() && !deadline.passed()) {
+        const timespec pause{0, 100'000'000};  // the store may be what cannot be reached
+        ::nanosleep(&pause, nullptr);
+        continue;
+      }
+      if (!told.ok() && !absl::IsNotFound(told))
+        log_warning("telling {} that migration {} is off: {}", entry.peer(), entry.id(),
+                    message_of(told));
+      return;
+    }
+  });
+}
+
+// The program runs meanwhile. What cannot be taken out is no reason to keep it from anything.
+void Node::clean_up_after_mover(const std::string& service,
+                                std::vector<LeftByMover::Userfaultfd> userfaultfds) {
+  for (LeftByMover::Userfaultfd& each : userfaultfds) {
+    const absl::Status released = pages::release_uffd(std::move(each.fd), each.pid);
+    if (!released.ok()) log_warning("{}: {}", service, message_of(released));
+  }
+  migration::MoverStart start;
+  start.set_role(migration::ROLE_WITHDRAW);
+  start.set_service(service);
+  start.set_node(config_.local());
+  start.set_state_dir(config_.state_dir);
+  const absl::Status cleaned = [&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(const auto mover, MoverProcess::start(start));
+    GW_ASSIGN_OR_RETURN(const migration::MoverToDaemon last,
+                        mover->receive(Deadline::in(kCleanUpWithin)));
+    if (last.finished().error().empty()) return absl::OkStatus();
+    return absl::InternalError(last.finished().error());
+  }();
+  if (!cleaned.ok())
+    log_warning("taking out of {} what a mover left in it: {}", service, message_of(cleaned));
+}
+
+absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, Undone undone,
+                                                LeftByMover left) {
+  GW_ASSIGN_OR_RETURN(
+      UniqueFd hold,
+      end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));
+  if (!left.hold) left.hold = std::move(hold);
   std::string owner;
   const absl::Status answered = until_answered([&] {
     return records_
@@ -75,19 +139,23 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
     GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
     return owner;
   }
-  if (!undone) {
+  if (undone == Undone::kNothing) {
     log_info("migration {}: {} runs on here", entry.id(), entry.service());
-    const absl::Status back = services_.roll_back(entry.service(), std::move(hold));
+    const absl::Status back = services_.roll_back(entry.service(), std::move(left.hold));
     // The service ended meanwhile and its supervisor will say so.
     if (!back.ok() && !absl::IsNotFound(back)) return back;
   }
+  call_off(entry);
+  if (undone != Undone::kAll) clean_up_after_mover(entry.service(), std::move(left.userfaultfds));
   GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
-  tell_destination(*peers_, entry);
   return owner;
 }
 
 absl::Status Node::settle_destination(const api::MigrationJournal& entry, UniqueFd hold) {
-  GW_RETURN_IF_ERROR(kill_left_over_mover(entry.mover_pid(), entry.mover_start_ticks()));
+  GW_ASSIGN_OR_RETURN(
+      UniqueFd copied,
+      end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));
+  if (!hold) hold = std::move(copied);
   absl::StatusOr<VersionedService> record = absl::UnknownError("");
   const absl::Status answered = until_answered([&] {
     record = records_->service(entry.service());

@@ -81,8 +81,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   preparing.set_phase("prepare");
   on_progress_(preparing);
   const absl::Status prepared = prepare_destination(request.verbose());
-  if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), true);
-  if (user_cancelled_()) return rolled_back("cancelled", true);
+  if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), Node::Undone::kAll);
+  if (user_cancelled_()) return rolled_back("cancelled", Node::Undone::kAll);
 
   migration::MoverStart start = describe(migration::ROLE_SOURCE);
   start.set_strategy(strategy);
@@ -93,7 +93,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   start.set_token(replica_.token());
   start.set_verbose(request.verbose());
   const absl::Status started = start_mover(std::move(start));
-  if (!started.ok()) return rolled_back(std::string(message_of(started)), false);
+  if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   return conclude(follow());
 }
 
@@ -216,7 +216,8 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
       // A mover that cannot be told has ended; receive() says so.
       mover_->send(message).IgnoreError();
     }
-    auto message = mover_->receive(Deadline::in(kCancelSlice));
+    UniqueFd attached;
+    auto message = mover_->receive(Deadline::in(kCancelSlice), &attached);
     if (absl::IsDeadlineExceeded(message.status())) {
       if (!silence.passed()) continue;
       mover_->kill();
@@ -227,12 +228,18 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     if (!message.ok()) return message.status();
     silence = Deadline::in(kSilence);
     if (message->end_mark_sent()) end_mark_sent_ = true;
+    // Either it never sent its end mark or the destination's mover gave its word.
+    if (message->runs_on()) node_.call_off(entry_);
     if (message->message_case() == migration::MoverToDaemon::kHoldFd) {
       // It may be dead already; then there is nothing in it.
       auto copy = mover_->copy_fd(message->hold_fd());
-      if (copy.ok()) held_ = *std::move(copy);
+      if (copy.ok()) left_.hold = *std::move(copy);
+      entry_.set_mover_hold_fd(static_cast<int32_t>(message->hold_fd()));
+      GW_RETURN_IF_ERROR(node_.journal().write(entry_));
       continue;
     }
+    if (message->message_case() == migration::MoverToDaemon::kUserfaultfdOf)
+      left_.userfaultfds.push_back({HostPid{message->userfaultfd_of()}, std::move(attached)});
     if (message->has_finished()) return message->finished();
     if (!message->has_progress()) continue;
     const migration::Progress& from = message->progress();
@@ -253,11 +260,20 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
   mover_->kill();
   // Without the end mark the destination cannot have asked for the commit: go back at once, the
   // store may be slow.
-  if (!end_mark_sent_ && (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
-    const absl::Status back = node_.services().roll_back(entry_.service(), std::move(held_));
-    if (!back.ok()) log_error("rolling {} back: {}", entry_.service(), message_of(back));
+  Node::Undone undone = Node::Undone::kNothing;
+  if (finished.ok() && (finished->outcome() == migration::OUTCOME_ROLLED_BACK ||
+                        finished->outcome() == migration::OUTCOME_REFUSED))
+    undone = Node::Undone::kAll;
+  if (!end_mark_sent_ && undone == Node::Undone::kNothing &&
+      (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
+    const absl::Status back = node_.services().roll_back(entry_.service(), std::move(left_.hold));
+    if (!back.ok())
+      log_error("rolling {} back: {}", entry_.service(), message_of(back));
+    else
+      undone = Node::Undone::kThawed;
+    node_.call_off(entry_);
   }
-  if (!finished.ok()) return rolled_back(std::string(message_of(finished.status())), false);
+  if (!finished.ok()) return rolled_back(std::string(message_of(finished.status())), undone);
   api::MigrationStatistics statistics = statistics_of(finished->statistics());
   statistics.set_id(entry_.id());
   statistics.set_source(node_.config().name);
@@ -272,8 +288,6 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
     result.set_node(entry_.peer());
     result.set_outcome("moved");
   } else {
-    const bool undone = finished->outcome() == migration::OUTCOME_ROLLED_BACK ||
-                        finished->outcome() == migration::OUTCOME_REFUSED;
     GW_ASSIGN_OR_RETURN(result, rolled_back(finished->error(), undone));
     if (finished->outcome() == migration::OUTCOME_REFUSED) result.set_outcome("refused");
     for (const migration::Reason& each : finished->reasons()) {
@@ -291,9 +305,9 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
 }
 
 absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::string& why,
-                                                                bool undone) {
+                                                                Node::Undone undone) {
   GW_ASSIGN_OR_RETURN(const std::string owner,
-                      node_.settle_source(entry_, undone, std::move(held_)));
+                      node_.settle_source(entry_, undone, std::move(left_)));
   api::MigrateResult result;
   result.set_name(entry_.service());
   result.set_node(owner);
@@ -323,8 +337,10 @@ void SourceMigration::take_down() {
   // Ending gigabytes takes a while and nobody waits for it; the hold keeps a move back from meeting
   // what is left.
   auto hold = std::make_shared<Busy::Hold>(std::move(hold_));
-  node_.tasks().run([&node = node_, entry = entry_, hold]() mutable {
-    const auto settled = node.settle_source(entry, true);
+  // Closed after its program has gone: nobody waits while the kernel walks its memory.
+  auto left = std::make_shared<LeftByMover>(std::move(left_));
+  node_.tasks().run([&node = node_, entry = entry_, hold, left]() mutable {
+    const auto settled = node.settle_source(entry, Node::Undone::kAll);
     if (!settled.ok() && !absl::IsCancelled(settled.status()))
       log_error("taking {} down after migration {}: {}", entry.service(), entry.id(),
                 message_of(settled.status()));
@@ -350,7 +366,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   start.set_strategy(request.leave_running() ? migration::STRATEGY_PRECOPY
                                              : migration::STRATEGY_COLD);
   const absl::Status started = start_mover(std::move(start));
-  if (!started.ok()) return rolled_back(std::string(message_of(started)), false);
+  if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   const auto finished = follow();
   mover_->kill();
   if (!finished.ok() || finished->outcome() != migration::OUTCOME_SAVED) return conclude(finished);

@@ -11,12 +11,10 @@
 #include "api/godwit.pb.h"
 #include "node/busy.h"
 #include "node/mover_process.h"
+#include "node/node.h"
 #include "node/records.h"
 
 namespace godwit::node {
-
-class Node;
-struct Peer;
 
 class SourceMigration {
  public:
@@ -42,7 +40,7 @@ class SourceMigration {
   // nothing.
   absl::StatusOr<migration::Finished> follow();
   absl::StatusOr<api::MigrateResult> conclude(absl::StatusOr<migration::Finished> finished);
-  absl::StatusOr<api::MigrateResult> rolled_back(const std::string& why, bool undone);
+  absl::StatusOr<api::MigrateResult> rolled_back(const std::string& why, Node::Undone undone);
   void record_statistics(const api::MigrationStatistics& statistics);
   void take_down();
   migration::MoverStart describe(migration::Role role) const;
@@ -55,7 +53,7 @@ class SourceMigration {
   api::MigrationJournal entry_;
   api::PrepareReplicaReply replica_;
   std::unique_ptr<MoverProcess> mover_;
-  UniqueFd held_;  // copy of the mover's hold
+  LeftByMover left_;
   bool end_mark_sent_ = false;
 };
 

@@ -97,7 +97,11 @@ absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
   return port_->port.inject(frames_of(frames));
 }
 
-void ServiceReplica::discard() { replica_->discard(); }
+void ServiceReplica::discard() {
+  // Whatever its sockets' ends would say, neighbours look for it at the source from here on.
+  port_->port.gate().set_from(network::GateMode::kDrop);
+  replica_->discard();
+}
 
 // Detached; the cgroup holds what has not been thawed.
 void ServiceReplica::leave() { replica_->activate().IgnoreError(); }

@@ -29,6 +29,7 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   };
   for (int i = 0; i < 3 && i < info.stdio_inode_size(); ++i)
     host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
+  host.tracks = [source = self.get()](HostPid pid, int fd) { source->on_uffd_(pid, fd); };
   GW_ASSIGN_OR_RETURN(self->source_, process::Source::create(std::move(host)));
   self->source_->set_capsule_section(info.SerializeAsString());
   self->bytes_per_s_ = bytes_per_s;

@@ -27,6 +27,8 @@ class ServiceSource final : public migration::SourceWorkload {
   // Called by prepare() with the descriptor whose copy keeps held frames over our death.
   void on_hold(std::function<void(int)> told) { on_hold_ = std::move(told); }
 
+  void on_userfaultfd(std::function<void(HostPid, int)> told) { on_uffd_ = std::move(told); }
+
   // The spec goes into the stream, as read_capsule_spec() (restore.h) wants it: a file has no
   // record in the store beside it.
   void carry_spec();
@@ -57,6 +59,7 @@ class ServiceSource final : public migration::SourceWorkload {
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
   std::function<void(int)> on_hold_ = [](int) {};
+  std::function<void(HostPid, int)> on_uffd_ = [](HostPid, int) {};
   network::Frames
       taken_;  // given away since the freeze began: after a rollback they are ours again
 };

@@ -25,6 +25,11 @@ namespace {
 constexpr size_t kAreaBytes = size_t{128} << 10;
 constexpr size_t kCodeBytes = 4096;  // the area's first page
 
+absl::Status fault_with_descriptor_inside() {
+  FAULT_POINT("source.uffd_inside");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Source::Source(SourceHost host)
@@ -182,12 +187,15 @@ absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask&
     tracee::RemoteSyscalls remote = process.area->single_calls(task);
     GW_ASSIGN_OR_RETURN(const uint64_t number,
                         remote.must(SYS_userfaultfd, {kFlags, 0, 0, 0, 0, 0}));
+    absl::Status fault = fault_with_descriptor_inside();
     auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
     GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
     GW_RETURN_IF_ERROR(remote.finish());
-    if (!taken.ok()) return taken.status();
+    fault.Update(taken.status());
+    GW_RETURN_IF_ERROR(fault);
     uffd = *std::move(taken);
   }
+  host_.tracks(process.host_pid, uffd.get());
   GW_ASSIGN_OR_RETURN(process.tracker, pages::UffdTracker::make(std::move(uffd), process.host_pid));
   GW_RETURN_IF_ERROR(read_maps_of(process, false));
   return process.tracker->start(pages::private_mappings(process.maps));

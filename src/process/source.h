@@ -49,6 +49,8 @@ struct SourceHost {
   std::function<absl::Status()> release;
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
   std::array<ino_t, 3> stdio_inodes = {0, 0, 0};
+  // Told of every userfaultfd before anything is registered with it, so that somebody has a copy.
+  std::function<void(HostPid, int)> tracks = [](HostPid, int) {};
 };
 
 struct SourceCounts {

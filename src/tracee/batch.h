@@ -119,8 +119,15 @@ class Batch {
 // by syscall stops until the mark's call is seen, which is slower, and as safe.
 class StubArea {
  public:
-  // Maps at least `table_bytes` for tables and data. `near` of 0 lets the kernel choose; otherwise
-  // the exact address (MAP_FIXED_NOREPLACE).
+  // Where areas are put unless a place is named: no kernel, allocator or loader puts anything there
+  // by itself, so that what a killed tracer left is known by its address, whatever is in it yet.
+  static constexpr RemoteAddress kPlaces{0x6764'7769'0000};
+  static constexpr uint64_t kPlaceBytes = uint64_t{1} << 30;
+  static constexpr uint64_t kPlacesCount = 4;
+  static constexpr RemoteAddress kPlacesEnd{kPlaces.value + kPlacesCount * kPlaceBytes};
+
+  // Maps at least `table_bytes` for tables and data. `near` of 0: at the first free one of the
+  // places above, or where the kernel likes; otherwise the exact address (MAP_FIXED_NOREPLACE).
   static absl::StatusOr<StubArea> map(StoppedTask& task, ImagePid tgid, size_t table_bytes,
                                       RemoteAddress near = {0});
   StubArea(StubArea&&) noexcept = default;
@@ -157,6 +164,11 @@ class StubArea {
 
   // Removes the mapping: the last thing done in a task.
   absl::Status unmap(StoppedTask& task);
+
+  // Of what a killed tracer left: whether the copy of the stub in the vDSO's page (home_) is there,
+  // and whether an instruction belongs to it.
+  static absl::StatusOr<bool> used_home(HostPid pid);
+  static bool at_home(HostPid pid, RemoteAddress at);
 
   // For a forked child (a husk): the same mapping in another mm.
   StubArea for_child(ImagePid tgid) const;

@@ -101,6 +101,28 @@ absl::StatusOr<bool> all_have_left(StoppedTask& task, RemoteAddress home) {
   });
 }
 
+absl::StatusOr<RemoteAddress> map_at(RemoteSyscalls& calls, uint64_t size, RemoteAddress near) {
+  constexpr uint64_t kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
+  const auto map = [&](uint64_t at, uint64_t flags) {
+    return calls.call(SYS_mmap, {at, size, PROT_READ | PROT_WRITE, flags, ~uint64_t{0}, 0});
+  };
+  const uint64_t places = near.value != 0 ? 1 : StubArea::kPlacesCount;
+  for (uint64_t i = 0; i < places && size <= StubArea::kPlaceBytes; ++i) {
+    const uint64_t at =
+        near.value != 0 ? near.value : StubArea::kPlaces.value + i * StubArea::kPlaceBytes;
+    GW_ASSIGN_OR_RETURN(const int64_t got, map(at, kFlags | MAP_FIXED_NOREPLACE));
+    if (got >= 0) return RemoteAddress{static_cast<uint64_t>(got)};
+    if (near.value != 0 || got != -EEXIST)
+      return errno_status(static_cast<int>(-got),
+                          fmt::format("mmap({:#x}, {:#x}) of the stub's area", at, size));
+  }
+  GW_ASSIGN_OR_RETURN(const int64_t got, map(0, kFlags));
+  if (got < 0)
+    return errno_status(static_cast<int>(-got),
+                        fmt::format("mmap({:#x}) of the stub's area", size));
+  return RemoteAddress{static_cast<uint64_t>(got)};
+}
+
 }  // namespace
 
 absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t table_bytes,
@@ -128,11 +150,8 @@ absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t 
     area.home_ = {0};
   }
 
-  const uint64_t place = near.value == 0 ? 0 : MAP_FIXED_NOREPLACE;
   RemoteSyscalls calls = area.first_calls(task);
-  GW_ASSIGN_OR_RETURN(area.address_.value,
-                      calls.must(SYS_mmap, {near.value, area.size_, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | place, ~uint64_t{0}, 0}));
+  GW_ASSIGN_OR_RETURN(area.address_, map_at(calls, area.size_, near));
   // On failure from here on the mapping goes again.
   const auto complete = [&]() -> absl::Status {
     GW_RETURN_IF_ERROR(write_memory(task.tid(), area.address_, stub_code()));
@@ -187,6 +206,18 @@ absl::Status StubArea::unmap(StoppedTask& task) {
   if (home_.value == 0) return absl::OkStatus();
   const std::vector<std::byte> zeros(home_size());
   return write_memory_forced(task.tid(), home_, zeros);
+}
+
+absl::StatusOr<bool> StubArea::used_home(HostPid pid) {
+  GW_ASSIGN_OR_RETURN(const VdsoImage vdso, read_vdso(pid));
+  return look_at_home(vdso.bytes) == Home::kUsedBefore;
+}
+
+bool StubArea::at_home(HostPid pid, RemoteAddress at) {
+  const auto vdso = read_vdso(pid);
+  if (!vdso.ok() || vdso->bytes.size() < home_size()) return false;
+  const uint64_t home = vdso->at.value + vdso->bytes.size() - home_size();
+  return at.value >= home && at.value < home + home_size();
 }
 
 StubArea StubArea::for_child(ImagePid tgid) const {

@@ -15,22 +15,19 @@ import contextlib
 import glob
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from breaking import DaemonWatch, Faults, copies, inside, movers, traces  # noqa: E402
 from godwit_lab import Failure, Lab, wait_for  # noqa: E402
 
 SERVICE = "svc"
 PORT = 7000
-# The goal is a second on a machine that is idle; tests run on busy ones. A daemon has to be started
-# again, too.
-SOON_US = 2e6
-SOON_WITH_A_NEW_DAEMON_US = 4e6
+# Where a daemon has to be started again, from the moment on when it is.
+SOON_US = 1e6
 
 # Step -> who has it afterwards: "source", "destination", or "one" of them where the store may have
 # been asked already. Those marked True are in the share that always runs.
@@ -38,6 +35,7 @@ SOURCE_STEPS = [
     ("node.before_mover", "source", True),
     ("source.connected", "source", False),
     ("source.start_tracking", "source", False),
+    ("source.uffd_inside", "source", True),
     ("source.prepared", "source", True),
     ("source.round", "source", False),
     ("source.send_pages", "source", False),
@@ -72,88 +70,8 @@ DESTINATION_STEPS = [
 THAW_STEP = "source.thaw"
 
 
-class Faults:
-    """One armed fault point for all processes of the lab, which inherit the variable."""
-
-    def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="godwit-faults.")
-        self.path = os.path.join(self.folder, "fault")
-        os.environ["GODWIT_FAULT"] = "@" + self.path
-
-    def arm(self, point, action):
-        self.disarm()
-        with open(self.path + ".new", "w") as text:
-            text.write("%s=%s\n" % (point, action))
-        os.rename(self.path + ".new", self.path)
-
-    def disarm(self):
-        for path in (self.path, self.path + ".go"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def was_hit(self):
-        return not os.path.exists(self.path)
-
-    def go_on(self):
-        open(self.path + ".go", "w").close()
-
-    def remove(self):
-        del os.environ["GODWIT_FAULT"]
-        shutil.rmtree(self.folder)
-
-
 def other(node):
     return "n2" if node == "n1" else "n1"
-
-
-def copies():
-    """Processes of the service on the lab's nodes; there may be other labs on the machine."""
-    found = []
-    for path in glob.glob("/proc/[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            with open(path) as text:
-                if text.read().strip() != "memory_server":
-                    continue
-            with open(os.path.join(os.path.dirname(path), "cgroup")) as text:
-                if "/godwit/gw-n" in text.read():
-                    found.append(int(path.split("/")[2]))
-    return found
-
-
-def movers():
-    found = []
-    ours = b"GODWIT_FAULT=" + os.environb[b"GODWIT_FAULT"]
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            with open(path, "rb") as text:
-                if text.read().split(b"\0")[:2] != [b"godwit", b"mover"]:
-                    continue
-            with open(os.path.join(os.path.dirname(path), "environ"), "rb") as text:
-                if ours in text.read().split(b"\0"):
-                    found.append(int(path.split("/")[2]))
-    return found
-
-
-def traces(lab, node):
-    """All that a service leaves on a node while it is there."""
-    found = set()
-    for line in lab("lab", "exec", node, "--", "cat", "/proc/net/dev").stdout.splitlines():
-        name = line.split(":")[0].strip()
-        if name.startswith(("gwp", "gwt")):
-            found.add("link " + name)
-    for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-        for folder in glob.glob("%s/godwit/gw-%s/*/" % (mount, node)):
-            found.add("cgroup " + folder)
-    with open("/proc/self/mountinfo") as text:
-        for line in text:
-            where = line.split()[4]
-            if "/lab/%s/services/" % node in where:
-                found.add("mount " + where)
-    for folder in glob.glob("/var/lib/godwit/lab/%s/services/*" % node):
-        found.add("folder " + folder)
-    for folder in glob.glob("/var/lib/godwit/lab/%s/migrations/*" % node):
-        found.add("journal " + folder)
-    return found
 
 
 class Transactions:
@@ -250,10 +168,27 @@ class Transactions:
         if left:
             raise Failure("left on %s: %s" % (owner, sorted(left)))
 
-    def case(self, name, expected, act, limit_us=None):
-        """act(source, destination) breaks something and returns the outcome as the user sees it."""
+    def check_inside(self, before):
+        def difference():
+            after = inside(copies())
+            return {"process %d, %s" % (pid, what):
+                    (sorted(set(before[pid][what]) - set(after.get(pid, before[pid])[what])),
+                     sorted(set(after.get(pid, before[pid])[what]) - set(before[pid][what])))
+                    for pid in before for what in before[pid]
+                    if before[pid][what] != after.get(pid, before[pid])[what]}
+        try:
+            wait_for("the program as it was", lambda: not difference(), 5)
+        except Failure:
+            raise Failure("not as before (gone, new): %s" % difference())
+
+    def case(self, name, expected, act, limit_us=None, restarts=None):
+        """act(source, destination) breaks something and returns the outcome as the user sees it.
+        `restarts`: of "source" or "destination" the daemon is killed on the way."""
         source = self.source()
         destination = other(source)
+        watch = restarts and DaemonWatch(self.daemon_pid,
+                                         source if restarts == "source" else destination)
+        before = inside(copies())
         self.clients.mark()
         self.gap = 0.0  # so far
         row = {"case": name, "from": source, "outcome": "", "at": "", "gap_ms": "", "verdict": ""}
@@ -266,7 +201,12 @@ class Transactions:
             if expected not in ("one", row["at"]):
                 raise Failure("it is at the %s, not at the %s" % (row["at"], expected))
             self.check_one_copy(owner)
-            if limit_us is not None and gap > limit_us:
+            if row["at"] == "source":
+                self.check_inside(before)
+            absent = watch.seconds() if watch else 0.0
+            if watch:
+                row["gap_ms"] += " (%.0f without a daemon)" % (absent * 1000)
+            if limit_us is not None and gap > limit_us + absent * 1e6:
                 raise Failure("no answer for %.0f ms" % (gap / 1000))
             self.faults.disarm()
             self.lab.move(SERVICE, other(owner))
@@ -293,9 +233,9 @@ class Transactions:
             if not self.faults.was_hit():
                 raise Failure("%s was not reached" % point)
             return outcome
-        daemon = point.startswith("node.") and action == "kill"
-        self.case("%s=%s" % (point, action), expected, act,
-                  SOON_WITH_A_NEW_DAEMON_US if daemon else SOON_US)
+        daemon = {"node.before_mover": "source"}.get(point, "destination") \
+            if point.startswith("node.") and action == "kill" else None
+        self.case("%s=%s" % (point, action), expected, act, SOON_US, daemon)
 
     def thaw(self, action):
         def act(_, destination):
@@ -317,8 +257,7 @@ class Transactions:
             self.kill_daemon(source if side == "source" else destination)
             self.faults.go_on()
             return self.finish_migration(process)[0]
-        self.case("%s: daemon of %s killed" % (point, side), expected, act,
-                  SOON_WITH_A_NEW_DAEMON_US)
+        self.case("%s: daemon of %s killed" % (point, side), expected, act, SOON_US, side)
 
     def link_cut(self, point, expected):
         def act(source, destination):
@@ -421,7 +360,10 @@ def plan(part, everything):
         some = ["source.round_done", "source.frozen"]
         for point in before if everything else some:
             for side in ("source", "destination"):
-                yield point, lambda t, p=point, s=side: t.daemon_killed(p, s, "source")
+                # By then the source has sent its end mark, or not.
+                late = point == "replica.restore_tasks" and side == "source"
+                yield point, lambda t, p=point, s=side, e="one" if late else "source": \
+                    t.daemon_killed(p, s, e)
         for point in ["destination.received", "destination.ready"] if everything else \
                 ["destination.ready"]:
             yield point, lambda t, p=point: t.daemon_killed(p, "source", "one")
@@ -430,7 +372,8 @@ def plan(part, everything):
             yield "destination.committed", \
                 lambda t, s=side: t.daemon_killed("destination.committed", s, "destination")
     if part == "links":
-        for point, expected in [("source.round_done", "source"), ("source.frozen", "source"),
+        # Before the freeze a link that comes back soon enough breaks nothing.
+        for point, expected in [("source.round_done", "one"), ("source.frozen", "source"),
                                 ("destination.received", "one"), ("destination.ready", "one")]:
             for _ in range(2 if everything else 1):  # from n1, and from n2
                 yield point, lambda t, p=point, e=expected: t.link_cut(p, e)

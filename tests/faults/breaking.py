@@ -1,0 +1,154 @@
+"""What the fault tests look at and break: fault points, processes, what a service leaves on a node."""
+
+import contextlib
+import glob
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+from godwit_lab import wait_for  # noqa: E402
+
+
+class Faults:
+    """One armed fault point for all processes of the lab, which inherit the variable."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="godwit-faults.")
+        self.path = os.path.join(self.folder, "fault")
+        os.environ["GODWIT_FAULT"] = "@" + self.path
+
+    def arm(self, point, action):
+        self.disarm()
+        with open(self.path + ".new", "w") as text:
+            text.write("%s=%s\n" % (point, action))
+        os.rename(self.path + ".new", self.path)
+
+    def disarm(self):
+        for path in (self.path, self.path + ".go"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def was_hit(self):
+        return not os.path.exists(self.path)
+
+    def go_on(self):
+        open(self.path + ".go", "w").close()
+
+    def remove(self):
+        del os.environ["GODWIT_FAULT"]
+        shutil.rmtree(self.folder)
+
+
+def copies():
+    """Processes of the service on the lab's nodes; there may be other labs on the machine."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            with open(path) as text:
+                if text.read().strip() != "memory_server":
+                    continue
+            with open(os.path.join(os.path.dirname(path), "cgroup")) as text:
+                if "/godwit/gw-n" in text.read():
+                    found.append(int(path.split("/")[2]))
+    return found
+
+
+def movers():
+    found = []
+    ours = b"GODWIT_FAULT=" + os.environb[b"GODWIT_FAULT"]
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as text:
+                if text.read().split(b"\0")[:2] != [b"godwit", b"mover"]:
+                    continue
+            with open(os.path.join(os.path.dirname(path), "environ"), "rb") as text:
+                if ours in text.read().split(b"\0"):
+                    found.append(int(path.split("/")[2]))
+    return found
+
+
+def merged_maps(pid):
+    """Mappings as /proc shows them, neighbours that differ in nothing else as one."""
+    result = []
+    with open("/proc/%d/maps" % pid) as text:
+        for line in text:
+            words = line.split(None, 5)
+            start, end = (int(each, 16) for each in words[0].split("-"))
+            # Of a file, only what goes on in the file as well.
+            base = start - int(words[2], 16) if words[4] != "0" else 0
+            same = (words[1], words[3], words[4], base, words[5].strip() if len(words) > 5 else "")
+            if result and result[-1][1] == start and result[-1][2] == same:
+                result[-1] = (result[-1][0], end, same)
+            else:
+                result.append((start, end, same))
+    return result
+
+
+def inside(pids):
+    """What a move that did not happen must leave as it was in each process."""
+    result = {}
+    for pid in pids:
+        folder = "/proc/%d/fd" % pid
+        result[pid] = {
+            "maps": merged_maps(pid),
+            "descriptors": sorted((int(each), os.readlink(os.path.join(folder, each)))
+                                  for each in os.listdir(folder)),
+        }
+    return result
+
+
+class DaemonWatch:
+    """For how long a node had no daemon, once one is killed: seconds, from a thread."""
+
+    def __init__(self, pid_of, node):
+        self.pid_of = pid_of
+        self.before = pid_of(node)
+        self.node = node
+        self.absent = None
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def alive(self):
+        try:
+            with open("/proc/%d/stat" % self.before) as text:
+                return text.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    def watch(self):
+        end = time.monotonic() + 60
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.002)
+        gone = time.monotonic()
+        wait_for("another daemon", lambda: self.pid_of(self.node) != self.before, 20)
+        self.absent = time.monotonic() - gone
+
+    def seconds(self):
+        self.thread.join(20)
+        return self.absent or 0.0
+
+
+def traces(lab, node):
+    """All that a service leaves on a node while it is there."""
+    found = set()
+    for line in lab("lab", "exec", node, "--", "cat", "/proc/net/dev").stdout.splitlines():
+        name = line.split(":")[0].strip()
+        if name.startswith(("gwp", "gwt")):
+            found.add("link " + name)
+    for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
+        for folder in glob.glob("%s/godwit/gw-%s/*/" % (mount, node)):
+            found.add("cgroup " + folder)
+    with open("/proc/self/mountinfo") as text:
+        for line in text:
+            where = line.split()[4]
+            if "/lab/%s/services/" % node in where:
+                found.add("mount " + where)
+    for folder in glob.glob("/var/lib/godwit/lab/%s/services/*" % node):
+        found.add("folder " + folder)
+    for folder in glob.glob("/var/lib/godwit/lab/%s/migrations/*" % node):
+        found.add("journal " + folder)
+    return found
