@@ -88,8 +88,7 @@ std::vector<resource::FdHolder> Source::holders() const {
 
 absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
   GW_RETURN_IF_ERROR(read_tree());
-  GW_ASSIGN_OR_RETURN(resource::Descriptors descriptors, resource::Descriptors::read(holders()));
-  descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
+  GW_RETURN_IF_ERROR(read_descriptors());
   for (const resource::TreeProcess& process : tree_.processes) {
     if (process.zombie) continue;
     const absl::Status checked = precheck_process(process, refusals);

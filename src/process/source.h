@@ -27,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/object_sender.h"
 #include "process/source_process.h"
@@ -114,6 +115,8 @@ class Source {
   absl::Status read_flags_of(SourceProcess& process);
   static void cut_out_area(SourceProcess& process);
   std::vector<resource::FdHolder> holders() const;
+  absl::Status read_descriptors();
+  void run_all(size_t count, absl::FunctionRef<void(size_t)> item);
 
   void begin_sections(bool final);
   absl::Status section(stream::Writer& writer, std::string kind, uint64_t id, std::string state);
@@ -140,6 +143,8 @@ class Source {
   std::set<stream::SectionKey> seen_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<resource::Descriptors> descriptors_;
+  resource::FileRanks file_ranks_;         // of the last reading while it ran
+  std::unique_ptr<pages::WorkPool> pool_;  // what is done in the freeze for many descriptors
   std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
   std::vector<std::pair<stream::SectionKey, std::string>> file_states_;

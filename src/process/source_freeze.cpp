@@ -25,8 +25,7 @@ absl::Status Source::freeze() {
   for (auto& [pid, process] : processes_) GW_RETURN_IF_ERROR(read_maps_of(process, false));
   spans_.mark("read maps");
   start_last_scan();
-  GW_ASSIGN_OR_RETURN(resource::Descriptors descriptors, resource::Descriptors::read(holders()));
-  descriptors_ = std::make_unique<resource::Descriptors>(std::move(descriptors));
+  GW_RETURN_IF_ERROR(read_descriptors());
   spans_.mark("take descriptors");
   GW_RETURN_IF_ERROR(run_capture_batches());
   spans_.mark("batches");

@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -162,6 +163,31 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
   return absl::OkStatus();
 }
 
+// Waking the other threads costs as much as some tens of items.
+void Source::run_all(size_t count, absl::FunctionRef<void(size_t)> item) {
+  constexpr size_t kWorthThreads = 64;
+  if (count < kWorthThreads || !pool_) {
+    for (size_t i = 0; i < count; ++i) item(i);
+    return;
+  }
+  pool_->run(count, [&](size_t, size_t i) { item(i); });
+}
+
+absl::Status Source::read_descriptors() {
+  constexpr size_t kThreads = 4;
+  if (!pool_ && !final_)
+    pool_ = std::make_unique<pages::WorkPool>(
+        std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));
+  GW_ASSIGN_OR_RETURN(
+      resource::Descriptors read,
+      resource::Descriptors::read(
+          holders(), file_ranks_,
+          [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); }));
+  if (!final_) file_ranks_ = read.ranks();
+  descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
+  return absl::OkStatus();
+}
+
 absl::Status Source::capture_descriptions() {
   file_states_.clear();
   counts_.connections = 0;
@@ -191,9 +217,8 @@ absl::Status Source::capture_descriptions() {
 
 absl::Status Source::descriptor_sections(stream::Writer& writer) {
   if (!final_) {
-    GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders()));
-    GW_RETURN_IF_ERROR(read.read_close_on_exec(holders()));
-    descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
+    GW_RETURN_IF_ERROR(read_descriptors());
+    GW_RETURN_IF_ERROR(descriptors_->read_close_on_exec(holders()));
     GW_RETURN_IF_ERROR(capture_descriptions());
   }
   for (auto& [key, state] : file_states_)

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -86,6 +87,13 @@ class TaskResource {
   virtual absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const = 0;
 };
 
+// SO_DOMAIN, SO_TYPE, SO_PROTOCOL.
+struct SocketIdentity {
+  int domain = -1;
+  int type = -1;
+  int protocol = -1;
+};
+
 // One open file description of the source, with a duplicate of it in our own table.
 struct OpenFile {
   uint64_t id = 0;  // of the description, stable through the move
@@ -97,7 +105,9 @@ struct OpenFile {
   std::string fdinfo;  // text of /proc/PID/fdinfo/N; empty in the freeze for kinds whose
                        // needs_fdinfo() is false
   struct stat stat {};
-  int status_flags = 0;  // F_GETFL
+  int status_flags = 0;                  // F_GETFL
+  std::optional<SocketIdentity> socket;  // asked once for all kinds of sockets
+  std::string settled;                   // what its kind's settle() gave, for capture()
 };
 
 // What a kind may ask while it captures.
@@ -152,6 +162,17 @@ class FileKind {
   virtual absl::StatusOr<std::string> capture(const OpenFile& file,
                                               const CaptureContext& context) const = 0;
 
+  // In the freeze, while other things are done and packets may still arrive: the part of the state
+  // that only the program could change. capture() follows when the gate is closed; without it (an
+  // empty text, also after an error) capture() reads everything.
+  virtual std::string settle(const OpenFile& /*file*/, const CaptureContext& /*context*/) const {
+    return {};
+  }
+
+  // True if different descriptions of this kind may be settled, captured, updated and completed on
+  // several threads at once.
+  virtual bool concurrent() const { return false; }
+
   // True if create() may run from a non-final epoch (context.final() says which it is) and
   // update() brings it to the final state.
   virtual bool early() const = 0;
@@ -169,6 +190,13 @@ class FileKind {
   // Brings a description made from `before` to `now`. false: must be made anew.
   virtual absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
                                       RestoreContext& context) const = 0;
+
+  // In the final epoch, when all descriptions have been made, before finish() and beside what is
+  // done in the husks.
+  virtual absl::Status complete(int /*fd*/, std::string_view /*state*/,
+                                RestoreContext& /*context*/) const {
+    return absl::OkStatus();
+  }
 
   // In the final epoch, after every descriptor is at its number in every husk: things that need
   // the others (epoll's set). Calls go into `batch`, run in the husk `tgid` that holds the

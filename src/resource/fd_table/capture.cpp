@@ -1,6 +1,5 @@
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/kcmp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,6 +12,7 @@
 #include "kernel/syscalls.h"
 #include "resource/fd_table/fd_table.h"
 #include "resource/registry.h"
+#include "resource/socket_options/options.h"
 
 namespace godwit::resource {
 namespace {
@@ -29,17 +29,59 @@ absl::StatusOr<std::vector<int>> open_descriptors(HostPid pid) {
   return fds;
 }
 
+// A file of a unix socket's name can be opened with O_PATH: that is no socket.
+bool is_socket(const OpenFile& file) {
+  return S_ISSOCK(file.stat.st_mode) && (file.status_flags & O_PATH) == 0;
+}
+
 // The same number for the same description in every epoch as long as its first holder keeps it;
 // never 0. Another id for an unchanged description only costs making it again.
 uint64_t id_of(const OpenFile& file) {
-  if (S_ISSOCK(file.stat.st_mode)) return (uint64_t{1} << 62) | file.stat.st_ino;
+  if (is_socket(file)) return (uint64_t{1} << 62) | file.stat.st_ino;
   return (static_cast<uint64_t>(file.tgid.value) << 32) | static_cast<uint32_t>(file.remote_fd + 1);
 }
 
+const FileKind* find_kind_of(OpenFile& file) {
+  if (is_socket(file)) file.socket = socket_identity(file.fd);
+  for (const FileKind* kind : file_kinds())
+    if (kind->recognise(file)) return kind;
+  return nullptr;
+}
+
+absl::StatusOr<std::string> read_at(int dir, int number) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::openat(dir, std::to_string(number), O_RDONLY));
+  std::string text(4096, '\0');
+  size_t used = 0;
+  while (true) {
+    const ssize_t n = ::read(fd.get(), text.data() + used, text.size() - used);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status(errno, fmt::format("read(fdinfo of {})", number));
+    if (n == 0) break;
+    used += static_cast<size_t>(n);
+    if (used == text.size()) text.resize(2 * used);
+  }
+  text.resize(used);
+  return text;
+}
+
+// Our own folders of /proc, where our duplicates are: a path from the root costs as much again as
+// the look itself.
+struct OwnFolders {
+  UniqueFd fd;
+  UniqueFd fdinfo;
+  static absl::StatusOr<OwnFolders> open() {
+    OwnFolders own;
+    GW_ASSIGN_OR_RETURN(own.fd, kernel::open("/proc/self/fd", O_RDONLY | O_DIRECTORY));
+    GW_ASSIGN_OR_RETURN(own.fdinfo, kernel::open("/proc/self/fdinfo", O_RDONLY | O_DIRECTORY));
+    return own;
+  }
+};
+
 // Of the duplicate, since a running program may have closed its own or used the number again; but
 // locks of processes show only to their owner (show_fd_locks() in fs/locks.c).
-absl::StatusOr<std::string> fdinfo_text(const OpenFile& file) {
-  GW_ASSIGN_OR_RETURN(std::string text, kernel::read_fdinfo_text(HostPid{::getpid()}, file.fd));
+absl::StatusOr<std::string> fdinfo_text(const OpenFile& file, const OwnFolders& folders) {
+  GW_ASSIGN_OR_RETURN(std::string text, read_at(folders.fdinfo.get(), file.fd));
+  if (!S_ISREG(file.stat.st_mode) && !S_ISDIR(file.stat.st_mode)) return text;
   const auto own = kernel::read_fdinfo_text(file.host_tgid, file.remote_fd);
   if (!own.ok()) return text;
   for (size_t at = own->find("lock:"); at != std::string::npos; at = own->find("lock:", at + 1)) {
@@ -49,10 +91,27 @@ absl::StatusOr<std::string> fdinfo_text(const OpenFile& file) {
   return text;
 }
 
+absl::Status look_at(Descriptors::Description& description, const OwnFolders& folders) {
+  OpenFile& file = description.file;
+  if (is_socket(file)) {
+    file.link = fmt::format("socket:[{}]", file.stat.st_ino);
+  } else {
+    GW_ASSIGN_OR_RETURN(file.link, kernel::readlinkat(folders.fd.get(), std::to_string(file.fd)));
+  }
+  file.id = id_of(file);
+  description.kind = find_kind_of(file);
+  if (description.kind == nullptr || description.kind->needs_fdinfo()) {
+    GW_ASSIGN_OR_RETURN(file.fdinfo, fdinfo_text(file, folders));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes) {
+absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes,
+                                              const FileRanks& before, RunAll run_all) {
   Descriptors result;
+  result.before_ = &before;
   // A running program closes descriptors, and its processes end, between a listing and a look.
   const auto has_gone = [](const absl::Status& status) {
     const int error = errno_of(status);
@@ -70,18 +129,11 @@ absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processe
       if (!added.ok() && !has_gone(added)) return added;
     }
   }
-  for (Description& description : result.descriptions_) {
-    OpenFile& file = description.file;
-    file.id = id_of(file);
-    for (const FileKind* kind : file_kinds())
-      if (kind->recognise(file)) {
-        description.kind = kind;
-        break;
-      }
-    if (description.kind == nullptr || description.kind->needs_fdinfo()) {
-      GW_ASSIGN_OR_RETURN(file.fdinfo, fdinfo_text(file));
-    }
-  }
+  result.before_ = nullptr;
+  GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
+  std::vector<absl::Status> looked(result.descriptions_.size());
+  run_all(looked.size(), [&](size_t i) { looked[i] = look_at(result.descriptions_[i], folders); });
+  for (const absl::Status& status : looked) GW_RETURN_IF_ERROR(status);
   for (auto& [tgid, table] : result.tables_)
     for (auto& entry : *table.mutable_entries())
       entry.set_description(result.descriptions_[entry.description()].file.id);
@@ -108,27 +160,40 @@ absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
   file.remote_fd = fd;
   if (::fstat(file.fd, &file.stat) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
   file.status_flags = ::fcntl(file.fd, F_GETFL);
-  auto& same_inode = by_inode_[{file.stat.st_dev, file.stat.st_ino}];
-  for (size_t index : same_inode) {
-    const OpenFile& other = descriptions_[index].file;
-    if (other.status_flags != file.status_flags) continue;
-    const long order = ::syscall(SYS_kcmp, other.host_tgid.value, holder.host_tgid.value, KCMP_FILE,
-                                 other.remote_fd, fd);
-    if (order < 0)
-      return errno_status(errno,
-                          fmt::format("kcmp({}, {}, KCMP_FILE, {}, {})", other.host_tgid.value,
-                                      holder.host_tgid.value, other.remote_fd, fd));
-    if (order == 0) return index;
-  }
-  if (S_ISSOCK(file.stat.st_mode)) {
-    file.link = fmt::format("socket:[{}]", file.stat.st_ino);
+  const size_t index = descriptions_.size();
+  auto& [indexes, order] = by_inode_[{file.stat.st_dev, file.stat.st_ino}];
+  if (is_socket(file)) {
+    // A socket's inode belongs to one description.
+    if (!indexes.empty()) return indexes.front();
   } else {
-    GW_ASSIGN_OR_RETURN(file.link,
-                        kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", file.fd)));
+    const auto rank = before_->find({holder.tgid, fd});
+    GW_ASSIGN_OR_RETURN(
+        const std::optional<size_t> same,
+        order.find_or_add(file.fd, index,
+                          rank == before_->end() ? std::nullopt : std::optional(rank->second)));
+    if (same) return *same;
   }
-  same_inode.push_back(descriptions_.size());
+  indexes.push_back(index);
   descriptions_.push_back({std::move(file), std::move(duplicate), nullptr});
-  return descriptions_.size() - 1;
+  return index;
+}
+
+FileRanks Descriptors::ranks() const {
+  FileRanks ranks;
+  absl::flat_hash_map<uint64_t, uint32_t> of_description;
+  for (const auto& [inode, same] : by_inode_) {
+    const auto& files = same.order.files();
+    if (files.size() < 2) continue;
+    for (size_t i = 0; i < files.size(); ++i)
+      of_description[descriptions_[files[i].index].file.id] = static_cast<uint32_t>(i);
+  }
+  if (of_description.empty()) return ranks;
+  for (const auto& [tgid, table] : tables_)
+    for (const auto& entry : table.entries()) {
+      const auto rank = of_description.find(entry.description());
+      if (rank != of_description.end()) ranks[{tgid, entry.fd()}] = rank->second;
+    }
+  return ranks;
 }
 
 absl::Status Descriptors::read_close_on_exec(std::span<const FdHolder> processes) {
@@ -169,16 +234,19 @@ const FdTableState& Descriptors::table(ImagePid tgid) const {
 uint64_t Descriptors::description_at(ImagePid tgid, int fd) const {
   const auto table = tables_.find(tgid);
   if (table == tables_.end()) return 0;
-  for (const auto& entry : table->second.entries())
-    if (entry.fd() == fd) return entry.description();
-  return 0;
+  const auto& entries = table->second.entries();
+  const auto found = std::lower_bound(
+      entries.begin(), entries.end(), fd,
+      [](const FdTableState::Entry& entry, int number) { return entry.fd() < number; });
+  return found == entries.end() || found->fd() != fd ? 0 : found->description();
 }
 
 std::vector<const OpenFile*> Descriptors::with_inode(dev_t dev, ino_t ino) const {
   std::vector<const OpenFile*> files;
   const auto found = by_inode_.find({dev, ino});
   if (found == by_inode_.end()) return files;
-  for (size_t index : found->second) files.push_back(&descriptions_[index].file);
+  files.reserve(found->second.indexes.size());
+  for (const size_t index : found->second.indexes) files.push_back(&descriptions_[index].file);
   return files;
 }
 

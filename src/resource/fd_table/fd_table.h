@@ -1,9 +1,9 @@
 // Which descriptor of which process refers to which open file description.
 //
 // Facts: pidfd_getfd(2) gives us a duplicate that shares offset and status flags; kcmp(2)
-// KCMP_FILE tells whether two descriptors share a description, and is only asked where inode and
-// kind agree; a socket's inode belongs to one description. FD_CLOEXEC is the one thing that a
-// duplicate does not show: it comes from fdinfo, or in the freeze from a batch of F_GETFD.
+// KCMP_FILE tells whether two descriptors share a description, and is only asked where inodes
+// agree (file_order.h); a socket's inode belongs to one description. FD_CLOEXEC is the one thing
+// that a duplicate does not show: it comes from fdinfo, or in the freeze from a batch of F_GETFD.
 // A duplicate of ours keeps a socket open: outside of the freeze it is closed at once.
 #ifndef GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
 #define GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
@@ -14,10 +14,12 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "resource/fd_table/fd_table.pb.h"
+#include "resource/fd_table/file_order.h"
 #include "resource/resource.h"
 
 namespace godwit::resource {
@@ -28,6 +30,9 @@ struct FdHolder {
   int pidfd = -1;
 };
 
+// Calls `item` for every i < count, maybe on several threads at once; back when all are done.
+using RunAll = absl::FunctionRef<void(size_t count, absl::FunctionRef<void(size_t)> item)>;
+
 // Every description of a tree, with our duplicates, and every table.
 class Descriptors {
  public:
@@ -37,8 +42,11 @@ class Descriptors {
     const FileKind* kind = nullptr;  // null: nobody recognises it
   };
 
-  // Reads the tables of all processes. close_on_exec is not filled: see below.
-  static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes);
+  // Reads the tables of all processes. close_on_exec is not filled: see below. `before`: ranks() of
+  // an earlier reading, to be faster by.
+  static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes,
+                                          const FileRanks& before, RunAll run_all);
+  FileRanks ranks() const;
 
   const std::vector<Description>& descriptions() const { return descriptions_; }
   const absl::flat_hash_map<ImagePid, FdTableState>& tables() const { return tables_; }
@@ -60,7 +68,12 @@ class Descriptors {
   absl::StatusOr<size_t> find_or_add(const FdHolder& holder, int fd, UniqueFd duplicate);
   std::vector<Description> descriptions_;
   absl::flat_hash_map<ImagePid, FdTableState> tables_;
-  absl::flat_hash_map<std::pair<uint64_t, uint64_t>, std::vector<size_t>> by_inode_;
+  struct SameInode {
+    std::vector<size_t> indexes;  // of descriptions_
+    FileOrder order;              // but for sockets
+  };
+  absl::flat_hash_map<std::pair<uint64_t, uint64_t>, SameInode> by_inode_;
+  const FileRanks* before_ = nullptr;  // while reading
 };
 
 // What must change in a husk's table.

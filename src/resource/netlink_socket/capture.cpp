@@ -29,7 +29,7 @@ absl::Status capture_groups(const OpenFile& file, NetlinkSocketState& state) {
 
 absl::StatusOr<std::string> netlink_capture(const OpenFile& file, const CaptureContext& context) {
   NetlinkSocketState state;
-  SocketKind kind;
+  SocketIdentity kind;
   if (!socket_kind(file, kind))
     return make_error(absl::StatusCode::kInternal, "descriptor {} is no socket", file.remote_fd);
   state.set_type(kind.type);

@@ -16,7 +16,7 @@ class NetlinkSocketKind final : public FileKind {
   std::string_view name() const override { return "netlink_socket"; }
 
   bool recognise(const OpenFile& file) const override {
-    SocketKind kind;
+    SocketIdentity kind;
     return socket_kind(file, kind) && kind.domain == AF_NETLINK;
   }
   bool needs_fdinfo() const override { return false; }
@@ -24,7 +24,7 @@ class NetlinkSocketKind final : public FileKind {
   // A family of its own (nl80211, devlink, ...) or a table of the firewall is this machine's.
   absl::Status precheck(const OpenFile& file, const CaptureContext&,
                         std::vector<Refusal>& refusals) const override {
-    SocketKind kind;
+    SocketIdentity kind;
     if (!socket_kind(file, kind)) return absl::OkStatus();
     switch (kind.protocol) {
       case NETLINK_ROUTE:

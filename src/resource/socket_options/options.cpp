@@ -297,14 +297,19 @@ absl::StatusOr<FileKind::Check> finish_signal_owner(const SocketCommon& now, int
   });
 }
 
-bool socket_kind(const OpenFile& file, SocketKind& kind) {
+std::optional<SocketIdentity> socket_identity(int fd) {
+  auto domain = get_int_option(fd, SOL_SOCKET, SO_DOMAIN);
+  auto type = get_int_option(fd, SOL_SOCKET, SO_TYPE);
+  auto protocol = get_int_option(fd, SOL_SOCKET, SO_PROTOCOL);
+  if (!domain.ok() || !type.ok() || !protocol.ok()) return std::nullopt;
+  return SocketIdentity{*domain, *type, *protocol};
+}
+
+bool socket_kind(const OpenFile& file, SocketIdentity& kind) {
   if (!S_ISSOCK(file.stat.st_mode) || !file.link.starts_with("socket:")) return false;
-  auto domain = get_int_option(file.fd, SOL_SOCKET, SO_DOMAIN);
-  auto type = get_int_option(file.fd, SOL_SOCKET, SO_TYPE);
-  auto protocol = get_int_option(file.fd, SOL_SOCKET, SO_PROTOCOL);
-  if (!domain.ok() || !type.ok() || !protocol.ok()) return false;
-  kind = {*domain, *type, *protocol};
-  return true;
+  const auto identity = file.socket ? file.socket : socket_identity(file.fd);
+  if (identity) kind = *identity;
+  return identity.has_value();
 }
 
 }  // namespace godwit::resource

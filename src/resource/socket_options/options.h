@@ -55,13 +55,10 @@ absl::StatusOr<FileKind::Check> finish_signal_owner(const SocketCommon& now, int
 // The capsule's number of a process that the kernel shows by ours.
 absl::StatusOr<int> image_pid_of(int host_pid);
 
-// SO_DOMAIN, SO_TYPE, SO_PROTOCOL of a descriptor that is a socket; false if it is none.
-struct SocketKind {
-  int domain = 0;
-  int type = 0;
-  int protocol = 0;
-};
-bool socket_kind(const OpenFile& file, SocketKind& kind);
+// Of a descriptor that is a socket; nothing if it is none.
+std::optional<SocketIdentity> socket_identity(int fd);
+// file.socket, or asked now; false if it is no socket.
+bool socket_kind(const OpenFile& file, SocketIdentity& kind);
 
 }  // namespace godwit::resource
 

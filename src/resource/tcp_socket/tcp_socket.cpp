@@ -40,7 +40,7 @@ class TcpSocketKind final : public FileKind {
   std::string_view name() const override { return "tcp_socket"; }
 
   bool recognise(const OpenFile& file) const override {
-    SocketKind kind;
+    SocketIdentity kind;
     // IPPROTO_MPTCP is another protocol number, and refused: nobody recognises it.
     return socket_kind(file, kind) && (kind.domain == AF_INET || kind.domain == AF_INET6) &&
            kind.type == SOCK_STREAM && kind.protocol == IPPROTO_TCP;

@@ -16,7 +16,7 @@ class UdpSocketKind final : public FileKind {
   std::string_view name() const override { return "udp_socket"; }
 
   bool recognise(const OpenFile& file) const override {
-    SocketKind kind;
+    SocketIdentity kind;
     return socket_kind(file, kind) && (kind.domain == AF_INET || kind.domain == AF_INET6) &&
            kind.type == SOCK_DGRAM && kind.protocol == IPPROTO_UDP;
   }

@@ -23,7 +23,7 @@ class UnixSocketKind final : public FileKind {
   std::string_view name() const override { return "unix_socket"; }
 
   bool recognise(const OpenFile& file) const override {
-    SocketKind kind;
+    SocketIdentity kind;
     return socket_kind(file, kind) && kind.domain == AF_UNIX;
   }
   bool needs_fdinfo() const override { return false; }
