@@ -39,6 +39,10 @@ unsigned long flags_of(std::string_view options) {
 
 }  // namespace
 
+bool is_local_disk(std::string_view type) {
+  return std::find(kDiskTypes.begin(), kDiskTypes.end(), type) != kDiskTypes.end();
+}
+
 std::string unescape_mount_field(std::string_view text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -67,7 +71,7 @@ std::vector<HostMount> parse_local_disk_mounts(std::string_view mountinfo) {
     if (dash == std::string_view::npos) continue;
     std::string_view tail = line.substr(dash + 3);
     const std::string_view type = next_field(tail);
-    if (std::find(kDiskTypes.begin(), kDiskTypes.end(), type) == kDiskTypes.end()) continue;
+    if (!is_local_disk(type)) continue;
     for (int i = 0; i < 4; ++i) next_field(line);  // id, parent, device, root
     std::string path = unescape_mount_field(next_field(line));
     if (path == "/" || !path.starts_with('/')) continue;

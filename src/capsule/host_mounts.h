@@ -20,6 +20,9 @@ struct HostMount {
 std::vector<HostMount> parse_local_disk_mounts(std::string_view mountinfo);
 absl::StatusOr<std::vector<HostMount>> local_disk_mounts();
 
+// By the type's name in mountinfo(5).
+bool is_local_disk(std::string_view type);
+
 // Fields of mountinfo escape space, tab, newline and backslash as \ooo.
 std::string unescape_mount_field(std::string_view text);
 

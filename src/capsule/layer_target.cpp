@@ -109,6 +109,7 @@ class Change {
     }
     switch (change_.change_case()) {
       case LayerChange::kMake:
+        if (change_.make().keep()) return make_missing_folder(change_.make().node());
         return make(change_.make().node(), change_.make().replace());
       case LayerChange::kWrite:
         return write(change_.write(), data);
@@ -124,6 +125,17 @@ class Change {
         break;
     }
     return absl::DataLossError("unknown change");
+  }
+
+  absl::Status make_missing_folder(const LayerNode& node) {
+    struct stat info {};
+    if (::fstatat(parent_.get(), name_.c_str(), &info, AT_SYMLINK_NOFOLLOW) == 0) {
+      if (S_ISDIR(info.st_mode)) return absl::OkStatus();
+      return absl::FailedPreconditionError("is not a folder here");
+    }
+    if (!S_ISDIR(node.mode())) return absl::DataLossError("a file where a folder must be");
+    GW_RETURN_IF_ERROR(make(node, false));
+    return seal(node);
   }
 
   absl::Status make(const LayerNode& node, bool replace) {

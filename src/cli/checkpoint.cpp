@@ -11,7 +11,7 @@ namespace {
 
 struct Options {
   std::string name, file, node;
-  bool leave_running = false, json = false, verbose = false, quiet = false;
+  bool leave_running = false, with_files = false, json = false, verbose = false, quiet = false;
 };
 
 // The daemon's working directory is not ours.
@@ -31,6 +31,7 @@ int checkpoint(const Context& context, const Options& options) {
   request.set_name(options.name);
   request.set_file(absolute(options.file));
   request.set_leave_running(options.leave_running);
+  request.set_with_files(options.with_files);
   return follow_move(context.socket, output_of(options),
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
                        return stub.Checkpoint(&call, request);
@@ -68,6 +69,9 @@ void add_checkpoint(CLI::App& app, Context& context) {
       ->required();
   command->add_flag("--leave-running", options->leave_running,
                     "the service runs on afterwards (default: it ends)");
+  command->add_flag("--with-files", options->with_files,
+                    "also what it has open or mapped below its writable layer, so that it can be "
+                    "restored where these files are others");
   add_output_flags(command, *options);
   command->footer("What is in the file: godwit image show FILE.");
   command->callback([&context, options] { context.exit_code = checkpoint(context, *options); });

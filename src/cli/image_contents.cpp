@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/status.h"
+#include "node/file_sections.h"
 #include "resource/identity/identity.h"
 #include "resource/identity/identity.pb.h"
 #include "resource/registry.h"
@@ -59,6 +60,11 @@ absl::Status add_state(const Sections& sections, Image& image) {
     ImageKind& kind = image.kinds[key.kind];
     ++kind.sections;
     kind.bytes += state.size();
+    if (key.kind == node::kFileSection) {
+      GW_ASSIGN_OR_RETURN(auto used, resource::parse_state<capsule::UsedFile>(state, key.kind));
+      const std::string path = used.path();
+      image.files.insert_or_assign(path, std::move(used));
+    }
     if (const resource::FileKind* file = resource::find_file_kind(key.kind); file != nullptr)
       image.descriptions[key.id] = {key.id, key.kind, file->describe(state)};
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "capsule/used_file.pb.h"
 #include "resource/fd_table/fd_table.pb.h"
 #include "resource/memory_map/memory_map.pb.h"
 #include "resource/process_tree/process_tree.pb.h"
@@ -55,6 +56,8 @@ struct Image {
   std::vector<ImageEpoch> epochs;
   std::vector<ImageProcess> processes;
   std::map<uint64_t, ImageDescription> descriptions;
+  // In use below the writable layer: must be there, the same, where it is restored.
+  std::map<std::string, capsule::UsedFile> files;
   // As they stand after the last epoch.
   std::map<std::string, ImageKind> kinds;
 };

@@ -112,6 +112,21 @@ std::string descriptors_text(const Image& image, const ImageProcess& process) {
   return table.str();
 }
 
+std::string hash_text(const capsule::UsedFile& file) {
+  std::string text;
+  for (const char c : file.hash()) text += fmt::format("{:02x}", static_cast<unsigned char>(c));
+  return text;
+}
+
+std::string files_text(const Image& image) {
+  Table table({"FILE", "SIZE", "MODE", "OWNER", "USE", "XXH3-128"});
+  for (const auto& [path, file] : image.files)
+    table.row({printable(path), format_bytes(file.size()), fmt::format("{:o}", file.mode() & 07777),
+               fmt::format("{}:{}", file.uid(), file.gid()), file.mapped() ? "mapped" : "open",
+               hash_text(file)});
+  return table.str();
+}
+
 std::string kinds_text(const Image& image) {
   Table table({"KIND", "SECTIONS", "SIZE"});
   for (const auto& [kind, total] : image.kinds)
@@ -145,6 +160,8 @@ std::string image_text(const Image& image, bool verbose) {
     out += fmt::format("\nprocess {}, descriptors (*: closed by exec)\n{}", each.process.pid(),
                        descriptors_text(image, each));
   }
+  if (!image.files.empty())
+    out += "\nfiles in use below the writable layer\n" + files_text(image);
   return out + "\n" + kinds_text(image);
 }
 
@@ -215,6 +232,17 @@ void image_json(Json& json, const Image& image) {
         .end();
   json.end().array("processes");
   for (const ImageProcess& each : image.processes) process_json(json, image, each);
+  json.end().array("files");
+  for (const auto& [path, file] : image.files)
+    json.object()
+        .text("path", path)
+        .number("size", file.size())
+        .number("mode", file.mode() & 07777)
+        .number("uid", file.uid())
+        .number("gid", file.gid())
+        .boolean("mapped", file.mapped())
+        .text("xxh3_128", hash_text(file))
+        .end();
   json.end().array("kinds");
   for (const auto& [kind, total] : image.kinds)
     json.object()

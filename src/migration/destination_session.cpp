@@ -101,6 +101,11 @@ class DestinationSession {
         GW_RETURN_IF_ERROR(check(*preamble));
       if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) final = begin->final;
       GW_RETURN_IF_ERROR(workload_.apply(frame));
+      if (const auto wanted = workload_.wanted_files()) {
+        PeerMessage answer;
+        *answer.mutable_wanted_files() = *wanted;
+        GW_RETURN_IF_ERROR(messages_->send(answer));
+      }
       if (!std::holds_alternative<stream::EpochEnd>(frame)) continue;
       if (final) break;
       FAULT_POINT("destination.round_done");

@@ -158,7 +158,10 @@ Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonL
   if (!restored.ok()) {
     if (undecided) return failed(OUTCOME_UNKNOWN, restored);
     workload.discard();
-    return failed(OUTCOME_ROLLED_BACK, annotate(restored, start.file()));
+    finished = failed(OUTCOME_ROLLED_BACK, annotate(restored, start.file()));
+    for (const Reason& reason : workload.refusals()) *finished.add_reasons() = reason;
+    if (finished.reasons_size() > 0) finished.set_outcome(OUTCOME_REFUSED);
+    return finished;
   }
   finished.set_outcome(OUTCOME_MOVED);
   finished.mutable_statistics()->set_strategy("restore");

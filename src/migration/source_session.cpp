@@ -93,6 +93,7 @@ class SourceSession {
     preamble.workload = start_.service();
     preamble.migration_id = start_.migration_id();
     preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
+    workload_.on_question([this] { return wait_for_wanted_files(); });
     return writer_->preamble(preamble);
   }
 
@@ -127,6 +128,8 @@ class SourceSession {
     set_patience(messages_->fd(), kSilence);
     for (int attempt = 1;; ++attempt) {
       freeze_begin_ns_ = monotonic_ns();
+      frozen_ = true;
+      heard_it_ = false;
       absl::Status frozen = workload_.freeze();
       if (frozen.ok()) {
         FAULT_POINT("source.frozen");
@@ -173,6 +176,7 @@ class SourceSession {
   // out of reach is noticed here, where going back takes nobody's leave; after the end mark only
   // the store could tell, and it may be as far away.
   absl::Status hear_that_it_is_there() {
+    if (heard_it_) return absl::OkStatus();
     const Deadline deadline = Deadline::in(kSilence);
     for (;;) {
       GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
@@ -226,6 +230,28 @@ class SourceSession {
     PeerMessage message;
     for (const std::string& frame : frames) message.mutable_held()->add_frame(frame);
     return messages_->send(message);
+  }
+
+  // The destination may have to read gigabytes from its disk: it only has to be there.
+  absl::StatusOr<WantedFiles> wait_for_wanted_files() {
+    const absl::Duration patience = frozen_ ? kSilence : kPeerTimeout;
+    Deadline silence = Deadline::in(patience);
+    for (;;) {
+      GW_RETURN_IF_ERROR(check_cancel());
+      pollfd one{messages_->fd(), POLLIN, 0};
+      const int ready = ::poll(&one, 1, static_cast<int>(absl::ToInt64Milliseconds(kPing)));
+      if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(peer)");
+      if (ready <= 0 && !silence.passed()) {
+        GW_RETURN_IF_ERROR(ask_whether_there());
+        continue;
+      }
+      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(silence));
+      silence = Deadline::in(patience);
+      if (message.message_case() == PeerMessage::kFailed)
+        return absl::AbortedError("the destination: " + message.failed());
+      if (message.still_here()) heard_it_ = frozen_;
+      if (message.message_case() == PeerMessage::kWantedFiles) return message.wanted_files();
+    }
   }
 
   absl::Status wait_for_applied() {
@@ -318,6 +344,8 @@ class SourceSession {
   std::unique_ptr<stream::Sink> sink_;
   std::unique_ptr<stream::Writer> writer_;
   Active active_;
+  bool frozen_ = false;
+  bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
   bool end_mark_sent_ = false;
   bool told_failed_ = false;

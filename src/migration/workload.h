@@ -3,12 +3,15 @@
 #define GODWIT_MIGRATION_WORKLOAD_H_
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "migration/mover.pb.h"
+#include "migration/peer.pb.h"
 #include "stream/stream.h"
 
 namespace godwit::migration {
@@ -26,6 +29,9 @@ class SourceWorkload {
  public:
   virtual ~SourceWorkload() = default;
   virtual absl::Status precheck(std::vector<Reason>& reasons) = 0;
+  // Called in a round or in final_state(), after a question in the stream: waits for what
+  // ReplicaWorkload::wanted_files() says there. Without it nothing is asked.
+  virtual void on_question(std::function<absl::StatusOr<WantedFiles>()> answer) = 0;
   // Dirty tracking on; the workload runs on, but for stops of microseconds.
   virtual absl::Status prepare() = 0;
   // One epoch while it runs.
@@ -54,6 +60,10 @@ class ReplicaWorkload {
  public:
   virtual ~ReplicaWorkload() = default;
   virtual absl::Status apply(const stream::Frame& frame) = 0;
+  // The answer, if the last frame was a question for it.
+  virtual std::optional<WantedFiles> wanted_files() = 0;
+  // Why apply() failed, where what is refused has a name and a way out.
+  virtual std::vector<Reason> refusals() const = 0;
   // The source stands still: neighbours may learn the new place; frames are held here.
   virtual absl::Status announce() = 0;
   // Everything but letting it run; held so that our death changes nothing.

@@ -363,6 +363,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   migration::MoverStart start = describe(migration::ROLE_CHECKPOINT);
   start.set_file(request.file());
   start.set_leave_running(request.leave_running());
+  start.set_with_files(request.with_files());
   start.set_strategy(request.leave_running() ? migration::STRATEGY_PRECOPY
                                              : migration::STRATEGY_COLD);
   const absl::Status started = start_mover(std::move(start));

@@ -1,6 +1,7 @@
 #include "node/workload_replica.h"
 
 #include "base/status.h"
+#include "node/file_sections.h"
 
 namespace godwit::node {
 namespace {
@@ -26,6 +27,10 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
   GW_ASSIGN_OR_RETURN(self->thread_, capsule::CapsuleThread::start(init));
   GW_ASSIGN_OR_RETURN(capsule::LayerTarget layer, capsule::LayerTarget::merged(init));
   self->layer_.emplace(std::move(layer));
+  GW_ASSIGN_OR_RETURN(capsule::CapsuleFiles files,
+                      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init,
+                                                  file_hashes(node)));
+  self->files_.emplace(std::move(files));
   GW_ASSIGN_OR_RETURN(OpenedPort port, open_port(node.state_dir, capsule.spec(), init));
   self->port_.emplace(std::move(port));
   GW_RETURN_IF_ERROR(self->port_->port.prepare_hold());
@@ -48,7 +53,10 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
   return self;
 }
 
-absl::Status ServiceReplica::apply(const stream::Frame& frame) { return replica_->apply(frame); }
+absl::Status ServiceReplica::apply(const stream::Frame& frame) {
+  GW_RETURN_IF_ERROR(files_->see(frame));
+  return replica_->apply(frame);
+}
 
 absl::Status ServiceReplica::announce() {
   return port_->port.set_phase(network::PortPhase::kDestinationFrozen);

@@ -12,6 +12,7 @@
 #include "capsule/enter.h"
 #include "capsule/file_layer.h"
 #include "migration/workload.h"
+#include "node/replica_files.h"
 #include "node/service_port.h"
 #include "process/replica.h"
 
@@ -24,6 +25,8 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   ~ServiceReplica() override;
 
   absl::Status apply(const stream::Frame& frame) override;
+  std::optional<migration::WantedFiles> wanted_files() override { return files_->take_answer(); }
+  std::vector<migration::Reason> refusals() const override { return files_->refusals(); }
   absl::Status announce() override;
   absl::Status make_ready() override;
   absl::Status activate() override;
@@ -42,6 +45,7 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   capsule::Capsule capsule_;
   capsule::StdioEnds stdio_;
   std::optional<capsule::LayerTarget> layer_;
+  std::optional<ReplicaFiles> files_;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
   std::unique_ptr<process::Replica> replica_;

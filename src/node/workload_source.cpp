@@ -1,9 +1,24 @@
 #include "node/workload_source.h"
 
+#include "base/fault_point.h"
+#include "base/log.h"
 #include "base/status.h"
+#include "node/file_sections.h"
 #include "node/restore.h"
 
 namespace godwit::node {
+namespace {
+
+std::vector<capsule::FileUse> uses_of(std::vector<process::FileInUse> files) {
+  std::vector<capsule::FileUse> uses;
+  uses.reserve(files.size());
+  for (process::FileInUse& file : files)
+    uses.push_back({std::move(file.path), file.mapped, std::move(file.object), file.device,
+                    file.inode});
+  return uses;
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule::NodePaths& node,
                                                                    const std::string& service,
@@ -31,6 +46,10 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
     host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
   host.tracks = [source = self.get()](HostPid pid, int fd) { source->on_uffd_(pid, fd); };
   GW_ASSIGN_OR_RETURN(self->source_, process::Source::create(std::move(host)));
+  GW_ASSIGN_OR_RETURN(capsule::CapsuleFiles files,
+                      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init,
+                                                  file_hashes(node)));
+  self->files_.emplace(std::move(files));
   self->source_->set_capsule_section(info.SerializeAsString());
   self->bytes_per_s_ = bytes_per_s;
   self->source_->control().set_bytes_per_second(bytes_per_s);
@@ -59,7 +78,8 @@ absl::Status ServiceSource::prepare() {
   GW_RETURN_IF_ERROR(port.prepare_hold());
   on_hold_(port.hold_fd());
   GW_RETURN_IF_ERROR(port.prepare_announce());
-  return source_->start_tracking();
+  GW_RETURN_IF_ERROR(source_->start_tracking());
+  return files_->warm(uses_of(source_->files_in_use()));
 }
 
 absl::Status ServiceSource::send_layer(stream::Writer& writer, bool frozen) {
@@ -71,9 +91,41 @@ absl::Status ServiceSource::send_layer(stream::Writer& writer, bool frozen) {
       .status();
 }
 
+absl::Status ServiceSource::send_files(stream::Writer& writer, bool frozen) {
+  FAULT_POINT("source.send_files");
+  capsule::FileSink sink;
+  sink.section = [&](uint64_t id, std::string_view state) {
+    return writer.section({kFileSection, id}, state);
+  };
+  sink.removed = [&](uint64_t id) { return writer.section_removed({kFileSection, id}); };
+  sink.blocks = [&](std::string_view state, std::span<const std::byte> data) -> absl::Status {
+    if (!frozen) GW_RETURN_IF_ERROR(source_->control().admit(data.size()));
+    return writer.file_blocks(state, data);
+  };
+  const std::vector<capsule::FileUse> uses = uses_of(source_->files_in_use());
+  GW_ASSIGN_OR_RETURN(const std::vector<uint64_t> told, files_->update(uses, frozen, sink));
+  std::vector<capsule::WantedFile> wanted;
+  if (all_files_) {
+    for (const uint64_t id : told) wanted.push_back({id, false});
+  } else if (answer_ && !told.empty()) {
+    GW_RETURN_IF_ERROR(writer.section({kFileQuestion, 0}, ""));
+    GW_RETURN_IF_ERROR(writer.flush());
+    GW_ASSIGN_OR_RETURN(const migration::WantedFiles answer, answer_());
+    for (const auto& file : answer.files()) wanted.push_back({file.id(), file.in_place()});
+  }
+  GW_RETURN_IF_ERROR(files_->carry(wanted, sink));
+  if (frozen) return absl::OkStatus();
+  const absl::Status saved = files_->files().hashes().save();
+  if (!saved.ok()) log_warning("hashes of files: {}", message_of(saved));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
-  GW_ASSIGN_OR_RETURN(const process::RoundResult result,
-                      source_->round(writer, [&] { return send_layer(writer, false); }));
+  const auto extra = [&]() -> absl::Status {
+    GW_RETURN_IF_ERROR(send_layer(writer, false));
+    return send_files(writer, false);
+  };
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->round(writer, extra));
   return migration::RoundFigures{.pages = result.pages,
                                  .zero_pages = result.zero_pages,
                                  .bytes = result.bytes,
@@ -91,7 +143,11 @@ absl::Status ServiceSource::freeze() {
 }
 
 absl::Status ServiceSource::final_state(stream::Writer& writer) {
-  return source_->final_state(writer, [&] { return send_layer(writer, true); });
+  return source_->final_state(writer, [&]() -> absl::Status {
+    GW_RETURN_IF_ERROR(send_layer(writer, true));
+    source_->spans().mark("file layer");
+    return send_files(writer, true);
+  });
 }
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Writer& writer) {

@@ -12,6 +12,7 @@
 #include "capsule/capsule.h"
 #include "capsule/enter.h"
 #include "capsule/file_layer.h"
+#include "capsule/file_offers.h"
 #include "migration/workload.h"
 #include "node/service_port.h"
 #include "process/source.h"
@@ -33,7 +34,13 @@ class ServiceSource final : public migration::SourceWorkload {
   // record in the store beside it.
   void carry_spec();
 
+  // So does the content of every file in use below the layer.
+  void carry_all_files() { all_files_ = true; }
+
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
+  void on_question(std::function<absl::StatusOr<migration::WantedFiles>()> answer) override {
+    answer_ = std::move(answer);
+  }
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
   absl::Status freeze() override;
@@ -51,9 +58,13 @@ class ServiceSource final : public migration::SourceWorkload {
   explicit ServiceSource(capsule::Capsule capsule)
       : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
   absl::Status send_layer(stream::Writer& writer, bool frozen);
+  absl::Status send_files(stream::Writer& writer, bool frozen);
 
   capsule::Capsule capsule_;
   capsule::LayerSource layer_;
+  std::optional<capsule::FileOffers> files_;
+  std::function<absl::StatusOr<migration::WantedFiles>()> answer_;
+  bool all_files_ = false;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
   std::unique_ptr<process::Source> source_;

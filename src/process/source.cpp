@@ -265,7 +265,7 @@ absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   GW_RETURN_IF_ERROR(writer.flush());
   spans_.mark("send state");
   GW_RETURN_IF_ERROR(extra());
-  spans_.mark("file layer");
+  spans_.mark("files");
   return absl::OkStatus();
 }
 

@@ -54,6 +54,15 @@ struct SourceHost {
   std::function<void(HostPid, int)> tracks = [](HostPid, int) {};
 };
 
+// A file that a mapping, an executable's link or a descriptor refers to by its path.
+struct FileInUse {
+  std::string path;  // as the capsule sees it
+  bool mapped = false;
+  std::string object;   // in /proc: stat(2) of it gives the file; empty: these say it
+  uint64_t device = 0;
+  uint64_t inode = 0;
+};
+
 struct SourceCounts {
   uint32_t processes = 0;
   uint32_t threads = 0;
@@ -86,6 +95,9 @@ class Source {
   absl::Status thaw();
   absl::Status withdraw();
   void finish();
+
+  // Of the sections that were written last, each path once: for `extra`.
+  std::vector<FileInUse> files_in_use() const;
 
   // A section that is not the engine's own business travels with the others.
   void set_capsule_section(std::string state) { set_section("capsule", std::move(state)); }
@@ -125,6 +137,7 @@ class Source {
   absl::Status memory_sections(stream::Writer& writer);
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
+  void note_open_files();
   absl::StatusOr<RoundResult> send_pages(stream::Writer& writer, bool frozen);
   absl::Status send_pages_of(SourceProcess& process, stream::Writer& writer, bool frozen,
                              RoundResult& result);
@@ -149,6 +162,7 @@ class Source {
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
   std::vector<std::pair<stream::SectionKey, std::string>> file_states_;
   std::map<std::string, std::string> own_sections_;  // of the caller
+  std::vector<FileInUse> open_files_;
   bool final_ = false;
   bool holding_ = false;
   int64_t longest_stop_ns_ = 0;

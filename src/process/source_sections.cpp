@@ -230,6 +230,7 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
     GW_RETURN_IF_ERROR(
         section(writer, "fd_table", static_cast<uint64_t>(tgid.value), table.SerializeAsString()));
   }
+  note_open_files();
   // A duplicate of ours would keep what the program closes open.
   if (!final_) descriptors_.reset();
   return absl::OkStatus();
