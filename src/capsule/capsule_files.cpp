@@ -46,8 +46,8 @@ absl::StatusOr<struct stat> stat_of(int fd) {
 
 bool is_or_is_below(std::string_view path, std::string_view folder) {
   while (folder.size() > 1 && folder.ends_with('/')) folder.remove_suffix(1);
-  return path == folder || (path.starts_with(folder) && path.size() > folder.size() &&
-                            path[folder.size()] == '/');
+  return path == folder ||
+         (path.starts_with(folder) && path.size() > folder.size() && path[folder.size()] == '/');
 }
 
 absl::Status add_xattrs(int fd, LayerNode& node) {
@@ -94,8 +94,7 @@ absl::StatusOr<CapsuleFiles> CapsuleFiles::open(const CapsuleSpec& spec, const S
   return open_at(fmt::format("/proc/{}/root", init.value), spec, paths, init, std::move(hashes));
 }
 
-absl::StatusOr<CapsuleFiles> CapsuleFiles::open_at(const std::string& root,
-                                                   const CapsuleSpec& spec,
+absl::StatusOr<CapsuleFiles> CapsuleFiles::open_at(const std::string& root, const CapsuleSpec& spec,
                                                    const ServicePaths& paths, HostPid init,
                                                    std::string hashes) {
   CapsuleFiles files(spec, paths, init, std::move(hashes));

@@ -58,9 +58,9 @@ ContentHashes::ContentHashes(std::string file) : file_(std::move(file)), boot_id
   if (!bytes.ok() || !saved.ParseFromString(*bytes) || saved.boot_id() != boot_id_) return;
   for (const KnownHashes::Entry& entry : saved.entries()) {
     if (entry.hash().size() != kHashBytes) continue;
-    known_.emplace(FileStamp{entry.device(), entry.inode(), entry.size(), entry.mtime_ns(),
-                             entry.ctime_ns()},
-                   Known{entry.hash(), true});
+    known_.emplace(
+        FileStamp{entry.device(), entry.inode(), entry.size(), entry.mtime_ns(), entry.ctime_ns()},
+        Known{entry.hash(), true});
   }
 }
 

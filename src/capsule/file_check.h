@@ -21,7 +21,7 @@ namespace godwit::capsule {
 struct FileDifference {
   uint64_t id = 0;
   std::string path;
-  std::string what;  // "is missing here", "is another one here: 120 bytes, not 200"
+  std::string what;        // "is missing here", "is another one here: 120 bytes, not 200"
   bool own_mount = false;  // it lies where the layer cannot have a copy
 };
 
@@ -52,7 +52,7 @@ class FileCheck {
 
   CapsuleFiles files_;
   std::map<uint64_t, Offer> offers_;
-  bool pending_ = false;  // some have not been compared, or differ
+  bool pending_ = false;       // some have not been compared, or differ
   std::set<std::string> own_;  // paths that were asked for: the layer's copies
 };
 

@@ -45,8 +45,7 @@ class FileCheckTest : public testing::Test {
   CapsuleFiles files(const std::string& root, const ServicePaths& paths) {
     CapsuleSpec spec;
     spec.set_rootfs(root);
-    auto opened = CapsuleFiles::open_at(root, spec, paths, HostPid{::getpid()},
-                                        base_ + "/hashes");
+    auto opened = CapsuleFiles::open_at(root, spec, paths, HostPid{::getpid()}, base_ + "/hashes");
     EXPECT_TRUE(opened.ok()) << opened.status();
     return *std::move(opened);
   }

@@ -177,8 +177,8 @@ absl::Status FileOffers::send_content(const Known& known, bool in_place, std::st
     }
     const std::span<const std::byte> data(piece.data(), static_cast<size_t>(n));
     hasher.update(data);
-    const bool zero = std::all_of(data.begin(), data.end(),
-                                  [](std::byte byte) { return byte == std::byte{0}; });
+    const bool zero =
+        std::all_of(data.begin(), data.end(), [](std::byte byte) { return byte == std::byte{0}; });
     if (!zero) {
       LayerChange change = change_at(path);
       change.set_write(at);

@@ -160,8 +160,7 @@ std::string image_text(const Image& image, bool verbose) {
     out += fmt::format("\nprocess {}, descriptors (*: closed by exec)\n{}", each.process.pid(),
                        descriptors_text(image, each));
   }
-  if (!image.files.empty())
-    out += "\nfiles in use below the writable layer\n" + files_text(image);
+  if (!image.files.empty()) out += "\nfiles in use below the writable layer\n" + files_text(image);
   return out + "\n" + kinds_text(image);
 }
 

@@ -27,9 +27,9 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
   GW_ASSIGN_OR_RETURN(self->thread_, capsule::CapsuleThread::start(init));
   GW_ASSIGN_OR_RETURN(capsule::LayerTarget layer, capsule::LayerTarget::merged(init));
   self->layer_.emplace(std::move(layer));
-  GW_ASSIGN_OR_RETURN(capsule::CapsuleFiles files,
-                      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init,
-                                                  file_hashes(node)));
+  GW_ASSIGN_OR_RETURN(
+      capsule::CapsuleFiles files,
+      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init, file_hashes(node)));
   self->files_.emplace(std::move(files));
   GW_ASSIGN_OR_RETURN(OpenedPort port, open_port(node.state_dir, capsule.spec(), init));
   self->port_.emplace(std::move(port));

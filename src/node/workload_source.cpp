@@ -13,8 +13,8 @@ std::vector<capsule::FileUse> uses_of(std::vector<process::FileInUse> files) {
   std::vector<capsule::FileUse> uses;
   uses.reserve(files.size());
   for (process::FileInUse& file : files)
-    uses.push_back({std::move(file.path), file.mapped, std::move(file.object), file.device,
-                    file.inode});
+    uses.push_back(
+        {std::move(file.path), file.mapped, std::move(file.object), file.device, file.inode});
   return uses;
 }
 
@@ -46,9 +46,9 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
     host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
   host.tracks = [source = self.get()](HostPid pid, int fd) { source->on_uffd_(pid, fd); };
   GW_ASSIGN_OR_RETURN(self->source_, process::Source::create(std::move(host)));
-  GW_ASSIGN_OR_RETURN(capsule::CapsuleFiles files,
-                      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init,
-                                                  file_hashes(node)));
+  GW_ASSIGN_OR_RETURN(
+      capsule::CapsuleFiles files,
+      capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init, file_hashes(node)));
   self->files_.emplace(std::move(files));
   self->source_->set_capsule_section(info.SerializeAsString());
   self->bytes_per_s_ = bytes_per_s;

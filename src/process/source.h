@@ -58,7 +58,7 @@ struct SourceHost {
 struct FileInUse {
   std::string path;  // as the capsule sees it
   bool mapped = false;
-  std::string object;   // in /proc: stat(2) of it gives the file; empty: these say it
+  std::string object;  // in /proc: stat(2) of it gives the file; empty: these say it
   uint64_t device = 0;
   uint64_t inode = 0;
 };

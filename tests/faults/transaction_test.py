@@ -38,6 +38,7 @@ SOURCE_STEPS = [
     ("source.uffd_inside", "source", True),
     ("source.prepared", "source", True),
     ("source.round", "source", False),
+    ("source.send_files", "source", False),
     ("source.send_pages", "source", False),
     ("pages.scan", "source", False),
     ("pages.send", "source", True),
@@ -52,6 +53,7 @@ SOURCE_STEPS = [
 DESTINATION_STEPS = [
     ("destination.connected", "source", False),
     ("replica.apply", "source", False),
+    ("replica.compare_files", "source", False),
     ("replica.apply_sections", "source", False),
     ("replica.map_memory", "source", True),
     ("replica.make_description", "source", False),
