@@ -153,14 +153,14 @@ absl::Status PageApplier::make_huge(std::span<const stream::PageRun> runs,
   size_t at = 0;
   for (const stream::PageRun& run : runs) {
     const uint64_t end = run.address + run.count * kPageSize;
-    for (uint64_t block = (run.address + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
-         block + kHugeBytes <= end; block += kHugeBytes) {
-      const PageRange range{block, block + kHugeBytes};
-      if (!filled_.intersect(range).empty() ||
-          huge_.intersect(range).pages() != kHugeBytes / kPageSize)
-        continue;
-      pieces_.push_back({{block, block + kPageSize}, data.data() + at + (block - run.address)});
-      remote_.push_back({reinterpret_cast<void*>(block), kHugeBytes});
+    // What is mapped, so that no address of the frame's makes this long or wraps around.
+    for (const PageRange& part : huge_.intersect(PageRange{run.address, end})) {
+      for (uint64_t block = (part.start + kHugeBytes - 1) / kHugeBytes * kHugeBytes;
+           block + kHugeBytes <= part.end; block += kHugeBytes) {
+        if (!filled_.intersect(PageRange{block, block + kHugeBytes}).empty()) continue;
+        pieces_.push_back({{block, block + kPageSize}, data.data() + at + (block - run.address)});
+        remote_.push_back({reinterpret_cast<void*>(block), kHugeBytes});
+      }
     }
     at += run.count * kPageSize;
   }

@@ -141,6 +141,20 @@ TEST(PageApplier, ABlockThatArrivesWholeBecomesAHugePage) {
   }
 }
 
+TEST(PageApplier, AddressesWithoutAMappingAreErrorsAtOnce) {
+  Puppet husk;
+  husk.map(B, 1024 * P);
+  PageApplier applier(husk.pid());
+  applier.allow_huge({{B, B + 1024 * P}});
+  const std::string text(600 * P, 'x');
+  const auto bytes = std::as_bytes(std::span(text));
+  for (const uint64_t address :
+       {uint64_t{0}, B - 300 * P, B + 700 * P, uint64_t{1} << 47, uint64_t{0} - 601 * P}) {
+    EXPECT_FALSE(applier.apply(std::vector<stream::PageRun>{{address, 600}}, bytes).ok())
+        << address;
+  }
+}
+
 TEST(PageApplier, DropsAreOnlyAskedForWhatWasFilled) {
   Puppet husk;
   husk.map(B, 16 * P);
