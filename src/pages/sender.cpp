@@ -15,6 +15,7 @@ namespace {
 constexpr double kBurstSeconds = 0.02;
 constexpr int64_t kLongestNap_ns = 10'000'000;
 constexpr uint64_t kBlockBytes = uint64_t{2} << 20;  // a huge page
+constexpr int64_t kFewZeros = 32;                    // of its 512 pages
 
 absl::Status cancelled_status() {
   return make_error(absl::StatusCode::kCancelled, "sending pages was cancelled");
@@ -102,18 +103,35 @@ void PageSender::read(const Wanted& wanted, Batch& batch) {
       reader_.read(wanted, {batch.bytes, kBatchPages * kPageSize}, batch.got, batch.unreadable);
 }
 
+void PageSender::find_zeros(const Batch& batch, ZeroPages zero) {
+  is_zero_.clear();
+  const std::byte* bytes = batch.bytes;
+  for (const PageRange& range : batch.got) {
+    for (uint64_t page = range.start; page < range.end; page += kPageSize, bytes += kPageSize)
+      is_zero_.push_back(zero == ZeroPages::kDrop && is_zero_page(bytes));
+  }
+  // A whole block with a few of them goes as it is: there it can be a huge page, without them not.
+  if (batch.got.size() != 1 || is_zero_.size() != kBatchPages ||
+      batch.got.front().start % kBlockBytes != 0)
+    return;
+  if (std::count(is_zero_.begin(), is_zero_.end(), true) <= kFewZeros)
+    is_zero_.assign(is_zero_.size(), false);
+}
+
 absl::Status PageSender::write(uint64_t space, const Batch& batch, ZeroPages zero,
                                PageSet& unreadable) {
   GW_RETURN_IF_ERROR(batch.status);
   FAULT_POINT("pages.send");
   runs_.clear();
   data_.clear();
+  find_zeros(batch, zero);
   PageSet zeros;
   std::byte* bytes = batch.bytes;
   uint64_t count = 0;
+  size_t index = 0;
   for (const PageRange& range : batch.got) {
     for (uint64_t page = range.start; page < range.end; page += kPageSize, bytes += kPageSize) {
-      if (zero == ZeroPages::kDrop && is_zero_page(bytes)) {
+      if (is_zero_[index++]) {
         zeros.add({page, page + kPageSize});
         continue;
       }

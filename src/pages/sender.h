@@ -45,7 +45,7 @@ class SendControl {
 };
 
 enum class ZeroPages {
-  kDrop,   // anonymous memory: a zero page is sent as dropped
+  kDrop,   // anonymous memory: a zero page is sent as dropped, but for a few in a whole block
   kCarry,  // private file mappings: dropped would mean the file's content
 };
 
@@ -77,6 +77,7 @@ class PageSender {
 
   static std::vector<Wanted> cut(const PageSet& pages);
   void read(const Wanted& wanted, Batch& batch);
+  void find_zeros(const Batch& batch, ZeroPages zero);
   absl::Status write(uint64_t space, const Batch& batch, ZeroPages zero, PageSet& unreadable);
   absl::Status send_pipelined(uint64_t space, std::span<const Wanted> work, ZeroPages zero,
                               PageSet& unreadable);
@@ -87,6 +88,7 @@ class PageSender {
   PageReader reader_;
   std::unique_ptr<std::byte[]> memory_;
   Batch batches_[kBatches];
+  std::vector<bool> is_zero_;  // of the pages of the batch that is written
   std::vector<stream::PageRun> runs_;
   std::vector<iovec> data_;
 

@@ -85,6 +85,22 @@ TEST(PageSender, ZeroPagesAreSentAsDroppedOrCarried) {
   EXPECT_EQ(path.control.pages_sent, 3u);
 }
 
+TEST(PageSender, AFewZeroPagesDoNotBreakAWholeBlock) {
+  Path path;
+  path.puppet.map(B, 1024 * P);
+  path.puppet.fill(B, 1024 * P, 1);
+  path.puppet.call(SYS_madvise, B + 10 * P, 3 * P, MADV_DONTNEED);
+  path.puppet.call(SYS_madvise, B + 600 * P, 200 * P, MADV_DONTNEED);
+  for (uint64_t page = 10; page < 13; ++page) path.puppet.poke(B + page * P, 0);
+  for (uint64_t page = 600; page < 800; ++page) path.puppet.poke(B + page * P, 0);
+  ASSERT_TRUE(path.send({{B, B + 512 * P}}).ok());
+  EXPECT_EQ(path.control.pages_sent, 512u);
+  EXPECT_EQ(path.control.zero_pages, 0u);
+  ASSERT_TRUE(path.send({{B + 512 * P, B + 1024 * P}}).ok());
+  EXPECT_EQ(path.control.pages_sent, 512u + 312u);
+  EXPECT_EQ(path.control.zero_pages, 200u);
+}
+
 TEST(PageSender, PagesThatWentAwayAreLeftOutAndNamed) {
   Path path;
   path.puppet.map(B, 2048 * P);
