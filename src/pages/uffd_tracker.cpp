@@ -326,8 +326,7 @@ absl::Status UffdTracker::scan(std::span<const TrackedMapping> mappings, ScanMod
   };
   uint64_t armed_bytes = 0;
   for (const Item& item : items) armed_bytes += item.armed ? item.range.end - item.range.start : 0;
-  // Waking a thread costs what 128 MiB cost.
-  if (mode == ScanMode::kFrozen && armed_bytes > kFrozenItemBytes) {
+  if (mode == ScanMode::kFrozen && armed_bytes > options_.alone_bytes) {
     pool_.run(items.size(), scan_one);
   } else {
     for (size_t i = 0; i < items.size(); ++i) scan_one(0, i);

@@ -22,6 +22,7 @@
 #define GODWIT_PAGES_UFFD_TRACKER_H_
 
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -35,6 +36,9 @@ namespace godwit::pages {
 
 struct UffdTrackerOptions {
   size_t threads = 2;  // in a frozen scan
+  // A frozen scan of no more than this is left to one thread. Waking another costs what 128 MiB
+  // cost; and on two CPUs it would take the one on which the state is read meanwhile.
+  uint64_t alone_bytes = uint64_t{std::thread::hardware_concurrency() > 2 ? 128U : 2048U} << 20;
   // Of the first protection, and of stop(): one step's pages, and the pause after it.
   uint64_t step_bytes = uint64_t{4} << 20;
   absl::Duration pause = absl::Microseconds(200);
