@@ -125,6 +125,7 @@ class Source {
   absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
   absl::Status read_maps_of(SourceProcess& process, bool with_flags);
   absl::Status read_flags_of(SourceProcess& process);
+  absl::Status read_flags_below(SourceProcess& process, uint64_t address);
   static void cut_out_area(SourceProcess& process);
   std::vector<resource::FdHolder> holders() const;
   absl::Status read_descriptors();

@@ -117,6 +117,18 @@ absl::Status Source::read_flags_of(SourceProcess& process) {
   return absl::OkStatus();
 }
 
+absl::Status Source::read_flags_below(SourceProcess& process, uint64_t address) {
+  std::vector<kernel::Mapping> maps = std::move(process.maps);
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_smaps_below(process.host_pid, address));
+  cut_out_area(process);
+  // It stands still: the same mappings as in maps, up to there.
+  for (size_t i = 0; i < process.maps.size() && i < maps.size(); ++i)
+    if (maps[i].start == process.maps[i].start && maps[i].end == process.maps[i].end)
+      maps[i].vm_flags = std::move(process.maps[i].vm_flags);
+  process.maps = std::move(maps);
+  return absl::OkStatus();
+}
+
 void Source::cut_out_area(SourceProcess& process) {
   if (!process.area) return;
   const uint64_t at = process.area->address().value;
@@ -133,12 +145,13 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       if (errno_of(read) != 0) continue;  // has just ended
       GW_RETURN_IF_ERROR(read);
     }
-    bool unknown = false;
+    uint64_t unknown = 0;
     auto state =
         resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown);
-    if (state.ok() && unknown && final_) {
-      GW_RETURN_IF_ERROR(read_flags_of(process));
-      state = resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown);
+    if (state.ok() && unknown != 0 && final_) {
+      GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
+      state = resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
+                                           &unknown);
     }
     if (!state.ok()) {
       if (!final_ && errno_of(state.status()) != 0) continue;

@@ -1,9 +1,13 @@
 #include "kernel/proc/maps.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <utility>
 
 #include "base/status.h"
@@ -133,6 +137,30 @@ absl::StatusOr<std::vector<Mapping>> read_maps(HostPid pid) {
 absl::StatusOr<std::vector<Mapping>> read_smaps(HostPid pid) {
   GW_ASSIGN_OR_RETURN(const std::string text, read_file(fmt::format("/proc/{}/smaps", pid.value)));
   return parse_smaps(text);
+}
+
+absl::StatusOr<std::vector<Mapping>> read_smaps_below(HostPid pid, uint64_t address) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd file,
+                      open(fmt::format("/proc/{}/smaps", pid.value), O_RDONLY | O_CLOEXEC));
+  std::string text;
+  size_t looked_at = 0;  // whole lines
+  for (;;) {
+    std::array<char, 4096> piece;
+    const ssize_t n = ::read(file.get(), piece.data(), piece.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status(errno, fmt::format("read(/proc/{}/smaps)", pid.value));
+    text.append(piece.data(), static_cast<size_t>(n));
+    for (size_t end = text.find('\n', looked_at); end != std::string::npos;
+         end = text.find('\n', looked_at)) {
+      TextScanner line(std::string_view(text).substr(looked_at, end - looked_at));
+      uint64_t start = 0;
+      if ((line.peek() < 'A' || line.peek() > 'Z') && line.number(start, 16) && line.literal("-") &&
+          start >= address)
+        return parse_smaps(std::string_view(text).substr(0, looked_at));
+      looked_at = end + 1;
+    }
+    if (n == 0) return parse_smaps(text);
+  }
 }
 
 }  // namespace godwit::kernel

@@ -42,6 +42,9 @@ absl::StatusOr<std::vector<Mapping>> parse_smaps(std::string_view text);
 
 absl::StatusOr<std::vector<Mapping>> read_maps(HostPid pid);
 absl::StatusOr<std::vector<Mapping>> read_smaps(HostPid pid);
+// Only those that begin below `address`. The kernel walks the page tables of a mapping when its
+// record is read, so what lies above costs nothing but for the few that a page of text holds.
+absl::StatusOr<std::vector<Mapping>> read_smaps_below(HostPid pid, uint64_t address);
 
 }  // namespace godwit::kernel
 

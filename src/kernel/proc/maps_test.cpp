@@ -95,6 +95,16 @@ TEST(Maps, OwnMappingsAreFound) {
     EXPECT_TRUE(found);
     EXPECT_TRUE(vdso);
   }
+  // All below an address, flags and all; where nothing is above, all.
+  const auto below = read_smaps_below(HostPid{::getpid()}, address + size);
+  ASSERT_TRUE(below.ok()) << below.status();
+  ASSERT_FALSE(below->empty());
+  EXPECT_EQ(below->back().start, address);
+  EXPECT_TRUE(below->back().has_flag("sh"));
+  const auto all = read_smaps_below(HostPid{::getpid()}, UINT64_MAX);
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_GT(all->size(), below->size());
+  EXPECT_TRUE(read_smaps_below(HostPid{::getpid()}, 1)->empty());
   ::munmap(place, size);
 }
 

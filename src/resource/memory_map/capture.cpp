@@ -121,9 +121,9 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
-                                                  bool* unknown_flags) {
+                                                  uint64_t* unknown_below) {
   MemoryMapState state;
-  *unknown_flags = false;
+  *unknown_below = 0;
   uint64_t heap_end = 0;
   for (const kernel::Mapping& mapping : maps) {
     if (mapping.path == "[vsyscall]") continue;
@@ -133,7 +133,7 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
       if (old != nullptr)
         one.set_flags(old->flags());
       else
-        *unknown_flags = true;
+        *unknown_below = one.end();
     }
     if (mapping.path == "[heap]") heap_end = mapping.end;
     *state.add_mappings() = std::move(one);

@@ -50,12 +50,12 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
                               std::vector<Refusal>& refusals);
 
 // `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where a mapping
-// of the same kind covers the range; `unknown_flags` tells that some had no counterpart and smaps
-// must be read. `own`: the stub's range, left out.
+// of the same kind covers the range; `unknown_below` is the end of the last one that had no
+// counterpart, for which smaps must be read, 0 if all had. `own`: the stub's range, left out.
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
-                                                  bool* unknown_flags);
+                                                  uint64_t* unknown_below);
 
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
 // `descriptor` says which descriptor of the husk is open on a mapping's file or object: a number,

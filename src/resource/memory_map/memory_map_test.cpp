@@ -97,10 +97,10 @@ TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {
   const HostPid self{::getpid()};
   const auto maps = kernel::read_smaps(self);
   ASSERT_TRUE(maps.ok()) << maps.status();
-  bool unknown = true;
+  uint64_t unknown = 1;
   const auto state = capture_memory_map(self, *maps, nullptr, &unknown);
   ASSERT_TRUE(state.ok()) << state.status();
-  EXPECT_FALSE(unknown);
+  EXPECT_EQ(unknown, 0U);
   EXPECT_GT(state->start_stack(), state->brk());
   EXPECT_FALSE(state->auxv().empty());
   EXPECT_THAT(state->exe(), ::testing::EndsWith("resource_test"));
@@ -109,10 +109,15 @@ TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {
   for (auto& one : plain) one.vm_flags.clear();
   const auto again = capture_memory_map(self, plain, &*state, &unknown);
   ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_FALSE(unknown);
+  EXPECT_EQ(unknown, 0U);
   EXPECT_EQ(again->mappings_size(), state->mappings_size());
   for (int i = 0; i < state->mappings_size(); ++i)
     EXPECT_EQ(again->mappings(i).flags(), state->mappings(i).flags()) << i;
+  // A mapping that was not there before is named by its end.
+  auto before = *state;
+  before.mutable_mappings()->DeleteSubrange(2, 1);
+  ASSERT_TRUE(capture_memory_map(self, plain, &before, &unknown).ok());
+  EXPECT_EQ(unknown, state->mappings(2).end());
 }
 
 }  // namespace
