@@ -83,7 +83,10 @@ absl::Status Replica::apply_sections() {
   GW_RETURN_IF_ERROR(build_tree());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
-  if (final_) spans_.mark("descriptions");
+  if (final_) {
+    spans_.mark("descriptions");
+    start_completing();
+  }
   GW_RETURN_IF_ERROR(map_memory());
   if (final_) spans_.mark("memory map");
   GW_RETURN_IF_ERROR(fill_tables());
@@ -93,6 +96,8 @@ absl::Status Replica::apply_sections() {
   GW_RETURN_IF_ERROR(finish_descriptions());
   GW_RETURN_IF_ERROR(restore_tasks());
   spans_.mark("tasks");
+  GW_RETURN_IF_ERROR(complete_descriptions());
+  spans_.mark("complete descriptions");
   return absl::OkStatus();
 }
 
@@ -127,6 +132,7 @@ void Replica::discard() {
   // Children first would matter to nobody: all die by SIGKILL, and init reaps or dies as well.
   for (auto& [pid, husk] : husks_) (void)husk.kill();
   husks_.clear();
+  if (completer_) completer_->wait().IgnoreError();
   descriptions_.clear();
   objects_.clear();
 }

@@ -19,14 +19,18 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "pages/applier.h"
+#include "pages/work_pool.h"
+#include "process/background.h"
 #include "process/husk.h"
 #include "process/shared_objects.h"
 #include "process/spans.h"
@@ -94,7 +98,12 @@ class Replica {
   absl::Status map_memory();
   absl::Status map_memory_of(Husk& husk);
   absl::Status make_descriptions();
-  absl::Status make_description(uint64_t id, const std::string& kind, const std::string& state);
+  struct WantedDescription;
+  absl::Status make_some(std::span<const WantedDescription> some);
+  absl::Status make_description(const WantedDescription& wanted);
+  void start_completing();
+  absl::Status complete_descriptions();
+  void run_all(size_t count, absl::FunctionRef<void(size_t)> item);
   absl::Status move_channel();
   absl::Status fill_tables();
   absl::Status fill_table_of(Husk& husk);
@@ -118,6 +127,9 @@ class Replica {
   std::set<int32_t> zombies_;
   std::map<uint64_t, Description> descriptions_;
   std::unique_ptr<Context> context_;
+  std::unique_ptr<pages::WorkPool> pool_;  // for many descriptions
+  std::unique_ptr<Background> completer_;
+  absl::Status completed_;
   SharedObjects objects_;
   std::map<int32_t, pages::PageApplier> appliers_;
   bool huge_pages_ = false;

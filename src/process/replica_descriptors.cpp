@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -14,58 +15,133 @@
 namespace godwit::process {
 namespace {
 
-// Descriptions are made in the registry's order of their kinds, then by id.
-struct Wanted {
-  const resource::FileKind* kind;
-  uint64_t id;
-  const std::string* state;
-};
+// Waking another thread costs as much as some tens of descriptions.
+constexpr size_t kWorthThreads = 64;
 
 }  // namespace
 
+struct Replica::WantedDescription {
+  const resource::FileKind* kind;
+  uint64_t id;
+  int rank;
+  const std::string* state;
+};
+
+// In the registry's order of their kinds, then by rank, then by id.
 absl::Status Replica::make_descriptions() {
-  std::vector<Wanted> list;
+  std::vector<WantedDescription> list;
   for (const resource::FileKind* kind : resource::file_kinds()) {
+    const auto first = static_cast<std::ptrdiff_t>(list.size());
     const stream::SectionKey from{std::string(kind->name()), 0};
     for (auto at = sections_.lower_bound(from);
          at != sections_.end() && at->first.kind == kind->name(); ++at)
-      list.push_back({kind, at->first.id, &at->second});
+      list.push_back({kind, at->first.id, kind->rank(at->second), &at->second});
+    std::stable_sort(list.begin() + first, list.end(),
+                     [](const auto& a, const auto& b) { return a.rank < b.rank; });
   }
-  std::stable_sort(list.begin(), list.end(), [](const Wanted& a, const Wanted& b) {
-    return a.kind == b.kind && a.kind->rank(*a.state) < b.kind->rank(*b.state);
+  std::erase_if(descriptions_, [&](const auto& entry) {
+    return !sections_.contains({entry.second.kind, entry.first});
   });
-  for (auto at = descriptions_.begin(); at != descriptions_.end();) {
-    const bool still = sections_.contains({at->second.kind, at->first});
-    at = still ? std::next(at) : descriptions_.erase(at);
+  // Threads are made before the freeze, never in it.
+  if (!final_ && !pool_ && list.size() >= kWorthThreads) {
+    constexpr size_t kThreads = 4;
+    pool_ = std::make_unique<pages::WorkPool>(
+        std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));
+    completer_ = std::make_unique<Background>();
   }
-  for (const Wanted& one : list) {
-    if (!final_ && !one.kind->early()) continue;
-    GW_RETURN_IF_ERROR(
-        annotate(make_description(one.id, std::string(one.kind->name()), *one.state),
-                 fmt::format("{} {}", one.kind->name(), one.kind->describe(*one.state))));
+  if (!final_) std::erase_if(list, [](const auto& wanted) { return !wanted.kind->early(); });
+  for (size_t at = 0; at < list.size();) {
+    size_t end = at + 1;
+    while (end < list.size() && list[end].kind == list[at].kind && list[end].rank == list[at].rank)
+      ++end;
+    GW_RETURN_IF_ERROR(make_some(std::span(list).subspan(at, end - at)));
+    at = end;
   }
   return absl::OkStatus();
 }
 
-absl::Status Replica::make_description(uint64_t id, const std::string& kind_name,
-                                       const std::string& state) {
-  FAULT_POINT("replica.make_description");
-  const resource::FileKind* kind = resource::find_file_kind(kind_name);
-  const auto found = descriptions_.find(id);
-  if (found != descriptions_.end() && found->second.kind == kind_name) {
-    Description& have = found->second;
-    if (have.state == state && !final_) return absl::OkStatus();
-    GW_ASSIGN_OR_RETURN(const bool updated,
-                        kind->update(have.fd.get(), have.state, state, *context_));
-    if (updated) {
-      have.state = state;
-      return absl::OkStatus();
-    }
-    descriptions_.erase(found);
+// Of one kind and rank: in no order among themselves.
+absl::Status Replica::make_some(std::span<const WantedDescription> some) {
+  struct Update {
+    Description* have;
+    const WantedDescription* wanted;
+    absl::StatusOr<bool> done;
+  };
+  std::vector<Update> updates;
+  std::vector<const WantedDescription*> anew;
+  for (const WantedDescription& wanted : some) {
+    FAULT_POINT("replica.make_description");
+    const auto found = descriptions_.find(wanted.id);
+    if (found == descriptions_.end() || found->second.kind != wanted.kind->name())
+      anew.push_back(&wanted);
+    else if (final_ || found->second.state != *wanted.state)
+      updates.push_back({&found->second, &wanted, false});
   }
-  GW_ASSIGN_OR_RETURN(UniqueFd fd, kind->create(id, state, *context_));
-  descriptions_.insert_or_assign(id, Description{kind_name, state, std::move(fd), epoch_});
+  const auto update = [&](size_t i) {
+    Update& one = updates[i];
+    one.done = one.wanted->kind->update(one.have->fd.get(), one.have->state, *one.wanted->state,
+                                        *context_);
+  };
+  if (some.front().kind->concurrent())
+    run_all(updates.size(), update);
+  else
+    for (size_t i = 0; i < updates.size(); ++i) update(i);
+  const auto describe = [](const WantedDescription& wanted) {
+    return fmt::format("{} {}", wanted.kind->name(), wanted.kind->describe(*wanted.state));
+  };
+  for (Update& one : updates) {
+    if (!one.done.ok()) return annotate(one.done.status(), describe(*one.wanted));
+    if (*one.done)
+      one.have->state = *one.wanted->state;
+    else
+      anew.push_back(one.wanted);
+  }
+  for (const WantedDescription* wanted : anew) {
+    const absl::Status made = make_description(*wanted);
+    if (!made.ok()) return annotate(made, describe(*wanted));
+  }
   return absl::OkStatus();
+}
+
+absl::Status Replica::make_description(const WantedDescription& wanted) {
+  // What was there may hold an address that the new one needs.
+  descriptions_.erase(wanted.id);
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, wanted.kind->create(wanted.id, *wanted.state, *context_));
+  descriptions_.insert_or_assign(wanted.id, Description{std::string(wanted.kind->name()),
+                                                        *wanted.state, std::move(fd), epoch_});
+  return absl::OkStatus();
+}
+
+void Replica::run_all(size_t count, absl::FunctionRef<void(size_t)> item) {
+  if (count < kWorthThreads || !pool_) {
+    for (size_t i = 0; i < count; ++i) item(i);
+    return;
+  }
+  pool_->run(count, [&](size_t, size_t i) { item(i); });
+}
+
+// Beside memory, descriptor tables and tasks, until complete_descriptions().
+void Replica::start_completing() {
+  const auto complete = [this]() -> absl::Status {
+    for (const auto& [id, description] : descriptions_) {
+      const resource::FileKind* kind = resource::find_file_kind(description.kind);
+      const absl::Status done = kind->complete(description.fd.get(), description.state, *context_);
+      if (!done.ok())
+        return annotate(done,
+                        fmt::format("{} {}", kind->name(), kind->describe(description.state)));
+    }
+    return absl::OkStatus();
+  };
+  completed_ = absl::OkStatus();
+  if (completer_)
+    completer_->start(complete);
+  else
+    completed_ = complete();
+}
+
+absl::Status Replica::complete_descriptions() {
+  GW_RETURN_IF_ERROR(completed_);
+  return completer_ ? completer_->wait() : absl::OkStatus();
 }
 
 // The channel must not be where a program wants a descriptor: it goes above all of them.

@@ -37,6 +37,7 @@ Source::Source(SourceHost host)
 
 Source::~Source() {
   if (scanner_) scanner_->wait().IgnoreError();
+  if (settler_) settler_->wait().IgnoreError();
   if (!frozen_.empty() || holding_) (void)thaw();
 }
 
@@ -279,6 +280,7 @@ absl::StatusOr<RoundResult> Source::final_pages(stream::Writer& writer) {
 void Source::finish() {
   // The tasks stay frozen by their cgroup when our ptrace ends; whoever committed kills them.
   frozen_.clear();
+  if (settler_) settler_->wait().IgnoreError();
   descriptors_.reset();
   holding_ = false;
 }

@@ -129,6 +129,7 @@ class Source {
   static void cut_out_area(SourceProcess& process);
   std::vector<resource::FdHolder> holders() const;
   absl::Status read_descriptors();
+  absl::Status settle_descriptors();
   void run_all(size_t count, absl::FunctionRef<void(size_t)> item);
 
   void begin_sections(bool final);
@@ -172,6 +173,7 @@ class Source {
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
   std::unique_ptr<Background> scanner_;
+  std::unique_ptr<Background> settler_;
 };
 
 }  // namespace godwit::process

@@ -26,6 +26,7 @@ absl::Status Source::freeze() {
   spans_.mark("read maps");
   start_last_scan();
   GW_RETURN_IF_ERROR(read_descriptors());
+  GW_RETURN_IF_ERROR(settle_descriptors());
   spans_.mark("take descriptors");
   GW_RETURN_IF_ERROR(run_capture_batches());
   spans_.mark("batches");
@@ -81,6 +82,22 @@ void Source::start_last_scan() {
     }
     return absl::OkStatus();
   });
+}
+
+// Beside the batches where there are enough descriptors to gain by another thread.
+absl::Status Source::settle_descriptors() {
+  constexpr size_t kMany = 64;
+  const auto one_by_one = [](size_t count, absl::FunctionRef<void(size_t)> item) {
+    for (size_t i = 0; i < count; ++i) item(i);
+  };
+  if (!settler_ || descriptors_->descriptions().size() < kMany)
+    return descriptors_->look(one_by_one);
+  settler_->start([this, one_by_one]() -> absl::Status {
+    GW_RETURN_IF_ERROR(descriptors_->look(one_by_one));
+    descriptors_->settle(*context_);
+    return absl::OkStatus();
+  });
+  return absl::OkStatus();
 }
 
 absl::Status Source::run_capture_batches() {
@@ -140,6 +157,7 @@ absl::Status Source::thaw() {
   FAULT_POINT("source.thaw");
   // Sockets first: until then nothing may run that would send.
   absl::Status first;
+  if (settler_) first.Update(settler_->wait());
   if (descriptors_)
     for (const auto& description : descriptors_->descriptions())
       if (description.kind != nullptr && description.kind->name() == "tcp_socket")

@@ -191,39 +191,57 @@ absl::Status Source::read_descriptors() {
   if (!pool_ && !final_)
     pool_ = std::make_unique<pages::WorkPool>(
         std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));
-  GW_ASSIGN_OR_RETURN(
-      resource::Descriptors read,
-      resource::Descriptors::read(
-          holders(), file_ranks_,
-          [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); }));
-  if (!final_) file_ranks_ = read.ranks();
+  if (!settler_ && !final_) settler_ = std::make_unique<Background>();
+  GW_ASSIGN_OR_RETURN(resource::Descriptors read,
+                      resource::Descriptors::read(holders(), file_ranks_));
   descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
-  return absl::OkStatus();
+  if (final_) return absl::OkStatus();
+  file_ranks_ = descriptors_->ranks();
+  return descriptors_->look(
+      [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); });
 }
 
 absl::Status Source::capture_descriptions() {
   file_states_.clear();
   counts_.connections = 0;
-  for (const auto& description : descriptors_->descriptions()) {
-    const resource::OpenFile& file = description.file;
+  if (final_ && settler_) {
+    GW_RETURN_IF_ERROR(settler_->wait());
+    spans_.mark("settle descriptions");
+  }
+  const auto& all = descriptors_->descriptions();
+  std::vector<absl::StatusOr<std::string>> states(all.size(), std::string());
+  const auto wanted = [&](size_t i) {
+    return all[i].kind != nullptr && (final_ || all[i].kind->early());
+  };
+  std::vector<size_t> together;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!wanted(i)) continue;
+    if (all[i].kind->concurrent())
+      together.push_back(i);
+    else
+      states[i] = all[i].kind->capture(all[i].file, *context_);
+  }
+  run_all(together.size(), [&](size_t i) {
+    const auto& one = all[together[i]];
+    states[together[i]] = one.kind->capture(one.file, *context_);
+  });
+  for (size_t i = 0; i < all.size(); ++i) {
+    const resource::OpenFile& file = all[i].file;
     const auto where = [&] {
       return fmt::format("process {}, descriptor {} -> {}", file.tgid.value, file.remote_fd,
                          file.link);
     };
-    if (description.kind == nullptr) {
-      if (!final_) continue;
+    if (final_ && all[i].kind == nullptr)
       return make_error(absl::StatusCode::kFailedPrecondition,
                         "{}: this kind of descriptor is not known", where());
-    }
-    if (!final_ && !description.kind->early()) continue;
-    auto state = description.kind->capture(file, *context_);
-    if (!state.ok()) {
+    if (!wanted(i)) continue;
+    if (!states[i].ok()) {
       // It may change under us while the program runs; only the last capture has to succeed.
       if (!final_) continue;
-      return annotate(state.status(), where());
+      return annotate(states[i].status(), where());
     }
-    if (description.kind->name() == "tcp_socket") ++counts_.connections;
-    file_states_.push_back({{std::string(description.kind->name()), file.id}, *std::move(state)});
+    if (all[i].kind->name() == "tcp_socket") ++counts_.connections;
+    file_states_.push_back({{std::string(all[i].kind->name()), file.id}, *std::move(states[i])});
   }
   return absl::OkStatus();
 }

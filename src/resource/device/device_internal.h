@@ -19,6 +19,7 @@ class DeviceKind final : public FileKind {
                         std::vector<Refusal>& refusals) const override;
   absl::StatusOr<std::string> capture(const OpenFile& file,
                                       const CaptureContext& context) const override;
+  bool concurrent() const override { return true; }
   bool early() const override { return true; }
   absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                   RestoreContext& context) const override;

@@ -98,7 +98,6 @@ absl::Status look_at(Descriptors::Description& description, const OwnFolders& fo
   } else {
     GW_ASSIGN_OR_RETURN(file.link, kernel::readlinkat(folders.fd.get(), std::to_string(file.fd)));
   }
-  file.id = id_of(file);
   description.kind = find_kind_of(file);
   if (description.kind == nullptr || description.kind->needs_fdinfo()) {
     GW_ASSIGN_OR_RETURN(file.fdinfo, fdinfo_text(file, folders));
@@ -109,7 +108,7 @@ absl::Status look_at(Descriptors::Description& description, const OwnFolders& fo
 }  // namespace
 
 absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes,
-                                              const FileRanks& before, RunAll run_all) {
+                                              const FileRanks& before) {
   Descriptors result;
   result.before_ = &before;
   // A running program closes descriptors, and its processes end, between a listing and a look.
@@ -130,14 +129,24 @@ absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processe
     }
   }
   result.before_ = nullptr;
-  GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
-  std::vector<absl::Status> looked(result.descriptions_.size());
-  run_all(looked.size(), [&](size_t i) { looked[i] = look_at(result.descriptions_[i], folders); });
-  for (const absl::Status& status : looked) GW_RETURN_IF_ERROR(status);
   for (auto& [tgid, table] : result.tables_)
     for (auto& entry : *table.mutable_entries())
       entry.set_description(result.descriptions_[entry.description()].file.id);
   return result;
+}
+
+absl::Status Descriptors::look(RunAll run_all) {
+  GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
+  std::vector<absl::Status> looked(descriptions_.size());
+  run_all(looked.size(), [&](size_t i) { looked[i] = look_at(descriptions_[i], folders); });
+  for (const absl::Status& status : looked) GW_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
+void Descriptors::settle(const CaptureContext& context) {
+  for (Description& one : descriptions_)
+    if (one.kind != nullptr && one.kind->concurrent())
+      one.file.settled = one.kind->settle(one.file, context);
 }
 
 absl::Status Descriptors::add(const FdHolder& holder, int fd) {
@@ -174,6 +183,7 @@ absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
     if (same) return *same;
   }
   indexes.push_back(index);
+  file.id = id_of(file);
   descriptions_.push_back({std::move(file), std::move(duplicate), nullptr});
   return index;
 }

@@ -42,10 +42,14 @@ class Descriptors {
     const FileKind* kind = nullptr;  // null: nobody recognises it
   };
 
-  // Reads the tables of all processes. close_on_exec is not filled: see below. `before`: ranks() of
-  // an earlier reading, to be faster by.
+  // Takes the descriptors of all processes. close_on_exec is not filled: see below. `before`:
+  // ranks() of an earlier reading, to be faster by.
   static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes,
-                                          const FileRanks& before, RunAll run_all);
+                                          const FileRanks& before);
+  // What read() leaves out: link, kind and fdinfo of each description. Any thread may do it.
+  absl::Status look(RunAll run_all);
+  // FileKind::settle() of each; after look(), by any thread.
+  void settle(const CaptureContext& context);
   FileRanks ranks() const;
 
   const std::vector<Description>& descriptions() const { return descriptions_; }

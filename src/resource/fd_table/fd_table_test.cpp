@@ -48,10 +48,6 @@ TEST(CompareTest, WhatWasRemadeIsPlacedAgain) {
   EXPECT_THAT(numbers(change.place), ElementsAre(5));
 }
 
-void one_by_one(size_t count, absl::FunctionRef<void(size_t)> item) {
-  for (size_t i = 0; i < count; ++i) item(i);
-}
-
 // However many opens of one inode, and whatever an earlier reading says of them.
 TEST(DescriptorsTest, ManyFilesOfOneInodeAreToldApart) {
   std::vector<UniqueFd> fds;
@@ -68,7 +64,7 @@ TEST(DescriptorsTest, ManyFilesOfOneInodeAreToldApart) {
   const FdHolder holders[] = {{pid, self, pidfd->get()}};
   FileRanks ranks;
   const auto check = [&] {
-    auto read = Descriptors::read(holders, ranks, one_by_one);
+    auto read = Descriptors::read(holders, ranks);
     ASSERT_TRUE(read.ok()) << read.status();
     for (const UniqueFd& a : fds)
       for (const UniqueFd& b : fds) {
@@ -105,7 +101,7 @@ TEST(DescriptorsTest, ThePathOfASocketIsNoSocket) {
   const auto pidfd = kernel::pidfd_open(self);
   ASSERT_TRUE(pidfd.ok()) << pidfd.status();
   const FdHolder holders[] = {{pid, self, pidfd->get()}};
-  auto read = Descriptors::read(holders, FileRanks(), one_by_one);
+  auto read = Descriptors::read(holders, FileRanks());
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_NE(read->description_at(pid, a.get()), read->description_at(pid, b.get()));
 }
@@ -120,7 +116,7 @@ TEST(DescriptorsTest, DuplicatesShareADescriptionAndSeparateOpensDoNot) {
   const auto pidfd = kernel::pidfd_open(self);
   ASSERT_TRUE(pidfd.ok()) << pidfd.status();
   const FdHolder holders[] = {{{self.value}, self, pidfd->get()}};
-  auto descriptors = Descriptors::read(holders, FileRanks(), one_by_one);
+  auto descriptors = Descriptors::read(holders, FileRanks());
   ASSERT_TRUE(descriptors.ok()) << descriptors.status();
   ASSERT_TRUE(descriptors->read_close_on_exec(holders).ok());
   const ImagePid pid{self.value};

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/status.h"
@@ -75,33 +76,29 @@ absl::StatusOr<size_t> queued(int fd, unsigned long request) {
   return static_cast<size_t>(bytes);
 }
 
-// Bytes of memory in the socket's queues: cheaper to ask once than for each queue's length.
-struct QueueMemory {
-  bool receive = true;
-  bool send = true;
-};
+using MemoryInfo = std::array<uint32_t, SK_MEMINFO_VARS>;
 
-absl::StatusOr<QueueMemory> queue_memory(int fd) {
-  uint32_t memory[SK_MEMINFO_VARS] = {};
+absl::StatusOr<MemoryInfo> memory_of(int fd) {
+  MemoryInfo memory{};
   socklen_t size = sizeof memory;
-  if (::getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &size) != 0)
+  if (::getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory.data(), &size) != 0)
     return errno_status(errno, fmt::format("getsockopt({}, SO_MEMINFO)", fd));
-  return QueueMemory{memory[SK_MEMINFO_RMEM_ALLOC] != 0 || memory[SK_MEMINFO_BACKLOG] != 0,
-                     memory[SK_MEMINFO_WMEM_QUEUED] != 0};
+  return memory;
 }
 
-absl::Status capture_queues(int fd, TcpState tcp_state, TcpConnection& connection) {
-  GW_ASSIGN_OR_RETURN(const QueueMemory memory, queue_memory(fd));
+// `memory` tells which queues are empty: cheaper to ask once than for each queue's length.
+absl::Status capture_queues(int fd, const MemoryInfo& memory, TcpState tcp_state,
+                            TcpConnection& connection) {
   GW_ASSIGN_OR_RETURN(const uint32_t receive_next, queue_sequence(fd, TCP_RECV_QUEUE));
   connection.set_receive_next(receive_next);
-  if (memory.receive) {
+  if (memory[SK_MEMINFO_RMEM_ALLOC] != 0 || memory[SK_MEMINFO_BACKLOG] != 0) {
     GW_ASSIGN_OR_RETURN(const size_t incoming, queued(fd, SIOCINQ));
     if (incoming > 0)
       GW_RETURN_IF_ERROR(peek_queue(fd, incoming, *connection.mutable_receive_queue()));
   }
   GW_ASSIGN_OR_RETURN(const uint32_t send_next, queue_sequence(fd, TCP_SEND_QUEUE));
   connection.set_send_next(send_next);
-  if (!memory.send) return absl::OkStatus();
+  if (memory[SK_MEMINFO_WMEM_QUEUED] == 0) return absl::OkStatus();
   // write_seq - snd_una: counts an unacknowledged FIN, sent or not.
   GW_ASSIGN_OR_RETURN(size_t outgoing, queued(fd, SIOCOUTQ));
   const bool fin_queued = fin_sent(tcp_state) && tcp_state != TCP_STATE_FIN_WAIT2;
@@ -119,7 +116,11 @@ absl::Status capture_queues(int fd, TcpState tcp_state, TcpConnection& connectio
 
 absl::Status capture_connection(int fd, const tcp_info& info, TcpSocketState& state) {
   TcpConnection& connection = *state.mutable_connection();
-  GW_RETURN_IF_ERROR(capture_queues(fd, state.state(), connection));
+  GW_ASSIGN_OR_RETURN(const MemoryInfo memory, memory_of(fd));
+  // Sizes are set in halves: an odd one, which only the kernel's tuning makes, loses a byte.
+  state.mutable_common()->set_receive_buffer(memory[SK_MEMINFO_RCVBUF] & ~1U);
+  state.mutable_common()->set_send_buffer(memory[SK_MEMINFO_SNDBUF] & ~1U);
+  GW_RETURN_IF_ERROR(capture_queues(fd, memory, state.state(), connection));
   GW_RETURN_IF_ERROR(select_queue(fd, TCP_NO_QUEUE));
   connection.set_window_scaling((info.tcpi_options & TCPI_OPT_WSCALE) != 0);
   connection.set_send_scale(info.tcpi_snd_wscale);
@@ -173,13 +174,7 @@ absl::Status enter_repair(int fd, int reuse) {
   return set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, reuse);
 }
 
-int reuse_in(const SocketCommon& common) {
-  for (const SocketOption& option : common.options())
-    if (option.level() == SOL_SOCKET && option.name() == SO_REUSEADDR) return 1;
-  return 0;
-}
-
-absl::Status capture_addresses(const OpenFile& file, const CaptureContext& context,
+absl::Status capture_addresses(const OpenFile& file, const CaptureContext& context, bool connected,
                                TcpSocketState& state) {
   const InCapsule in_capsule = [&](absl::FunctionRef<absl::Status()> action) {
     return context.in_capsule(action);
@@ -187,13 +182,27 @@ absl::Status capture_addresses(const OpenFile& file, const CaptureContext& conte
   GW_ASSIGN_OR_RETURN(const KernelAddress local, local_address(file.fd));
   state.set_family(local.storage.ss_family);
   GW_RETURN_IF_ERROR(encode_address(local, in_capsule, *state.mutable_local()));
-  if (!is_connected(state.state())) return absl::OkStatus();
+  if (!connected) return absl::OkStatus();
   KernelAddress remote;
   remote.size = sizeof remote.storage;
   if (::getpeername(file.fd, remote.get(), &remote.size) != 0)
     return errno_status(errno, fmt::format("getpeername({})", file.fd));
   return encode_address(remote, in_capsule, *state.mutable_remote());
 }
+
+// What only the program can change, packets cannot: the first part of a state.
+absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
+                                            bool connected) {
+  TcpSocketState state;
+  GW_RETURN_IF_ERROR(capture_addresses(file, context, connected, state));
+  GW_RETURN_IF_ERROR(capture_common(file, connected ? kUseTcpConnection : kUseTcpIdle,
+                                    state.family(), /*buffers=*/false, *state.mutable_common()));
+  GW_ASSIGN_OR_RETURN(*state.mutable_congestion(), name_option(file.fd, TCP_CONGESTION));
+  return state.SerializeAsString();
+}
+
+// Before a settled part: what it was taken for.
+char mark_of(bool connected) { return connected ? 'c' : 'i'; }
 
 }  // namespace
 
@@ -216,27 +225,39 @@ absl::Status tcp_precheck(const OpenFile& file, const CaptureContext&,
   return absl::OkStatus();
 }
 
+std::string tcp_settle(const OpenFile& file, const CaptureContext& context) {
+  const auto info = info_of(file.fd);
+  if (!info.ok()) return {};
+  const bool connected = is_connected(static_cast<TcpState>(info->tcpi_state));
+  const auto part = capture_settled(file, context, connected);
+  return part.ok() ? mark_of(connected) + *part : std::string();
+}
+
+// Two messages, one behind the other: reading them merges them.
 absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureContext& context) {
-  TcpSocketState state;
   GW_ASSIGN_OR_RETURN(tcp_info info, info_of(file.fd));
   if (context.final()) GW_RETURN_IF_ERROR(check_transient(file, info));
+  TcpSocketState state;
   state.set_state(static_cast<TcpState>(info.tcpi_state));
-  GW_RETURN_IF_ERROR(capture_addresses(file, context, state));
   const bool connected = is_connected(state.state());
-  GW_RETURN_IF_ERROR(capture_common(file, connected ? kUseTcpConnection : kUseTcpIdle,
-                                    state.family(), context.final() && connected,
-                                    *state.mutable_common()));
-  GW_ASSIGN_OR_RETURN(*state.mutable_congestion(), name_option(file.fd, TCP_CONGESTION));
+  std::string bytes;
+  if (file.settled.starts_with(mark_of(connected))) {
+    bytes = file.settled.substr(1);
+  } else {
+    GW_ASSIGN_OR_RETURN(bytes, capture_settled(file, context, connected));
+  }
   if (state.state() == TCP_STATE_LISTEN) state.set_backlog(info.tcpi_sacked);
   if (connected && context.final()) {
-    GW_RETURN_IF_ERROR(enter_repair(file.fd, reuse_in(state.common())));
+    GW_ASSIGN_OR_RETURN(const int reuse, get_int_option(file.fd, SOL_SOCKET, SO_REUSEADDR));
+    GW_RETURN_IF_ERROR(enter_repair(file.fd, reuse));
     absl::Status captured = capture_connection(file.fd, info, state);
     if (!captured.ok()) {
       tcp_end_capture(file.fd).IgnoreError();  // the first error counts
       return captured;
     }
   }
-  return state.SerializeAsString();
+  state.AppendToString(&bytes);
+  return bytes;
 }
 
 absl::Status tcp_end_capture(int fd) {

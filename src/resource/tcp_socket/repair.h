@@ -18,6 +18,7 @@ namespace godwit::resource {
 
 absl::Status tcp_precheck(const OpenFile& file, const CaptureContext& context,
                           std::vector<Refusal>& refusals);
+std::string tcp_settle(const OpenFile& file, const CaptureContext& context);
 absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureContext& context);
 
 absl::StatusOr<UniqueFd> tcp_create(const TcpSocketState& state, RestoreContext& context);

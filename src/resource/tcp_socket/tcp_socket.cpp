@@ -57,6 +57,10 @@ class TcpSocketKind final : public FileKind {
     return tcp_capture(file, context);
   }
 
+  std::string settle(const OpenFile& file, const CaptureContext& context) const override {
+    return tcp_settle(file, context);
+  }
+  bool concurrent() const override { return true; }
   bool early() const override { return true; }
 
   // A listener without SO_REUSEADDR cannot be bound beside connections of its port.
@@ -78,10 +82,15 @@ class TcpSocketKind final : public FileKind {
     return tcp_update(fd, old_state, new_state, context);
   }
 
-  absl::StatusOr<Check> finish(int fd, std::string_view state, ImagePid, int remote_fd,
-                               tracee::Batch& batch, RestoreContext& context) const override {
+  // From here on a connection sends, so that its other end must exist, if that is in the tree too.
+  absl::Status complete(int fd, std::string_view state, RestoreContext& context) const override {
     GW_ASSIGN_OR_RETURN(const auto now, parse_state<TcpSocketState>(state, name()));
-    if (now.has_connection()) GW_RETURN_IF_ERROR(tcp_go_live(fd, now, context));
+    return now.has_connection() ? tcp_go_live(fd, now, context) : absl::OkStatus();
+  }
+
+  absl::StatusOr<Check> finish(int, std::string_view state, ImagePid, int remote_fd,
+                               tracee::Batch& batch, RestoreContext&) const override {
+    GW_ASSIGN_OR_RETURN(const auto now, parse_state<TcpSocketState>(state, name()));
     return finish_signal_owner(now.common(), remote_fd, batch);
   }
 

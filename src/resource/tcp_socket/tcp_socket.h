@@ -3,11 +3,11 @@
 //   source                                   destination (gate closed, address present)
 //   rounds: identity and options, untouched  create(): socket, options; listeners listen
 //   final:  repair mode on: silent, queues   update(): queues and numbers, still in repair mode
-//   commit: closed in repair mode: no FIN    finish(): half-closed states, repair mode off,
+//   commit: closed in repair mode: no FIN    complete(): half-closed states, repair mode off,
 //   rollback: tcp_end_capture()                        what was unsent goes out
 //
 // A connection whose other end is in the same tree needs that end to exist before either may send:
-// therefore sockets leave repair mode in finish(), when all have been made.
+// therefore sockets leave repair mode in complete(), when all have been made.
 //
 // In the final epoch capture() returns kUnavailable for states that pass by themselves in a
 // moment: a listener with connections not yet accepted (repair mode cannot put one into an accept

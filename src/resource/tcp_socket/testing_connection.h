@@ -128,6 +128,8 @@ class TcpSocketTest : public ::testing::Test {
     return *std::move(fd);
   }
   void finish(int fd, const std::string& state) {
+    const absl::Status completed = tcp_socket_kind().complete(fd, state, destination_);
+    EXPECT_TRUE(completed.ok()) << completed;
     tracee::Batch batch;
     auto check = tcp_socket_kind().finish(fd, state, {1}, 5, batch, destination_);
     EXPECT_TRUE(check.ok()) << check.status();
