@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "api/rpc_status.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "node/log_carrier.h"
@@ -91,13 +92,16 @@ void Node::clean_up_after_mover(const std::string& service,
   start.set_service(service);
   start.set_node(config_.local());
   start.set_state_dir(config_.state_dir);
-  const absl::Status cleaned = [&]() -> absl::Status {
+  const auto clean = [&]() -> absl::Status {
     GW_ASSIGN_OR_RETURN(const auto mover, MoverProcess::start(start));
     GW_ASSIGN_OR_RETURN(const migration::MoverToDaemon last,
                         mover->receive(Deadline::in(kCleanUpWithin)));
     if (last.finished().error().empty()) return absl::OkStatus();
     return absl::InternalError(last.finished().error());
-  }();
+  };
+  absl::Status cleaned = clean();
+  // Killed as well: what it left can be taken out like the rest.
+  if (absl::IsOutOfRange(cleaned)) cleaned = clean();
   if (!cleaned.ok())
     log_warning("taking out of {} what a mover left in it: {}", service, message_of(cleaned));
 }
@@ -140,12 +144,14 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
     return owner;
   }
   if (undone == Undone::kNothing) {
+    FAULT_POINT("node.rolling_back");
     log_info("migration {}: {} runs on here", entry.id(), entry.service());
     const absl::Status back = services_.roll_back(entry.service(), std::move(left.hold));
     // The service ended meanwhile and its supervisor will say so.
     if (!back.ok() && !absl::IsNotFound(back)) return back;
   }
   call_off(entry);
+  FAULT_POINT("node.rolled_back");
   if (undone != Undone::kAll) clean_up_after_mover(entry.service(), std::move(left.userfaultfds));
   GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
   return owner;

@@ -255,6 +255,11 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
   }
 }
 
+absl::Status SourceMigration::roll_back_at_once() {
+  FAULT_POINT("node.rolling_back");
+  return node_.services().roll_back(entry_.service(), std::move(left_.hold));
+}
+
 absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
     absl::StatusOr<migration::Finished> finished) {
   mover_->kill();
@@ -266,7 +271,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
     undone = Node::Undone::kAll;
   if (!end_mark_sent_ && undone == Node::Undone::kNothing &&
       (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
-    const absl::Status back = node_.services().roll_back(entry_.service(), std::move(left_.hold));
+    const absl::Status back = roll_back_at_once();
     if (!back.ok())
       log_error("rolling {} back: {}", entry_.service(), message_of(back));
     else

@@ -39,6 +39,7 @@ class SourceMigration {
   // What the mover says until it has finished; kOutOfRange: it died, or was killed for saying
   // nothing.
   absl::StatusOr<migration::Finished> follow();
+  absl::Status roll_back_at_once();
   absl::StatusOr<api::MigrateResult> conclude(absl::StatusOr<migration::Finished> finished);
   absl::StatusOr<api::MigrateResult> rolled_back(const std::string& why, Node::Undone undone);
   void record_statistics(const api::MigrationStatistics& statistics);

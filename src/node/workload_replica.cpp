@@ -55,7 +55,12 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
 
 absl::Status ServiceReplica::apply(const stream::Frame& frame) {
   GW_RETURN_IF_ERROR(files_->see(frame));
-  return replica_->apply(frame);
+  const absl::Status applied = replica_->apply(frame);
+  if (errno_of(applied) == ESRCH)
+    return annotate(applied,
+                    "a process of the replica was killed, perhaps for want of memory on this node "
+                    "(see its kernel's log)");
+  return applied;
 }
 
 absl::Status ServiceReplica::announce() {

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <string>
 
+#include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/proc/maps.h"
 #include "kernel/syscalls.h"
@@ -112,6 +113,7 @@ absl::Status clean(HostPid pid, ImagePid image_pid) {
   GW_ASSIGN_OR_RETURN(const LeftOver found, find_left_over(pid));
   GW_ASSIGN_OR_RETURN(StubArea area, StubArea::map(task, image_pid, kTableBytes));
   const absl::Status removed = [&]() -> absl::Status {
+    FAULT_POINT("source.left_over");
     tracee::RemoteSyscalls calls = area.single_calls(task);
     for (const kernel::Mapping& each : found.areas)
       GW_RETURN_IF_ERROR(

@@ -12,6 +12,7 @@
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "pages/uffd_tracker.h"
+#include "process/left_over.h"
 #include "process/source_context.h"
 #include "process/timeouts.h"
 #include "resource/registry.h"
@@ -146,6 +147,9 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
 absl::Status Source::start_tracking() {
   FAULT_POINT("source.start_tracking");
   if (!scanner_) scanner_ = std::make_unique<Background>();
+  // Else what a mover left that was killed before us would travel along.
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
+  GW_RETURN_IF_ERROR(remove_left_over(members, *translate_));
   GW_RETURN_IF_ERROR(read_tree());
   return track_new_processes();
 }

@@ -2,6 +2,7 @@
 // held by the cgroup freezer. And the way back.
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "process/left_over.h"
 #include "process/source.h"
 #include "process/source_context.h"
 #include "process/timeouts.h"
@@ -190,6 +191,10 @@ absl::Status Source::withdraw() {
     // A process that has ended meanwhile took it along.
     if (errno_of(removed) != ESRCH) first.Update(removed);
   }
+  // A process forked since the tree was read last has its parent's area, too.
+  const auto members = host_.members();
+  first.Update(members.status());
+  if (members.ok()) first.Update(remove_left_over(*members, *translate_));
   return first;
 }
 

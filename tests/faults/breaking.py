@@ -57,7 +57,8 @@ def copies():
     return found
 
 
-def movers():
+def movers(parent=None):
+    """Pids; only those that the daemon `parent` started, if it is named."""
     found = []
     ours = b"GODWIT_FAULT=" + os.environb[b"GODWIT_FAULT"]
     for path in glob.glob("/proc/[0-9]*/cmdline"):
@@ -66,8 +67,12 @@ def movers():
                 if text.read().split(b"\0")[:2] != [b"godwit", b"mover"]:
                     continue
             with open(os.path.join(os.path.dirname(path), "environ"), "rb") as text:
-                if ours in text.read().split(b"\0"):
-                    found.append(int(path.split("/")[2]))
+                if ours not in text.read().split(b"\0"):
+                    continue
+            with open(os.path.join(os.path.dirname(path), "stat")) as text:
+                started_by = int(text.read().rsplit(")", 1)[1].split()[1])
+            if parent in (None, started_by):
+                found.append(int(path.split("/")[2]))
     return found
 
 

@@ -135,7 +135,7 @@ def memory_full_at_the_destination(lab, service):
         return
     with little_memory(lab, "n2", 120):
         # The kernel ends a husk, or the mover that fills it.
-        service.must_fail("memory full", ["destination", "mover"], "migrate", "svc", "n2")
+        service.must_fail("memory full", ["want of memory", "mover"], "migrate", "svc", "n2")
     service.moves("n2")
     service.moves("n1")
 

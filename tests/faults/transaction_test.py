@@ -5,8 +5,9 @@ node, its clients keep their connections, and nothing stays behind at the other.
   transaction_test.py GODWIT [--part NAME]... [--list] [--only TEXT]
 
 Parts: kill, error (of movers and daemons at each named fault point, base/fault_point.h), daemons
-(SIGKILL at a step; the lab starts them again), links (the uplink of a node is cut), cancel
-(Ctrl-C), strangers (on the mover's port). $GODWIT_FAULTS=all runs every step, otherwise a share.
+(SIGKILL at a step; the lab starts them again), undo (of a killed mover's work, killed as well),
+links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the mover's port).
+$GODWIT_FAULTS=all runs every step, otherwise a share.
 Prints a line a case: what was broken, where the service is, the clients' longest gap.
 """
 
@@ -251,6 +252,22 @@ class Transactions:
             return outcome
         self.case("cancel, %s=%s" % (THAW_STEP, action), "source", act, SOON_US)
 
+    def undoing_interrupted(self, point, then):
+        """The source's mover is killed at `point`, and whoever undoes it at `then`."""
+        def act(source, destination):
+            self.faults.arm(point, "wait")
+            process = self.start_migration(destination)
+            self.wait_hit(point)
+            self.faults.arm(then, "kill")
+            for pid in movers(self.daemon_pid(source)):
+                os.kill(pid, signal.SIGKILL)
+            outcome, _ = self.finish_migration(process)
+            if not self.faults.was_hit():
+                raise Failure("%s was not reached" % then)
+            return outcome
+        self.case("%s: mover killed, %s=kill" % (point, then), "source", act, SOON_US,
+                  "source" if then.startswith("node.") else None)
+
     def daemon_killed(self, point, side, expected):
         def act(source, destination):
             self.faults.arm(point, "wait")
@@ -373,6 +390,12 @@ def plan(part, everything):
         for side in ("source", "destination"):
             yield "destination.committed", \
                 lambda t, s=side: t.daemon_killed("destination.committed", s, "destination")
+    if part == "undo":
+        points = ["source.uffd_inside", "source.round_done", "source.frozen",
+                  "source.before_end_mark"]
+        for point in points if everything else ["source.frozen"]:
+            for then in ["node.rolling_back", "node.rolled_back", "source.left_over"]:
+                yield then, lambda t, p=point, w=then: t.undoing_interrupted(p, w)
     if part == "links":
         # Before the freeze a link that comes back soon enough breaks nothing.
         for point, expected in [("source.round_done", "one"), ("source.frozen", "source"),
@@ -426,7 +449,7 @@ def main():
     return 0
 
 
-PARTS = ["kill", "error", "daemons", "links", "cancel", "strangers"]
+PARTS = ["kill", "error", "daemons", "undo", "links", "cancel", "strangers"]
 
 if __name__ == "__main__":
     sys.exit(main())
