@@ -301,6 +301,21 @@ class Transactions:
             return self.finish_migration(process)[0]
         self.case("%s: uplink of destination cut" % point, expected, act)
 
+    def source_cut_off(self, point, expected):
+        """Clients cannot reach it either, so that nothing is said about their gap."""
+        def act(source, destination):
+            self.faults.arm(point, "wait")
+            process = self.start_migration(destination)
+            self.wait_hit(point)
+            self.uplink(source, "down")
+            try:
+                self.faults.go_on()
+                time.sleep(3)
+            finally:
+                self.uplink(source, "up")
+            return self.finish_migration(process)[0]
+        self.case("%s: uplink of source cut" % point, expected, act)
+
     def cancelled(self, point, expected):
         def act(_, destination):
             self.faults.arm(point, "wait")
@@ -402,6 +417,9 @@ def plan(part, everything):
                                 ("destination.received", "one"), ("destination.ready", "one")]:
             for _ in range(2 if everything else 1):  # from n1, and from n2
                 yield point, lambda t, p=point, e=expected: t.link_cut(p, e)
+        for point, expected in [("source.frozen", "source"), ("destination.ready", "one")]:
+            for _ in range(2 if everything else 0):
+                yield point, lambda t, p=point, e=expected: t.source_cut_off(p, e)
     if part == "cancel":
         steps = ["source.connected", "source.prepared", "source.round", "pages.send",
                  "source.round_done", "source.freeze", "source.frozen", "source.final_state",
