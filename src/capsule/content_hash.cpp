@@ -70,6 +70,7 @@ absl::StatusOr<std::string> ContentHashes::of(int fd, const FileStamp& stamp, bo
   Hasher hasher;
   std::vector<std::byte> piece(std::min<uint64_t>(stamp.size, kPiece));
   for (uint64_t at = 0; at < stamp.size;) {
+    if (stop_()) return absl::CancelledError("cancelled while files were compared");
     const size_t wanted = std::min<uint64_t>(piece.size(), stamp.size - at);
     const ssize_t n = ::pread(fd, piece.data(), wanted, static_cast<off_t>(at));
     if (n < 0 && errno == EINTR) continue;

@@ -15,6 +15,7 @@
 
 #include <compare>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -59,6 +60,9 @@ class ContentHashes {
   // nothing is known.
   explicit ContentHashes(std::string file);
 
+  // Large files take a while: of() ends with kCancelled when this says so.
+  void stop_when(std::function<bool()> stop) { stop_ = std::move(stop); }
+
   // Of the first `stamp.size` bytes of `fd`, a readable descriptor of the file that has `stamp`.
   // `lasting`: the number of its device means the same for the next mover (not so that of an
   // overlay).
@@ -78,6 +82,7 @@ class ContentHashes {
   std::map<FileStamp, Known> known_;
   bool changed_ = false;
   uint64_t files_hashed_ = 0;
+  std::function<bool()> stop_ = [] { return false; };
 };
 
 }  // namespace godwit::capsule

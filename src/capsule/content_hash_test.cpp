@@ -81,6 +81,19 @@ TEST_F(ContentHash, ReadsAgainOnlyWhatMayHaveChanged) {
   EXPECT_EQ(hashes.files_hashed(), read + 1);
 }
 
+TEST_F(ContentHash, StopsWhenItIsTold) {
+  ContentHashes hashes(saved());
+  int asked = 0;
+  hashes.stop_when([&] { return ++asked == 3; });
+  write(std::string(10'000'000, 'x'));
+  const UniqueFd fd(::open(file().c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat info {};
+  ASSERT_EQ(::fstat(fd.get(), &info), 0);
+  EXPECT_TRUE(absl::IsCancelled(hashes.of(fd.get(), stamp_of(info), true).status()));
+  EXPECT_EQ(asked, 3);
+  EXPECT_EQ(hashes.files_hashed(), 0U);
+}
+
 TEST_F(ContentHash, SavesWhatLastsForTheNextMover) {
   age();
   {

@@ -33,8 +33,7 @@ absl::StatusOr<std::string> FileCheck::compare(Offer& offer, bool& own_mount) {
   if (size != wanted.size())
     return fmt::format("is another one here: {} bytes, not {}", size, wanted.size());
   GW_ASSIGN_OR_RETURN(const std::string hash, files_.hash(wanted.path(), *found));
-  if (hash != wanted.hash())
-    return fmt::format("is another one here: {} bytes too, but other ones", size);
+  if (hash != wanted.hash()) return fmt::format("is another one here, also of {} bytes", size);
   if (found->info.st_mode != wanted.mode() || found->info.st_uid != wanted.uid() ||
       found->info.st_gid != wanted.gid())
     return fmt::format("has mode {:o} and owner {}:{} here, not {:o} and {}:{}",

@@ -145,7 +145,7 @@ TEST_F(FileCheckTest, WhatIsMissingOrDifferentComesWithAllItHas) {
   ASSERT_EQ(said->size(), 5U);
   EXPECT_EQ((*said)[0], "/a/deep/missing is missing here");
   EXPECT_EQ((*said)[1], "/a/shorter is another one here: 4 bytes, not 10");
-  EXPECT_EQ((*said)[2], "/a/other is another one here: 10 bytes too, but other ones");
+  EXPECT_EQ((*said)[2], "/a/other is another one here, also of 10 bytes");
   EXPECT_THAT((*said)[3], HasSubstr("/a/mode has mode 644 and owner 0:0 here, not 600 and 0:0"));
   EXPECT_EQ((*said)[4], "/a/link is not a regular file here");
   for (const char* path : {"/a/deep/missing", "/a/shorter", "/a/other", "/a/mode", "/a/link"}) {

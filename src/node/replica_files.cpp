@@ -34,6 +34,7 @@ absl::Status ReplicaFiles::compare_for_answer() {
   answer_.emplace();
   for (const capsule::FileDifference& difference : differences) {
     const capsule::WantedFile wanted = check_.want(difference);
+    log_info("{} {}: carried from the source", difference.path, difference.what);
     auto* file = answer_->add_files();
     file->set_id(wanted.id);
     file->set_in_place(wanted.in_place);

@@ -50,6 +50,8 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
       capsule::CapsuleFiles files,
       capsule::CapsuleFiles::open(capsule.spec(), capsule.paths(), init, file_hashes(node)));
   self->files_.emplace(std::move(files));
+  self->files_->files().hashes().stop_when(
+      [control = &self->source_->control()] { return control->cancelled(); });
   self->source_->set_capsule_section(info.SerializeAsString());
   self->bytes_per_s_ = bytes_per_s;
   self->source_->control().set_bytes_per_second(bytes_per_s);

@@ -190,6 +190,7 @@ class Test:
         lab("checkpoint", "files", "-o", self.image + ".all", "--with-files")
         done = lab("restore", self.image, "--node", "n2", "--json", check=False)
         refused = json.loads(done.stdout)
+        print("refused: %s" % refused["error"], flush=True)
         expect("restored without its files: %s" % refused, refused["outcome"] == "refused")
         codes = {(each["code"], each["object"]) for each in refused["refusals"]}
         expect("refusals %s" % codes, codes == {("file.differs", path) for path in self.differing})
@@ -207,7 +208,8 @@ class Test:
         wait_for("the reader", lambda: "as n" in lab("logs", "reader").stdout)
         result = lab.migrate("reader", "n2")
         expect("outcome %s" % result, result["outcome"] == "rolled_back")
-        for word in (self.host["n1"] + "/file", "other ones", "disk of its own"):
+        print("rolled back: %s" % result["error"], flush=True)
+        for word in (self.host["n1"] + "/file", "another one", "disk of its own"):
             expect("%s is not in %s" % (word, result), word in json.dumps(result))
         expect("it does not run on", lab.inspect("reader")["state"] == "running")
         lab("stop", "reader")
