@@ -74,7 +74,9 @@ absl::Status Replica::make_some(std::span<const WantedDescription> some) {
     const auto found = descriptions_.find(wanted.id);
     if (found == descriptions_.end() || found->second.kind != wanted.kind->name())
       anew.push_back(&wanted);
-    else if (final_ || found->second.state != *wanted.state)
+    else if (found->second.state != *wanted.state || (final_ && !wanted.kind->concurrent()))
+      // Files and the like are looked at again in any case; a kind whose descriptions have nothing
+      // to do with each other has nothing but its state.
       updates.push_back({&found->second, &wanted, false});
   }
   const auto update = [&](size_t i) {

@@ -85,19 +85,15 @@ void Source::start_last_scan() {
   });
 }
 
-// Beside the batches where there are enough descriptors to gain by another thread.
+// Beside the batches where there are enough descriptors to gain by another thread;
+// capture_descriptions() does what is left.
 absl::Status Source::settle_descriptors() {
   constexpr size_t kMany = 64;
-  const auto one_by_one = [](size_t count, absl::FunctionRef<void(size_t)> item) {
-    for (size_t i = 0; i < count; ++i) item(i);
-  };
   if (!settler_ || descriptors_->descriptions().size() < kMany)
-    return descriptors_->look(one_by_one);
-  settler_->start([this, one_by_one]() -> absl::Status {
-    GW_RETURN_IF_ERROR(descriptors_->look(one_by_one));
-    descriptors_->settle(*context_);
-    return absl::OkStatus();
-  });
+    return descriptors_->look([](size_t count, absl::FunctionRef<void(size_t)> item) {
+      for (size_t i = 0; i < count; ++i) item(i);
+    });
+  settler_->start([this] { return descriptors_->settle(*context_); });
   return absl::OkStatus();
 }
 

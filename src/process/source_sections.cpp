@@ -205,7 +205,9 @@ absl::Status Source::capture_descriptions() {
   file_states_.clear();
   counts_.connections = 0;
   if (final_ && settler_) {
+    const absl::Status helped = descriptors_->settle(*context_);
     GW_RETURN_IF_ERROR(settler_->wait());
+    GW_RETURN_IF_ERROR(helped);
     spans_.mark("settle descriptions");
   }
   const auto& all = descriptors_->descriptions();

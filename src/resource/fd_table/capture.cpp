@@ -139,14 +139,20 @@ absl::Status Descriptors::look(RunAll run_all) {
   GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
   std::vector<absl::Status> looked(descriptions_.size());
   run_all(looked.size(), [&](size_t i) { looked[i] = look_at(descriptions_[i], folders); });
+  *next_to_settle_ = descriptions_.size();  // few enough to be read by capture() alone
   for (const absl::Status& status : looked) GW_RETURN_IF_ERROR(status);
   return absl::OkStatus();
 }
 
-void Descriptors::settle(const CaptureContext& context) {
-  for (Description& one : descriptions_)
+absl::Status Descriptors::settle(const CaptureContext& context) {
+  GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
+  for (size_t i = (*next_to_settle_)++; i < descriptions_.size(); i = (*next_to_settle_)++) {
+    Description& one = descriptions_[i];
+    GW_RETURN_IF_ERROR(look_at(one, folders));
     if (one.kind != nullptr && one.kind->concurrent())
       one.file.settled = one.kind->settle(one.file, context);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Descriptors::add(const FdHolder& holder, int fd) {

@@ -8,7 +8,9 @@
 #ifndef GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
 #define GODWIT_RESOURCE_FD_TABLE_FD_TABLE_H_
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,8 +50,9 @@ class Descriptors {
                                           const FileRanks& before);
   // What read() leaves out: link, kind and fdinfo of each description. Any thread may do it.
   absl::Status look(RunAll run_all);
-  // FileKind::settle() of each; after look(), by any thread.
-  void settle(const CaptureContext& context);
+  // In the freeze: look() and FileKind::settle(), on every thread that calls it together, until all
+  // are done or taken by another.
+  absl::Status settle(const CaptureContext& context);
   FileRanks ranks() const;
 
   const std::vector<Description>& descriptions() const { return descriptions_; }
@@ -78,6 +81,7 @@ class Descriptors {
   };
   absl::flat_hash_map<std::pair<uint64_t, uint64_t>, SameInode> by_inode_;
   const FileRanks* before_ = nullptr;  // while reading
+  std::unique_ptr<std::atomic<size_t>> next_to_settle_ = std::make_unique<std::atomic<size_t>>(0);
 };
 
 // What must change in a husk's table.

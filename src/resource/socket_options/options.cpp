@@ -221,7 +221,7 @@ absl::Status capture_common(const OpenFile& file, SocketUse use, int family, boo
   common.set_buffer_lock(static_cast<uint32_t>(lock));
   uint32_t memory[SK_MEMINFO_VARS] = {};
   size = sizeof memory;
-  if (::getsockopt(file.fd, SOL_SOCKET, SO_MEMINFO, memory, &size) != 0)
+  if ((buffers || lock != 0) && ::getsockopt(file.fd, SOL_SOCKET, SO_MEMINFO, memory, &size) != 0)
     return errno_status(errno, option_call("getsockopt", file.fd, SOL_SOCKET, SO_MEMINFO));
   // Sizes are set in halves: an odd one, which only the kernel's tuning makes, loses a byte.
   if (buffers || (lock & SOCK_RCVBUF_LOCK) != 0)
