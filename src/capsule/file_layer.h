@@ -53,6 +53,9 @@ class LayerSource {
   // What changed since the last call. `frozen` says that nobody writes any more: only then is the
   // result exact; before, a file that changes while it is read is sent again the next time.
   absl::StatusOr<LayerStatistics> send_changes(bool frozen, const Emit& emit);
+  // Lists the layer for the next send_changes(), which must be a frozen one: from any thread, with
+  // nobody writing any more.
+  absl::Status look();
 
  private:
   struct Tree;
@@ -66,6 +69,7 @@ class LayerSource {
   std::optional<Cgroup> work_;
   bool write_back_ = true;  // in this call
   LayerListing last_;
+  std::optional<LayerListing> looked_;
   // XXH3 of every block of a file as it was sent, by tree and inode: only changed ones are sent
   // again. 8 bytes per 64 KiB.
   std::map<std::pair<LayerTree, uint64_t>, std::vector<uint64_t>> hashes_;

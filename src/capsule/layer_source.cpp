@@ -110,6 +110,11 @@ struct LayerSource::Tree {
   absl::Status send_seals();
 };
 
+absl::Status LayerSource::look() {
+  GW_ASSIGN_OR_RETURN(looked_, list_layer(paths_, &last_));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LayerStatistics> LayerSource::send_changes(bool frozen, const Emit& emit) {
   statistics_ = {};
   const Emit counting = [&](std::string_view state, std::span<const std::byte> data) {
@@ -117,7 +122,10 @@ absl::StatusOr<LayerStatistics> LayerSource::send_changes(bool frozen, const Emi
     statistics_.bytes += data.size();
     return emit(state, data);
   };
-  GW_ASSIGN_OR_RETURN(LayerListing now, list_layer(paths_, &last_));
+  if (!looked_ || !frozen) {
+    GW_ASSIGN_OR_RETURN(looked_, list_layer(paths_, &last_));
+  }
+  LayerListing now = *std::exchange(looked_, std::nullopt);
   // After the listing's time was taken: a store into a mapping made later sets ctime after it.
   write_back_ = !frozen;
   if (write_back_ && work_) {

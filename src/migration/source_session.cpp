@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <cerrno>
+#include <array>
 #include <memory>
 
 #include "base/fault_point.h"
@@ -23,6 +24,7 @@ constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
 // cannot be reached, and the service must not stand still any longer.
 constexpr absl::Duration kPing = absl::Milliseconds(100);
 constexpr absl::Duration kSilence = absl::Milliseconds(700);
+constexpr int kLookAgainMs = 20;
 constexpr int kFreezeAttempts = 20;
 
 // As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
@@ -196,11 +198,11 @@ class SourceSession {
         ping = Deadline::in(kPing);
         GW_RETURN_IF_ERROR(ask_whether_there());
       }
-      pollfd one{messages_->fd(), POLLIN, 0};
-      const timespec soon{0, 200'000};
-      const int ready = ::ppoll(&one, 1, &soon, nullptr);
-      if (ready < 0 && errno != EINTR) return errno_status(errno, "ppoll(peer)");
-      if (ready <= 0) {
+      std::array<pollfd, 2> both{pollfd{messages_->fd(), POLLIN, 0},
+                                 pollfd{workload_.held_frames_fd(), POLLIN, 0}};
+      const int ready = ::poll(both.data(), both.size(), kLookAgainMs);
+      if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(peer)");
+      if ((both[0].revents & (POLLIN | POLLHUP | POLLERR)) == 0) {
         if (deadline.passed() || silence.passed())
           return absl::DeadlineExceededError("the destination gave no answer after the end mark");
         continue;

@@ -43,6 +43,8 @@ class SourceWorkload {
   virtual absl::StatusOr<RoundFigures> final_pages(stream::Writer& writer) = 0;
   // Frames that arrived for it since freeze() and were not given yet.
   virtual absl::StatusOr<std::vector<std::string>> take_held_frames() = 0;
+  // Readable when there are some; -1: it holds none.
+  virtual int held_frames_fd() const = 0;
   // Runs on; idempotent, also when freeze() never ran or failed half-way.
   virtual absl::Status thaw() = 0;
   // Rollback, after thaw(): nothing of ours stays in it.

@@ -83,6 +83,11 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
 
 int mover_main(int, char**) {
   ::signal(SIGPIPE, SIG_IGN);
+  // In every thread: who waits for a tracee's stop waits for this (tracee/ptrace_calls.cpp).
+  sigset_t child_stopped;
+  ::sigemptyset(&child_stopped);
+  ::sigaddset(&child_stopped, SIGCHLD);
+  ::pthread_sigmask(SIG_BLOCK, &child_stopped, nullptr);
   migration::DaemonLink daemon{UniqueFd(3)};
   const auto first = daemon.receive(Deadline::in(absl::Seconds(10)));
   if (!first.ok() || first->message_case() != migration::DaemonToMover::kStart) return 2;

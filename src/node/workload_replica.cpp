@@ -79,10 +79,11 @@ absl::Status ServiceReplica::make_ready() {
 absl::Status ServiceReplica::activate() {
   replica_->spans().mark("commit");
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kDestinationCommitted));
-  GW_RETURN_IF_ERROR(replica_->activate());
-  replica_->spans().mark("detach");
+  // In this order each task wakes once: those in a ptrace stop do not notice the freezer.
   GW_RETURN_IF_ERROR(capsule_.thaw());
   replica_->spans().mark("thaw");
+  GW_RETURN_IF_ERROR(replica_->activate());
+  replica_->spans().mark("detach");
   return absl::OkStatus();
 }
 

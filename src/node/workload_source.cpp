@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   host.members = [&capsule] { return capsule.work_pids(); };
   host.hold = [&capsule] { return capsule.request_freeze(); };
   host.release = [&capsule] { return capsule.thaw(); };
+  host.look_at_files = [&layer = self->layer_] { return layer.look(); };
   host.in_capsule = [thread = self->thread_.get()](absl::FunctionRef<absl::Status()> action) {
     return thread->run(action);
   };

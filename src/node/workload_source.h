@@ -47,6 +47,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status final_state(stream::Writer& writer) override;
   absl::StatusOr<migration::RoundFigures> final_pages(stream::Writer& writer) override;
   absl::StatusOr<std::vector<std::string>> take_held_frames() override;
+  int held_frames_fd() const override { return port_->port.hold_fd(); }
   absl::Status thaw() override;
   absl::Status withdraw() override;
   absl::Status commit() override;

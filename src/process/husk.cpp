@@ -76,7 +76,7 @@ absl::Status Husk::empty() {
   GW_RETURN_IF_ERROR(remote.must(SYS_munmap, {end, kTaskSize - end, 0, 0, 0, 0}).status());
   GW_RETURN_IF_ERROR(remote.finish());
   memory_map.Clear();
-  return absl::OkStatus();
+  return area_.keep_signal_sets(leader());
 }
 
 absl::StatusOr<Husk> Husk::fork(ImagePid pid, int exit_signal) {
@@ -146,17 +146,24 @@ absl::Status Husk::run(tracee::Batch& batch) {
   return area_.run(leader(), pid_, batch, Deadline::in(kTargetTimeout));
 }
 
-absl::Status Husk::run_in_tasks(std::span<tracee::Batch> batches) {
+absl::StatusOr<tracee::StubArea::Started> Husk::start_in_tasks(std::span<tracee::Batch> batches) {
   std::vector<tracee::StubArea::Run> runs;
   for (size_t i = 0; i < batches.size(); ++i)
     if (!batches[i].empty()) runs.push_back({&tasks_[i].task, tasks_[i].tid, &batches[i]});
-  if (runs.empty()) return absl::OkStatus();
-  return area_.run_all(runs, Deadline::in(kTargetTimeout));
+  return area_.start_all(runs, Deadline::in(kTargetTimeout));
 }
 
-absl::Status Husk::remove_stub() {
-  GW_ASSIGN_OR_RETURN(const RemoteAddress instruction, tracee::find_vdso_syscall(host_pid()));
-  area_.set_syscall_instruction(instruction);
+absl::Status Husk::remove_stub(uint64_t vdso_offset) {
+  const auto& mappings = memory_map.mappings();
+  const auto vdso = std::find_if(mappings.begin(), mappings.end(),
+                                 [](const auto& mapping) { return mapping.path() == "[vdso]"; });
+  if (vdso == mappings.end() || vdso->end() - vdso->start() <= vdso_offset) {
+    // A program that has unmapped its own: found by looking, or not at all.
+    GW_ASSIGN_OR_RETURN(const RemoteAddress instruction, tracee::find_vdso_syscall(host_pid()));
+    area_.set_syscall_instruction(instruction);
+  } else {
+    area_.set_syscall_instruction(RemoteAddress{vdso->start() + vdso_offset});
+  }
   return area_.unmap(leader());
 }
 

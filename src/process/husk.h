@@ -66,16 +66,17 @@ class Husk {
 
   // In the leader.
   absl::Status run(tracee::Batch& batch);
-  // batches[i] in tasks()[i].
-  absl::Status run_in_tasks(std::span<tracee::Batch> batches);
+  // batches[i] in tasks()[i]; they and the husk stay where they are until it is finished.
+  absl::StatusOr<tracee::StubArea::Started> start_in_tasks(std::span<tracee::Batch> batches);
 
   // Puts descriptors at their numbers, which must be free.
   absl::Status place(const DescriptorChannel& channel, std::vector<Placement> placements);
   // Puts descriptors at any numbers; the caller closes them by batch.
   absl::StatusOr<std::vector<int>> lend(const DescriptorChannel& channel, std::span<const int> fds);
 
-  // The last thing done in it: the stub's area goes, through a `syscall` of its restored vDSO.
-  absl::Status remove_stub();
+  // The last thing done in it: the stub's area goes, through the `syscall` instruction that stands
+  // at `vdso_offset` in its restored vDSO.
+  absl::Status remove_stub(uint64_t vdso_offset);
   // From here on the mover's death lets the husk run instead of ending it.
   absl::Status release_from_mover();
   // Lets every task run.

@@ -21,6 +21,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -32,6 +33,7 @@
 #include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/husk.h"
+#include "process/priority.h"
 #include "process/shared_objects.h"
 #include "process/spans.h"
 #include "resource/process_tree/process_tree.h"
@@ -88,6 +90,13 @@ class Replica {
     uint64_t made_in_epoch = 0;
   };
 
+  // What one husk has to do for its final state, all in one run, and what is checked afterwards.
+  struct Restoring {
+    Husk* husk;
+    std::vector<tracee::Batch> batches;  // of its tasks, in their order
+    std::vector<std::pair<size_t, std::function<absl::Status(const tracee::Batch&)>>> checks;
+  };
+
   explicit Replica(ReplicaHost host);
   absl::Status apply_sections();
   absl::Status build_tree();
@@ -108,9 +117,10 @@ class Replica {
   absl::Status fill_tables();
   absl::Status fill_table_of(Husk& husk);
   absl::Status restore_tasks();
-  absl::Status restore_tasks_of(Husk& husk);
+  absl::Status add_task_calls(Restoring& one);
+  absl::Status add_finish_calls(Restoring& one, std::set<uint64_t>& done);
   absl::Status restore_last();
-  absl::Status finish_descriptions();
+  void share_one_cpu();
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
   absl::Status run_drops();
@@ -137,6 +147,9 @@ class Replica {
   bool final_ = false;
   bool sections_applied_ = false;
   uint64_t epoch_ = 0;
+  uint64_t vdso_syscall_offset_ = 0;
+  std::unique_ptr<FirstPriority> first_;
+  std::string own_affinity_;  // as it was before share_one_cpu()
   Spans spans_;
 };
 

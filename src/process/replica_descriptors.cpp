@@ -213,26 +213,17 @@ absl::Status Replica::fill_table_of(Husk& husk) {
   return absl::OkStatus();
 }
 
-absl::Status Replica::finish_descriptions() {
-  // Each description once, in the first process that holds it.
-  std::set<uint64_t> done;
-  for (auto& [pid, husk] : husks_) {
-    tracee::Batch batch;
-    std::vector<resource::FileKind::Check> checks;
-    for (const auto& entry : husk.fd_table.entries()) {
-      if (!done.insert(entry.description()).second) continue;
-      const Description& description = descriptions_.at(entry.description());
-      const resource::FileKind* kind = resource::find_file_kind(description.kind);
-      GW_ASSIGN_OR_RETURN(resource::FileKind::Check check,
-                          kind->finish(description.fd.get(), description.state, husk.pid(),
-                                       entry.fd(), batch, *context_));
-      if (check) checks.push_back(std::move(check));
-    }
-    GW_RETURN_IF_ERROR(husk.run(batch));
-    for (const auto& check : checks)
-      GW_RETURN_IF_ERROR(annotate(check(batch), fmt::format("process {}", pid)));
+// Each description once, in the first process that holds it: `done` has those that were.
+absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done) {
+  for (const auto& entry : one.husk->fd_table.entries()) {
+    if (!done.insert(entry.description()).second) continue;
+    const Description& description = descriptions_.at(entry.description());
+    const resource::FileKind* kind = resource::find_file_kind(description.kind);
+    GW_ASSIGN_OR_RETURN(resource::FileKind::Check check,
+                        kind->finish(description.fd.get(), description.state, one.husk->pid(),
+                                     entry.fd(), one.batches[0], *context_));
+    if (check) one.checks.emplace_back(0, std::move(check));
   }
-  context_->drop_stash();
   return absl::OkStatus();
 }
 

@@ -1,9 +1,15 @@
 // State of tasks: everything that is neither memory nor descriptor.
 #include <sys/syscall.h>
 
+#include <functional>
+#include <set>
+#include <utility>
+#include <vector>
+
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "process/replica.h"
+#include "process/replica_context.h"
 #include "resource/registry.h"
 
 namespace godwit::process {
@@ -24,21 +30,39 @@ resource::TaskView view_of(Husk& husk, HuskTask& task) {
 
 absl::Status Replica::restore_tasks() {
   FAULT_POINT("replica.restore_tasks");
-  for (auto& [pid, husk] : husks_)
-    GW_RETURN_IF_ERROR(annotate(restore_tasks_of(husk), fmt::format("process {}", pid)));
+  std::vector<Restoring> all;
+  std::set<uint64_t> finished;
+  for (auto& [pid, husk] : husks_) {
+    Restoring& one =
+        all.emplace_back(Restoring{&husk, std::vector<tracee::Batch>(husk.tasks().size()), {}});
+    GW_RETURN_IF_ERROR(annotate(add_finish_calls(one, finished), fmt::format("process {}", pid)));
+    GW_RETURN_IF_ERROR(annotate(add_task_calls(one), fmt::format("process {}", pid)));
+  }
+  context_->drop_stash();
+  spans_.mark("build batches");
+  // Side by side.
+  std::vector<tracee::StubArea::Started> started;
+  started.reserve(all.size());
+  for (Restoring& one : all) {
+    GW_ASSIGN_OR_RETURN(tracee::StubArea::Started run, one.husk->start_in_tasks(one.batches));
+    started.push_back(std::move(run));
+  }
+  for (tracee::StubArea::Started& run : started) GW_RETURN_IF_ERROR(run.finish());
+  for (const Restoring& one : all) {
+    const auto check_all = [&one]() -> absl::Status {
+      for (const tracee::Batch& batch : one.batches) GW_RETURN_IF_ERROR(batch.check_all());
+      for (const auto& [task, check] : one.checks) GW_RETURN_IF_ERROR(check(one.batches[task]));
+      return absl::OkStatus();
+    };
+    GW_RETURN_IF_ERROR(annotate(check_all(), fmt::format("process {}", one.husk->pid().value)));
+  }
   return absl::OkStatus();
 }
 
-absl::Status Replica::restore_tasks_of(Husk& husk) {
+absl::Status Replica::add_task_calls(Restoring& one) {
   using resource::Phase;
   using resource::Scope;
-  std::vector<tracee::Batch> batches(husk.tasks().size());
-  struct Pending {
-    const resource::TaskResource* resource;
-    size_t task;
-    resource::TaskResource::Check check;
-  };
-  std::vector<Pending> checks;
+  Husk& husk = *one.husk;
   for (const resource::TaskResource* resource : resource::task_resources()) {
     if (resource->phase() == Phase::kLast) continue;
     for (size_t i = 0; i < husk.tasks().size(); ++i) {
@@ -46,23 +70,24 @@ absl::Status Replica::restore_tasks_of(Husk& husk) {
       if (resource->scope() == Scope::kProcess && i != 0) break;
       const std::string* state = wanted(resource->name(), static_cast<uint64_t>(task.tid.value));
       if (state == nullptr) continue;
-      auto check = resource->restore(*state, view_of(husk, task), batches[i]);
+      auto check = resource->restore(*state, view_of(husk, task), one.batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
-      if (*check) checks.push_back({resource, i, *std::move(check)});
+      if (*check)
+        one.checks.emplace_back(
+            i, [resource, check = *std::move(check)](const tracee::Batch& batch) {
+              return annotate(check(batch), resource->name());
+            });
     }
   }
   // The channel goes with the last batch: no descriptor of ours stays.
-  batches[0].call(SYS_close, {channel_.husk_number}, true);
-  GW_RETURN_IF_ERROR(husk.run_in_tasks(batches));
-  for (tracee::Batch& batch : batches) GW_RETURN_IF_ERROR(batch.check_all());
-  for (const Pending& pending : checks)
-    GW_RETURN_IF_ERROR(annotate(pending.check(batches[pending.task]), pending.resource->name()));
+  one.batches[0].call(SYS_close, {channel_.husk_number}, true);
   return absl::OkStatus();
 }
 
 absl::Status Replica::restore_last() {
   for (auto& [pid, husk] : husks_) {
-    GW_RETURN_IF_ERROR(annotate(husk.remove_stub(), fmt::format("process {}", pid)));
+    GW_RETURN_IF_ERROR(
+        annotate(husk.remove_stub(vdso_syscall_offset_), fmt::format("process {}", pid)));
     for (HuskTask& task : husk.tasks()) {
       for (const resource::TaskResource* resource : resource::task_resources()) {
         if (resource->phase() != resource::Phase::kLast) continue;

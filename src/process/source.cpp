@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host) {
 absl::Status Source::read_tree() {
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
   GW_ASSIGN_OR_RETURN(tree_, resource::capture_process_tree(members, host_.init, *translate_));
+  count_tree();
   std::set<int32_t> alive;
   for (const resource::TreeProcess& process : tree_.processes) {
     if (process.zombie) continue;
@@ -74,11 +75,33 @@ absl::Status Source::read_tree() {
     known.pidfd = *std::move(pidfd);
   }
   std::erase_if(processes_, [&](const auto& entry) { return !alive.contains(entry.first); });
+  return absl::OkStatus();
+}
+
+// In the freeze, beside the scan: what was stopped is what is in the tree, and stays as it is.
+absl::Status Source::read_frozen_tree() {
+  GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
+  GW_ASSIGN_OR_RETURN(tree_, resource::capture_process_tree(members, host_.init, *translate_));
+  count_tree();
+  size_t alive = 0;
+  for (const resource::TreeProcess& process : tree_.processes) {
+    if (process.zombie) continue;
+    ++alive;
+    const auto known = processes_.find(process.pid.value);
+    if (known == processes_.end() || known->second.host_pid != process.host_pid)
+      return make_error(absl::StatusCode::kUnavailable, "process {} ({}) is ending or beginning",
+                        process.pid.value, process.comm);
+  }
+  if (alive != processes_.size())
+    return absl::UnavailableError("a process has ended in the freeze");
+  return absl::OkStatus();
+}
+
+void Source::count_tree() {
   counts_.processes = static_cast<uint32_t>(tree_.processes.size());
   counts_.threads = 0;
   for (const auto& process : tree_.processes)
     counts_.threads += static_cast<uint32_t>(process.tasks.size());
-  return absl::OkStatus();
 }
 
 std::vector<resource::FdHolder> Source::holders() const {
@@ -194,6 +217,7 @@ absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask&
     absl::Status fault = fault_with_descriptor_inside();
     auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
     GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
+    GW_ASSIGN_OR_RETURN(process.brk, remote.must(SYS_brk, {0, 0, 0, 0, 0, 0}));
     GW_RETURN_IF_ERROR(remote.finish());
     fault.Update(taken.status());
     GW_RETURN_IF_ERROR(fault);
@@ -260,17 +284,21 @@ absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.final_state");
   GW_RETURN_IF_ERROR(writer.begin_epoch(true));
   begin_sections(true);
-  GW_RETURN_IF_ERROR(tree_section(writer));
-  GW_RETURN_IF_ERROR(memory_sections(writer));
-  spans_.mark("memory map");
-  GW_RETURN_IF_ERROR(descriptor_sections(writer));
-  spans_.mark("descriptors");
-  GW_RETURN_IF_ERROR(task_sections(writer));
-  GW_RETURN_IF_ERROR(end_sections(writer));
-  GW_RETURN_IF_ERROR(writer.flush());
-  spans_.mark("send state");
+  GW_RETURN_IF_ERROR(looked_.get_future().get());
+  spans_.mark("wait for maps");
+  // Before the state, which may open what is new in it.
+  note_open_files();
   GW_RETURN_IF_ERROR(extra());
   spans_.mark("files");
+  GW_RETURN_IF_ERROR(tree_section(writer));
+  GW_RETURN_IF_ERROR(memory_sections(writer));
+  GW_RETURN_IF_ERROR(descriptor_sections(writer));
+  spans_.mark("make state");
+  GW_RETURN_IF_ERROR(task_sections(writer));
+  GW_RETURN_IF_ERROR(end_sections(writer));
+  GW_RETURN_IF_ERROR(writer.end_state());
+  GW_RETURN_IF_ERROR(writer.flush());
+  spans_.mark("send state");
   return absl::OkStatus();
 }
 

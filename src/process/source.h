@@ -18,6 +18,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <set>
@@ -30,6 +31,7 @@
 #include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/object_sender.h"
+#include "process/priority.h"
 #include "process/source_process.h"
 #include "process/spans.h"
 #include "resource/fd_table/fd_table.h"
@@ -48,6 +50,8 @@ struct SourceHost {
   // The cgroup freezer: asked for, not waited for.
   std::function<absl::Status()> hold;
   std::function<absl::Status()> release;
+  // Beside other work, once no task runs any more: looks for what the last epoch's `extra` sends.
+  std::function<absl::Status()> look_at_files;
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
   std::array<ino_t, 3> stdio_inodes = {0, 0, 0};
   // Told of every userfaultfd before anything is registered with it, so that somebody has a copy.
@@ -113,11 +117,14 @@ class Source {
  private:
   class Context;
   friend class Context;
+  struct Capturing;
   explicit Source(SourceHost host);
 
   absl::Status precheck_process(const resource::TreeProcess& process,
                                 std::vector<resource::Refusal>& refusals);
   absl::Status read_tree();
+  absl::Status read_frozen_tree();
+  void count_tree();
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);
   absl::Status attach_tracker(SourceProcess& process, tracee::StoppedTask& task);
@@ -147,8 +154,12 @@ class Source {
 
   absl::Status adopt_stopped(tracee::FrozenTree tree);
   void start_last_scan();
+  absl::Status scan_frozen();
+  absl::Status capture_memory_of(SourceProcess& process);
   absl::Status run_capture_batches();
-  absl::Status capture_process(FrozenProcess& frozen);
+  static std::string describe(const FrozenProcess& frozen);
+  absl::Status add_capture_calls(Capturing& one);
+  absl::Status collect_states(Capturing& one);
 
   SourceHost host_;
   std::unique_ptr<resource::PidTranslator> translate_;
@@ -172,8 +183,10 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
+  std::unique_ptr<FirstPriority> first_;  // from freeze() to thaw()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
+  std::promise<absl::Status> looked_;     // by the scanner: maps and files, before it scans
 };
 
 }  // namespace godwit::process

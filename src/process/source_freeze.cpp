@@ -1,11 +1,16 @@
 // The freeze: every task stopped by ptrace, what only tasks can tell read by one batch each, then
 // held by the cgroup freezer. And the way back.
+#include <sys/syscall.h>
+
+#include <algorithm>
+
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "process/left_over.h"
 #include "process/source.h"
 #include "process/source_context.h"
 #include "process/timeouts.h"
+#include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
 #include "resource/rseq/rseq.h"
 #include "resource/tcp_socket/tcp_socket.h"
@@ -16,19 +21,13 @@ absl::Status Source::freeze() {
   FAULT_POINT("source.freeze");
   final_ = true;
   if (!scanner_) scanner_ = std::make_unique<Background>();
+  first_ = std::make_unique<FirstPriority>();
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
                       tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
   spans_.mark("stop");
-  GW_RETURN_IF_ERROR(read_tree());
   GW_RETURN_IF_ERROR(adopt_stopped(std::move(stopped)));
-  spans_.mark("read tree");
-  for (auto& [pid, process] : processes_) GW_RETURN_IF_ERROR(read_maps_of(process, false));
-  spans_.mark("read maps");
-  start_last_scan();
-  GW_RETURN_IF_ERROR(read_descriptors());
-  GW_RETURN_IF_ERROR(settle_descriptors());
-  spans_.mark("take descriptors");
+  spans_.mark("adopt");
   GW_RETURN_IF_ERROR(run_capture_batches());
   spans_.mark("batches");
   holding_ = true;
@@ -38,6 +37,14 @@ absl::Status Source::freeze() {
 }
 
 absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
+  // The tree as of the last round will do for now: it is read while batches run.
+  for (const tracee::StoppedProcess& process : tree.processes) {
+    GW_ASSIGN_OR_RETURN(const ImagePid pid, (*translate_)(process.pid));
+    const auto known = processes_.find(pid.value);
+    if (known != processes_.end() && known->second.host_pid == process.pid) continue;
+    GW_RETURN_IF_ERROR(read_tree());
+    break;
+  }
   for (tracee::StoppedProcess& process : tree.processes) {
     FrozenProcess frozen;
     GW_ASSIGN_OR_RETURN(const ImagePid pid, (*translate_)(process.pid));
@@ -59,6 +66,11 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
     if (!kept.process->tracker)
       GW_RETURN_IF_ERROR(attach_tracker(*kept.process, kept.stopped.tasks.front()));
   }
+  // Those that ended since the last round have nothing to scan.
+  std::erase_if(processes_, [&](const auto& entry) {
+    return std::none_of(frozen_.begin(), frozen_.end(),
+                        [&](const FrozenProcess& f) { return f.process == &entry.second; });
+  });
   return absl::OkStatus();
 }
 
@@ -66,22 +78,18 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
 // writes only into the stub's area, which is not scanned. (Going back to user mode the kernel also
 // writes CPU numbers into rseq areas: the destination's does that anew.)
 void Source::start_last_scan() {
+  looked_ = std::promise<absl::Status>();
   scanner_->start([this]() -> absl::Status {
+    const FirstPriority first;
+    absl::Status captured;
     for (auto& [pid, process] : processes_) {
-      pages::ScanResult found;
-      GW_RETURN_IF_ERROR(
-          annotate(process.tracker->scan(pages::private_mappings(process.maps),
-                                         pages::ScanMode::kFrozen, found),
-                   fmt::format("scan the pages of process {} ({})", pid, process.comm)));
-      // What an attempt before this one found and never sent must not be forgotten.
-      pages::ScanResult& all = process.last_scan;
-      all.dirty.subtract(found.dropped);
-      all.dirty_file.subtract(found.dropped);
-      all.dropped.subtract(found.dirty);
-      all.dropped.subtract(found.dirty_file);
-      all.add(found);
+      captured.Update(annotate(capture_memory_of(process), fmt::format("process {}", pid)));
+      if (!captured.ok()) break;
     }
-    return absl::OkStatus();
+    if (captured.ok()) captured = host_.look_at_files();
+    looked_.set_value(captured);
+    GW_RETURN_IF_ERROR(captured);
+    return scan_frozen();
   });
 }
 
@@ -97,27 +105,101 @@ absl::Status Source::settle_descriptors() {
   return absl::OkStatus();
 }
 
-absl::Status Source::run_capture_batches() {
-  task_states_.clear();
-  for (FrozenProcess& frozen : frozen_)
-    GW_RETURN_IF_ERROR(
-        annotate(capture_process(frozen),
-                 fmt::format("process {} ({})", frozen.process->pid.value, frozen.process->comm)));
+absl::Status Source::capture_memory_of(SourceProcess& process) {
+  GW_RETURN_IF_ERROR(read_maps_of(process, false));
+  uint64_t unknown = 0;
+  GW_ASSIGN_OR_RETURN(process.memory_map,
+                      resource::capture_memory_map(process.host_pid, process.maps,
+                                                   &process.memory_map, &unknown));
+  if (unknown == 0) return absl::OkStatus();
+  // A mapping is new: its flags are in smaps only, which walks the page tables.
+  GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
+  GW_ASSIGN_OR_RETURN(process.memory_map,
+                      resource::capture_memory_map(process.host_pid, process.maps, nullptr,
+                                                   &unknown));
   return absl::OkStatus();
 }
 
-absl::Status Source::capture_process(FrozenProcess& frozen) {
-  const ImagePid pid = frozen.process->pid;
+absl::Status Source::scan_frozen() {
+  for (auto& [pid, process] : processes_) {
+    pages::ScanResult found;
+    GW_RETURN_IF_ERROR(
+        annotate(process.tracker->scan(pages::private_mappings(process.maps),
+                                       pages::ScanMode::kFrozen, found),
+                 fmt::format("scan the pages of process {} ({})", pid, process.comm)));
+    // What an attempt before this one found and never sent must not be forgotten.
+    pages::ScanResult& all = process.last_scan;
+    all.dirty.subtract(found.dropped);
+    all.dirty_file.subtract(found.dropped);
+    all.dropped.subtract(found.dirty);
+    all.dropped.subtract(found.dirty_file);
+    all.add(found);
+  }
+  return absl::OkStatus();
+}
+
+// Of one process: what its tasks run, and who makes states of the results.
+struct Source::Capturing {
+  FrozenProcess* frozen = nullptr;
   struct Collecting {
     const resource::TaskResource* resource;
     size_t task;
     resource::TaskResource::Collect collect;
   };
-  std::vector<tracee::Batch> batches(frozen.stopped.tasks.size());
+  std::vector<tracee::Batch> batches;
   std::vector<Collecting> collecting;
+  std::vector<int> expected_fds;  // the descriptors of the last round
+  std::vector<size_t> flag_calls;
+  size_t brk_call = 0;
+};
+
+// The batches of all processes run side by side, and we read meanwhile what needs no task.
+absl::Status Source::run_capture_batches() {
+  task_states_.clear();
+  std::vector<Capturing> all;
+  for (FrozenProcess& frozen : frozen_) {
+    all.push_back(Capturing{});
+    all.back().frozen = &frozen;
+    GW_RETURN_IF_ERROR(annotate(add_capture_calls(all.back()), describe(frozen)));
+  }
+  spans_.mark("make batches");
+  std::vector<tracee::StubArea::Started> started;
+  started.reserve(all.size());
+  for (Capturing& one : all) {
+    const FrozenProcess& frozen = *one.frozen;
+    std::vector<tracee::StubArea::Run> runs;
+    for (size_t i = 0; i < one.batches.size(); ++i)
+      if (!one.batches[i].empty())
+        runs.push_back({&one.frozen->stopped.tasks[i], frozen.tids[i], &one.batches[i]});
+    auto run = frozen.process->area->start_all(runs, Deadline::in(kTargetTimeout));
+    if (!run.ok()) return annotate(run.status(), describe(frozen));
+    started.push_back(*std::move(run));
+  }
+  // Not before: a batch that does not fit has made its area grow, which changes the maps.
+  start_last_scan();
+  GW_RETURN_IF_ERROR(read_frozen_tree());
+  spans_.mark("read tree");
+  GW_RETURN_IF_ERROR(read_descriptors());
+  GW_RETURN_IF_ERROR(settle_descriptors());
+  spans_.mark("take descriptors");
+  for (size_t i = 0; i < all.size(); ++i)
+    GW_RETURN_IF_ERROR(annotate(started[i].finish(), describe(*all[i].frozen)));
+  spans_.mark("wait for batches");
+  for (Capturing& one : all)
+    GW_RETURN_IF_ERROR(annotate(collect_states(one), describe(*one.frozen)));
+  return absl::OkStatus();
+}
+
+std::string Source::describe(const FrozenProcess& frozen) {
+  return fmt::format("process {} ({})", frozen.process->pid.value, frozen.process->comm);
+}
+
+absl::Status Source::add_capture_calls(Capturing& one) {
+  FrozenProcess& frozen = *one.frozen;
+  one.batches.resize(frozen.stopped.tasks.size());
   for (size_t i = 0; i < frozen.stopped.tasks.size(); ++i) {
     resource::TaskView view;
-    view.tgid = pid;
+    view.tgid = frozen.process->pid;
     view.tid = frozen.tids[i];
     view.host_tgid = frozen.process->host_pid;
     view.host_tid = frozen.stopped.tasks[i].tid();
@@ -126,28 +208,41 @@ absl::Status Source::capture_process(FrozenProcess& frozen) {
     view.task = &frozen.stopped.tasks[i];
     for (const resource::TaskResource* resource : resource::task_resources()) {
       if (resource->scope() == resource::Scope::kProcess && i != 0) continue;
-      auto collect = resource->capture(view, batches[i]);
+      auto collect = resource->capture(view, one.batches[i]);
       if (!collect.ok()) return annotate(collect.status(), resource->name());
-      collecting.push_back({resource, i, *std::move(collect)});
+      one.collecting.push_back({resource, i, *std::move(collect)});
     }
   }
-  const std::vector<size_t> flags = descriptors_->add_close_on_exec_calls(pid, batches[0]);
+  one.brk_call = one.batches[0].call(SYS_brk, {0}, true);
+  one.expected_fds = frozen.process->fds;
+  one.flag_calls = resource::add_close_on_exec_calls(one.expected_fds, one.batches[0]);
+  return absl::OkStatus();
+}
 
-  std::vector<tracee::StubArea::Run> runs;
-  for (size_t i = 0; i < batches.size(); ++i)
-    if (!batches[i].empty())
-      runs.push_back({&frozen.stopped.tasks[i], frozen.tids[i], &batches[i]});
-  GW_RETURN_IF_ERROR(frozen.process->area->run_all(runs, Deadline::in(kTargetTimeout)));
-
-  for (const Collecting& one : collecting) {
-    auto state = one.collect(batches[one.task]);
-    if (!state.ok()) return annotate(state.status(), one.resource->name());
+absl::Status Source::collect_states(Capturing& one) {
+  const FrozenProcess& frozen = *one.frozen;
+  for (const Capturing::Collecting& collecting : one.collecting) {
+    auto state = collecting.collect(one.batches[collecting.task]);
+    if (!state.ok()) return annotate(state.status(), collecting.resource->name());
     if (!state->empty())
       task_states_.push_back(
-          {{std::string(one.resource->name()), static_cast<uint64_t>(frozen.tids[one.task].value)},
+          {{std::string(collecting.resource->name()),
+            static_cast<uint64_t>(frozen.tids[collecting.task].value)},
            *std::move(state)});
   }
-  return descriptors_->set_close_on_exec(pid, batches[0], flags);
+  GW_RETURN_IF_ERROR(one.batches[0].check(one.brk_call));
+  frozen.process->brk = static_cast<uint64_t>(one.batches[0].result(one.brk_call));
+  const ImagePid pid = frozen.process->pid;
+  const std::vector<int> fds = descriptors_->numbers(pid);
+  if (fds == one.expected_fds)
+    return descriptors_->set_close_on_exec(pid, one.batches[0], one.flag_calls);
+  // Opened or closed since the last round. The area may grow: nobody may be reading maps.
+  GW_RETURN_IF_ERROR(scanner_->wait());
+  tracee::Batch again;
+  const std::vector<size_t> calls = resource::add_close_on_exec_calls(fds, again);
+  GW_RETURN_IF_ERROR(frozen.process->area->run(one.frozen->stopped.tasks.front(), frozen.tids[0],
+                                               again, Deadline::in(kTargetTimeout)));
+  return descriptors_->set_close_on_exec(pid, again, calls);
 }
 
 absl::Status Source::thaw() {
@@ -164,6 +259,7 @@ absl::Status Source::thaw() {
   if (holding_) first.Update(host_.release());
   holding_ = false;
   frozen_.clear();  // detaches every task
+  first_.reset();
   final_ = false;
   return first;
 }

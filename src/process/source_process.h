@@ -35,8 +35,10 @@ struct SourceProcess {
   std::vector<kernel::Mapping> flagged;
   int64_t flags_read_ns = 0;
   int64_t flags_cost_ns = 0;
+  std::vector<int> fds;                 // descriptors, as last read
   pages::ScanResult last_scan;          // of the freeze
   resource::MemoryMapState memory_map;  // as last sent
+  uint64_t brk = 0;                     // brk(2) as it said last: /proc does not tell
 };
 
 struct FrozenProcess {

@@ -17,6 +17,8 @@ namespace {
 
 using resource::MappingState;
 
+constexpr uint64_t kPage = 4096;
+
 // smaps walks all page tables (40 ms per GiB of small pages have been seen), and nothing else tells
 // that a program has advised or locked a whole mapping: while maps stay the same it is read again
 // when this many times its cost have passed, so that no round is made of it.
@@ -138,26 +140,22 @@ void Source::cut_out_area(SourceProcess& process) {
 absl::Status Source::memory_sections(stream::Writer& writer) {
   std::set<uint64_t> objects;
   for (auto& [pid, process] : processes_) {
-    // In the rounds with flags. In the freeze the maps are read already, and smaps only if a
-    // mapping is new.
     if (!final_) {
-      const absl::Status read = read_maps_of(process, true);
+      const absl::Status read = [&]() -> absl::Status {
+        GW_RETURN_IF_ERROR(read_maps_of(process, true));
+        uint64_t unknown = 0;
+        GW_ASSIGN_OR_RETURN(process.memory_map,
+                            resource::capture_memory_map(process.host_pid, process.maps, nullptr,
+                                                         &unknown));
+        return absl::OkStatus();
+      }();
       if (errno_of(read) != 0) continue;  // has just ended
       GW_RETURN_IF_ERROR(read);
     }
-    uint64_t unknown = 0;
-    auto state =
-        resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown);
-    if (state.ok() && unknown != 0 && final_) {
-      GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
-      state = resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
-                                           &unknown);
-    }
-    if (!state.ok()) {
-      if (!final_ && errno_of(state.status()) != 0) continue;
-      return state.status();
-    }
-    for (const MappingState& mapping : state->mappings()) {
+    // The capture knows the end of the heap's last page only; a round the value as of the start.
+    if (final_ || process.memory_map.brk() - process.brk < kPage)
+      process.memory_map.set_brk(process.brk);
+    for (const MappingState& mapping : process.memory_map.mappings()) {
       if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
           !objects.insert(mapping.object()).second)
         continue;
@@ -169,7 +167,6 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       GW_RETURN_IF_ERROR(
           section(writer, "shared_object", mapping.object(), object.SerializeAsString()));
     }
-    process.memory_map = *std::move(state);
     GW_RETURN_IF_ERROR(section(writer, "memory_map", static_cast<uint64_t>(pid),
                                process.memory_map.SerializeAsString()));
   }
@@ -260,10 +257,12 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
   counts_.descriptors = 0;
   for (const auto& [tgid, table] : descriptors_->tables()) {
     counts_.descriptors += static_cast<uint32_t>(table.entries_size());
+    if (const auto process = processes_.find(tgid.value); process != processes_.end())
+      process->second.fds = descriptors_->numbers(tgid);
     GW_RETURN_IF_ERROR(
         section(writer, "fd_table", static_cast<uint64_t>(tgid.value), table.SerializeAsString()));
   }
-  note_open_files();
+  if (!final_) note_open_files();
   // A duplicate of ours would keep what the program closes open.
   if (!final_) descriptors_.reset();
   return absl::OkStatus();

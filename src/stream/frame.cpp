@@ -47,6 +47,8 @@ LengthBounds length_bounds(FrameType type) {
       return {16, 16 + kMaxFileStateBytes + kMaxFileDataBytes};
     case FrameType::kEpochEnd:
       return {24, 24};
+    case FrameType::kStateEnd:
+      return {8, 8};
     case FrameType::kInvalid:
       break;
   }
@@ -198,6 +200,10 @@ bool decode_payload(FrameType type, std::span<const std::byte> payload, Frame& f
       good = true;
       break;
     }
+    case FrameType::kStateEnd:
+      frame.emplace<StateEnd>().number = from.number<uint64_t>();
+      good = true;
+      break;
     case FrameType::kPages:
     case FrameType::kInvalid:
       break;

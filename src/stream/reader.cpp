@@ -202,6 +202,8 @@ absl::StatusOr<Frame> Reader::check_epoch(Frame frame) {
       return damaged(fmt::format("epoch {} where epoch {} should be", begin->number, next_epoch_));
     in_epoch_ = true;
   }
+  if (const auto* state = std::get_if<StateEnd>(&frame); state && state->number != next_epoch_)
+    return damaged("the end of the state of another epoch");
   if (const auto* end = std::get_if<EpochEnd>(&frame)) {
     if (end->number != next_epoch_) return damaged("the end of another epoch");
     if (end->frames != epoch_frames_) return damaged("the epoch has lost frames");

@@ -48,6 +48,7 @@ enum class FrameType : uint16_t {
   kPagesDropped = 6,    // ranges that are unpopulated now (MADV_DONTNEED) or zero
   kFileBlocks = 7,      // content of files of the writable layer
   kEpochEnd = 8,
+  kStateEnd = 9,  // every section of the epoch has been written: only pages follow
 };
 
 // Names one section: the resource's name in the registry and its object: a pid or tid, the id of
@@ -107,6 +108,11 @@ struct FileBlocks {
   std::span<const std::byte> data;
 };
 
+// The replica may work on the state while pages are still looked for.
+struct StateEnd {
+  uint64_t number = 0;  // of the epoch
+};
+
 struct EpochEnd {
   uint64_t number = 0;
   uint64_t frames = 0;    // of this epoch, begin and end counted
@@ -114,7 +120,7 @@ struct EpochEnd {
 };
 
 using Frame = std::variant<Preamble, EpochBegin, Section, SectionRemoved, Pages, PagesDropped,
-                           FileBlocks, EpochEnd>;
+                           FileBlocks, StateEnd, EpochEnd>;
 
 // Where bytes go. Blocking; all of it or an error. What was written may wait in a buffer until
 // flush(), but never overtakes.
@@ -163,6 +169,7 @@ class Writer {
   // Any number of runs: as many frames as they need.
   absl::Status pages_dropped(uint64_t space, std::span<const PageRun> runs);
   absl::Status file_blocks(std::string_view state, std::span<const std::byte> data);
+  absl::Status end_state();
   absl::Status end_epoch();
   absl::Status flush();
 

@@ -166,6 +166,12 @@ absl::Status Writer::file_blocks(std::string_view state, std::span<const std::by
   return frame(FrameType::kFileBlocks, head_, tail);
 }
 
+absl::Status Writer::end_state() {
+  GW_RETURN_IF_ERROR(need_epoch());
+  Encoder(head_).number(epoch_);
+  return frame(FrameType::kStateEnd, head_);
+}
+
 absl::Status Writer::end_epoch() {
   GW_RETURN_IF_ERROR(need_epoch());
   Encoder(head_).number(epoch_).number(epoch_frames_ + 1).number(running_checksum_);

@@ -12,8 +12,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -61,7 +64,11 @@ class Batch {
   // the batch there: later calls give -ECANCELED.
   size_t call(long number, std::initializer_list<Argument> arguments, bool must_succeed = false);
 
-  bool empty() const { return calls_.empty(); }
+  // Work of ours that neither needs ptrace nor the batch's results: done while the task runs the
+  // batch, when we would only wait for it. What it fails with is what the run fails with.
+  void meanwhile(std::function<absl::Status()> work) { meanwhile_.push_back(std::move(work)); }
+
+  bool empty() const { return calls_.empty() && meanwhile_.empty(); }
   size_t size() const { return calls_.size(); }
 
   // After the run.
@@ -96,6 +103,7 @@ class Batch {
   std::vector<Patch> patches_;
   std::vector<std::byte> data_;
   std::vector<HostPid> new_tasks_;
+  std::vector<std::function<absl::Status()>> meanwhile_;
 };
 
 // A mapping of ours inside a target: one page of code (the stub, read and execute), the rest for
@@ -118,6 +126,8 @@ class Batch {
 // own is put back. A process that handles all signals (Go's runtime) gets no signal: its run goes
 // by syscall stops until the mark's call is seen, which is slower, and as safe.
 class StubArea {
+  struct Running;
+
  public:
   // Where areas are put unless a place is named: no kernel, allocator or loader puts anything there
   // by itself, so that what a killed tracer left is known by its address, whatever is in it yet.
@@ -162,6 +172,28 @@ class StubArea {
   // Runs several tasks of this mm side by side, each with its own slice of the area.
   absl::Status run_all(std::span<Run> runs, Deadline deadline);
 
+  // The same in two halves, so that the caller has the time between for something else, such as
+  // starting batches in other address spaces. The batches must live until finish(), which has to
+  // be called; the destructor does it where an error came between.
+  class Started {
+   public:
+    Started(Started&&) noexcept;
+    Started& operator=(Started&&) = delete;
+    ~Started();
+    absl::Status finish();
+
+   private:
+    friend class StubArea;
+    Started(const StubArea& area, Deadline deadline);
+    const StubArea* area_;
+    Deadline deadline_;
+    std::vector<Running> all_;
+  };
+  absl::StatusOr<Started> start_all(std::span<Run> runs, Deadline deadline);
+
+  // Of a husk, where nothing but batches runs: its dispositions are read once, not for each run.
+  absl::Status keep_signal_sets(const StoppedTask& task);
+
   // Removes the mapping: the last thing done in a task.
   absl::Status unmap(StoppedTask& task);
 
@@ -174,7 +206,6 @@ class StubArea {
   StubArea for_child(ImagePid tgid) const;
 
  private:
-  struct Running;
   StubArea() = default;
   RemoteSyscalls first_calls(StoppedTask& task) const;
   absl::Status start(Running& running, const internal::SignalSets& sets) const;
@@ -189,6 +220,7 @@ class StubArea {
   // the zeros put back. 0: no room there, or the vDSO has moved; then they do not.
   RemoteAddress home_;
   ImagePid tgid_;
+  std::shared_ptr<const internal::SignalSets> kept_sets_;
 };
 
 }  // namespace godwit::tracee

@@ -100,32 +100,59 @@ absl::Status StubArea::run(StoppedTask& task, ImagePid tid, Batch& batch, Deadli
 }
 
 absl::Status StubArea::run_all(std::span<Run> runs, Deadline deadline) {
-  if (runs.empty()) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(Started started, start_all(runs, deadline));
+  return started.finish();
+}
+
+absl::StatusOr<StubArea::Started> StubArea::start_all(std::span<Run> runs, Deadline deadline) {
   uint64_t need = 0;
   for (const Run& run : runs) need += slice_size(run.batch->image_size());
   if (kCodeSize + need > size_) GW_RETURN_IF_ERROR(grow(*runs.front().task, 2 * need));
 
+  Started started(*this, deadline);
+  if (runs.empty()) return started;
   GW_ASSIGN_OR_RETURN(const internal::SignalSets sets,
-                      internal::signal_sets(runs.front().task->tid()));
-  absl::Status result;
-  std::vector<Running> all;
-  all.reserve(runs.size());
+                      kept_sets_ ? absl::StatusOr<internal::SignalSets>(*kept_sets_)
+                                 : internal::signal_sets(runs.front().task->tid()));
+  started.all_.reserve(runs.size());
   RemoteAddress slice = address_ + kCodeSize;
   for (const Run& run : runs) {
-    Running& running = all.emplace_back(Running{.task = run.task,
-                                                .tid = run.tid,
-                                                .batch = run.batch,
-                                                .frame = slice + kGap,
-                                                .saved = {},
-                                                .mark = {}});
+    Running& running = started.all_.emplace_back(Running{.task = run.task,
+                                                         .tid = run.tid,
+                                                         .batch = run.batch,
+                                                         .frame = slice + kGap,
+                                                         .saved = {},
+                                                         .mark = {}});
     slice = slice + slice_size(run.batch->image_size());
-    result.Update(start(running, sets));
-    if (!result.ok()) break;
+    GW_RETURN_IF_ERROR(start(running, sets));
   }
-  for (Running& running : all) {
-    if (running.started) result.Update(finish(running, deadline));
-  }
+  return started;
+}
+
+StubArea::Started::Started(const StubArea& area, Deadline deadline)
+    : area_(&area), deadline_(deadline) {}
+
+StubArea::Started::Started(Started&& other) noexcept
+    : area_(other.area_), deadline_(other.deadline_), all_(std::move(other.all_)) {
+  other.all_.clear();
+}
+
+StubArea::Started::~Started() { finish().IgnoreError(); }
+
+absl::Status StubArea::Started::finish() {
+  absl::Status result;
+  for (const Running& running : all_)
+    for (const auto& work : running.batch->meanwhile_) result.Update(work());
+  for (Running& running : all_)
+    if (running.started) result.Update(area_->finish(running, deadline_));
+  all_.clear();
   return result;
+}
+
+absl::Status StubArea::keep_signal_sets(const StoppedTask& task) {
+  GW_ASSIGN_OR_RETURN(internal::SignalSets sets, internal::signal_sets(task.tid()));
+  kept_sets_ = std::make_shared<const internal::SignalSets>(sets);
+  return absl::OkStatus();
 }
 
 absl::Status StubArea::start(Running& running, const internal::SignalSets& sets) const {

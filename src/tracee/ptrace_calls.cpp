@@ -6,7 +6,6 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -27,21 +26,32 @@ namespace godwit::tracee::internal {
 namespace {
 
 // A stop comes within 20..60 us: that long a yield is faster than a sleep.
-constexpr int64_t kSpinNs = 50'000;
-constexpr int64_t kFirstPauseNs = 20'000;
+constexpr int64_t kSpinNs = 40'000;
+constexpr int64_t kFirstPauseNs = 200'000;
 constexpr int64_t kLongestPauseNs = 1'000'000;
 
-// wait(2) knows no deadline and a pidfd tells only of ends, so the wait polls; the default timer
-// slack of 50 us would triple the short pauses.
-class FineTimers {
+// wait(2) knows no deadline, but a tracee's stop also sends SIGCHLD to the tracer's process
+// (do_notify_parent_cldstop, kernel/signal.c), also when its action is to ignore it, as long as it
+// is blocked: that can be waited for with one. Another thread may take it: so with a short one.
+class ChildNews {
  public:
-  FineTimers() : before_(::prctl(PR_GET_TIMERSLACK)) { ::prctl(PR_SET_TIMERSLACK, 1UL); }
-  ~FineTimers() { ::prctl(PR_SET_TIMERSLACK, static_cast<unsigned long>(std::max(before_, 1))); }
-  FineTimers(const FineTimers&) = delete;
-  FineTimers& operator=(const FineTimers&) = delete;
+  ChildNews() {
+    ::sigemptyset(&set_);
+    ::sigaddset(&set_, SIGCHLD);
+    ::pthread_sigmask(SIG_BLOCK, &set_, &before_);
+  }
+  ~ChildNews() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  ChildNews(const ChildNews&) = delete;
+  ChildNews& operator=(const ChildNews&) = delete;
+
+  void wait(int64_t limit_ns) const {
+    const timespec limit{.tv_sec = 0, .tv_nsec = limit_ns};
+    ::sigtimedwait(&set_, nullptr, &limit);
+  }
 
  private:
-  int before_;
+  sigset_t set_;
+  sigset_t before_;
 };
 
 // Some status of `tid` within `limit_ns`: true and *status, or false.
@@ -84,7 +94,7 @@ absl::StatusOr<Stop> wait_stop(HostPid tid, Deadline deadline) {
     ::sched_yield();
   } while (monotonic_ns() < spin_end);
 
-  const FineTimers fine;
+  const ChildNews news;
   int64_t pause = kFirstPauseNs;
   for (;;) {
     // Looked at before the wait: a task that stops between the two is still found.
@@ -100,8 +110,7 @@ absl::StatusOr<Stop> wait_stop(HostPid tid, Deadline deadline) {
       return make_error(absl::StatusCode::kDeadlineExceeded,
                         "wait for a stop of task {}: still in state {}", tid.value, state);
     }
-    const timespec ts{.tv_sec = 0, .tv_nsec = pause};
-    ::nanosleep(&ts, nullptr);
+    news.wait(pause);
     pause = std::min(pause + pause / 2, kLongestPauseNs);
   }
 }

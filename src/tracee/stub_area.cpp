@@ -195,6 +195,7 @@ absl::Status StubArea::grow(StoppedTask& task, size_t table_bytes) {
   GW_RETURN_IF_ERROR(calls.must(SYS_munmap, {address_.value, size_, 0, 0, 0, 0}).status());
   GW_RETURN_IF_ERROR(calls.finish());
   larger.vdso_syscall_ = vdso_syscall_;
+  larger.kept_sets_ = kept_sets_;
   *this = std::move(larger);
   return absl::OkStatus();
 }
@@ -227,6 +228,7 @@ StubArea StubArea::for_child(ImagePid tgid) const {
   area.vdso_syscall_ = vdso_syscall_;
   area.home_ = home_;
   area.tgid_ = tgid;
+  area.kept_sets_ = kept_sets_;
   return area;
 }
 

@@ -64,6 +64,7 @@ struct WriteAgain {
   }
   absl::Status operator()(const PagesDropped& f) { return to.pages_dropped(f.space, f.runs); }
   absl::Status operator()(const FileBlocks& f) { return to.file_blocks(f.state, f.data); }
+  absl::Status operator()(const StateEnd&) { return to.end_state(); }
   absl::Status operator()(const EpochEnd&) { return to.end_epoch(); }
 };
 

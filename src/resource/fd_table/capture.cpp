@@ -222,12 +222,17 @@ absl::Status Descriptors::read_close_on_exec(std::span<const FdHolder> processes
   return absl::OkStatus();
 }
 
-std::vector<size_t> Descriptors::add_close_on_exec_calls(ImagePid tgid,
-                                                         tracee::Batch& batch) const {
+std::vector<size_t> add_close_on_exec_calls(std::span<const int> fds, tracee::Batch& batch) {
   std::vector<size_t> calls;
-  for (const auto& entry : table(tgid).entries())
-    calls.push_back(batch.call(SYS_fcntl, {entry.fd(), F_GETFD}));
+  calls.reserve(fds.size());
+  for (const int fd : fds) calls.push_back(batch.call(SYS_fcntl, {fd, F_GETFD}));
   return calls;
+}
+
+std::vector<int> Descriptors::numbers(ImagePid tgid) const {
+  std::vector<int> fds;
+  for (const auto& entry : table(tgid).entries()) fds.push_back(entry.fd());
+  return fds;
 }
 
 absl::Status Descriptors::set_close_on_exec(ImagePid tgid, const tracee::Batch& batch,

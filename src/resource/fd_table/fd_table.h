@@ -62,11 +62,12 @@ class Descriptors {
 
   // From /proc/PID/fdinfo, for a running program.
   absl::Status read_close_on_exec(std::span<const FdHolder> processes);
-  // From a batch: one F_GETFD a descriptor, in the order of the table's entries.
-  std::vector<size_t> add_close_on_exec_calls(ImagePid tgid, tracee::Batch& batch) const;
+  // From a batch with the calls of add_close_on_exec_calls() for numbers(tgid).
   absl::Status set_close_on_exec(ImagePid tgid, const tracee::Batch& batch,
                                  std::span<const size_t> calls);
 
+  // Of the table's entries, in their order.
+  std::vector<int> numbers(ImagePid tgid) const;
   uint64_t description_at(ImagePid tgid, int fd) const;
   std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const;
 
@@ -83,6 +84,9 @@ class Descriptors {
   const FileRanks* before_ = nullptr;  // while reading
   std::unique_ptr<std::atomic<size_t>> next_to_settle_ = std::make_unique<std::atomic<size_t>>(0);
 };
+
+// One F_GETFD a descriptor.
+std::vector<size_t> add_close_on_exec_calls(std::span<const int> fds, tracee::Batch& batch);
 
 // What must change in a husk's table.
 struct FdTableChange {

@@ -1,6 +1,7 @@
 #include <sys/syscall.h>
 
 #include <charconv>
+#include <memory>
 #include <string>
 
 #include "kernel/syscalls.h"
@@ -79,7 +80,11 @@ absl::Status TaskIdentityResource::precheck(const TaskView&, std::vector<Refusal
 absl::StatusOr<TaskResource::Collect> ProcessIdentityResource::capture(const TaskView& view,
                                                                        tracee::Batch& batch) const {
   GW_RETURN_IF_ERROR(must_be_stopped(view, name()));
-  GW_ASSIGN_OR_RETURN(const uint32_t coredump_filter, coredump_filter_of(view.host_tgid));
+  const auto coredump_filter = std::make_shared<uint32_t>(0);
+  batch.meanwhile([coredump_filter, tgid = view.host_tgid]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(*coredump_filter, coredump_filter_of(tgid));
+    return absl::OkStatus();
+  });
   const tracee::Batch::Data subreaper = batch.reserve(sizeof(int));
   // umask(2) cannot be asked without being set; the next call puts it back, whatever becomes of us.
   const size_t umask = batch.call(SYS_umask, {0077});
@@ -98,7 +103,7 @@ absl::StatusOr<TaskResource::Collect> ProcessIdentityResource::capture(const Tas
     state.set_thp_disable(or_default(done, thp, 0));
     state.set_memory_merge(or_default(done, merge, 0) != 0);
     state.set_memory_deny_write_execute(or_default(done, mdwe, 0));
-    state.set_coredump_filter(coredump_filter);
+    state.set_coredump_filter(*coredump_filter);
     return state.SerializeAsString();
   });
 }

@@ -74,9 +74,10 @@ absl::StatusOr<TaskResource::Check> ProcessIdentityResource::restore(std::string
                                                                      tracee::Batch& batch) const {
   GW_ASSIGN_OR_RETURN(const ProcessIdentityState state,
                       parse_state<ProcessIdentityState>(bytes, name()));
-  GW_RETURN_IF_ERROR(
-      kernel::write_file(fmt::format("/proc/{}/coredump_filter", husk.host_tgid.value),
-                         fmt::format("{:#x}", state.coredump_filter())));
+  batch.meanwhile([filter = state.coredump_filter(), tgid = husk.host_tgid] {
+    return kernel::write_file(fmt::format("/proc/{}/coredump_filter", tgid.value),
+                              fmt::format("{:#x}", filter));
+  });
   std::vector<size_t> calls;
   calls.push_back(batch.call(SYS_umask, {state.umask()}));
   calls.push_back(

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <memory>
 #include <string>
 
 #include "kernel/syscalls.h"
@@ -119,8 +120,8 @@ absl::StatusOr<SchedAttr> sched_getattr(HostPid task) {
 
 absl::StatusOr<TaskResource::Collect> SchedulingResource::capture(const TaskView& view,
                                                                   tracee::Batch& batch) const {
-  GW_ASSIGN_OR_RETURN(SchedulingState state, from_outside(view.host_tid));
   if (view.task == nullptr) {
+    GW_ASSIGN_OR_RETURN(SchedulingState state, from_outside(view.host_tid));
     GW_ASSIGN_OR_RETURN(
         const std::string text,
         kernel::read_file(fmt::format("/proc/{}/timerslack_ns", view.host_tid.value), 64));
@@ -131,11 +132,15 @@ absl::StatusOr<TaskResource::Collect> SchedulingResource::capture(const TaskView
                        const tracee::Batch&) -> absl::StatusOr<std::string> { return bytes; });
   }
   const size_t slack = batch.call(SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0});
+  const auto state = std::make_shared<SchedulingState>();
+  batch.meanwhile([state, tid = view.host_tid]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(*state, from_outside(tid));
+    return absl::OkStatus();
+  });
   return Collect([state, slack](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     GW_RETURN_IF_ERROR(done.check(slack));
-    SchedulingState full = state;
-    full.set_timer_slack_ns(static_cast<uint64_t>(done.result(slack)));
-    return full.SerializeAsString();
+    state->set_timer_slack_ns(static_cast<uint64_t>(done.result(slack)));
+    return state->SerializeAsString();
   });
 }
 
@@ -144,17 +149,21 @@ absl::Status SchedulingResource::precheck(const TaskView&, std::vector<Refusal>&
 }
 
 absl::StatusOr<TaskResource::Collect> OomScoreAdjResource::capture(const TaskView& view,
-                                                                   tracee::Batch&) const {
-  const std::string path = fmt::format("/proc/{}/oom_score_adj", view.host_tgid.value);
-  GW_ASSIGN_OR_RETURN(const std::string text, kernel::read_file(path, 64));
-  int adjustment = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), adjustment);
-  if (error != std::errc())
-    return make_error(absl::StatusCode::kDataLoss, "{} says \"{}\"", path, text);
-  OomScoreAdjState state;
-  state.set_adjustment(adjustment);
-  return Collect([bytes = state.SerializeAsString()](
-                     const tracee::Batch&) -> absl::StatusOr<std::string> { return bytes; });
+                                                                   tracee::Batch& batch) const {
+  const auto state = std::make_shared<OomScoreAdjState>();
+  batch.meanwhile([state, tgid = view.host_tgid]() -> absl::Status {
+    const std::string path = fmt::format("/proc/{}/oom_score_adj", tgid.value);
+    GW_ASSIGN_OR_RETURN(const std::string text, kernel::read_file(path, 64));
+    int adjustment = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), adjustment);
+    if (error != std::errc())
+      return make_error(absl::StatusCode::kDataLoss, "{} says \"{}\"", path, text);
+    state->set_adjustment(adjustment);
+    return absl::OkStatus();
+  });
+  return Collect([state](const tracee::Batch&) -> absl::StatusOr<std::string> {
+    return state->SerializeAsString();
+  });
 }
 
 absl::Status OomScoreAdjResource::precheck(const TaskView&, std::vector<Refusal>&) const {

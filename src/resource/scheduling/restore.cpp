@@ -73,16 +73,18 @@ absl::StatusOr<TaskResource::Check> SchedulingResource::restore(std::string_view
 
 absl::StatusOr<TaskResource::Check> OomScoreAdjResource::restore(std::string_view bytes,
                                                                  const TaskView& husk,
-                                                                 tracee::Batch&) const {
+                                                                 tracee::Batch& batch) const {
   GW_ASSIGN_OR_RETURN(const OomScoreAdjState state, parse_state<OomScoreAdjState>(bytes, name()));
-  const std::string path = fmt::format("/proc/{}/oom_score_adj", husk.host_tgid.value);
-  const absl::Status status = kernel::write_file(path, std::to_string(state.adjustment()));
-  if (errno_of(status) == EACCES)
-    return make_error(absl::StatusCode::kFailedPrecondition,
-                      "process {}: oom_score_adj {} is lower than godwit's node was started with, "
-                      "which needs CAP_SYS_RESOURCE here",
-                      husk.tgid.value, state.adjustment());
-  GW_RETURN_IF_ERROR(status);
+  batch.meanwhile([adjustment = state.adjustment(), husk]() -> absl::Status {
+    const std::string path = fmt::format("/proc/{}/oom_score_adj", husk.host_tgid.value);
+    const absl::Status status = kernel::write_file(path, std::to_string(adjustment));
+    if (errno_of(status) == EACCES)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "process {}: oom_score_adj {} is lower than godwit's node was started "
+                        "with, which needs CAP_SYS_RESOURCE here",
+                        husk.tgid.value, adjustment);
+    return status;
+  });
   return Check{};
 }
 

@@ -6,6 +6,8 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
 
+#include <memory>
+
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "resource/working_directory/working_directory.pb.h"
@@ -24,12 +26,15 @@ class WorkingDirectory final : public TaskResource {
   Scope scope() const override { return Scope::kProcess; }
   Phase phase() const override { return Phase::kFinal; }
 
-  absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch&) const override {
-    WorkingDirectoryState state;
-    GW_ASSIGN_OR_RETURN(*state.mutable_path(), link(task, "cwd"));
-    GW_ASSIGN_OR_RETURN(*state.mutable_root(), link(task, "root"));
-    return [bytes = state.SerializeAsString()](const tracee::Batch&) {
-      return absl::StatusOr<std::string>(bytes);
+  absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override {
+    const auto state = std::make_shared<WorkingDirectoryState>();
+    batch.meanwhile([state, task]() -> absl::Status {
+      GW_ASSIGN_OR_RETURN(*state->mutable_path(), link(task, "cwd"));
+      GW_ASSIGN_OR_RETURN(*state->mutable_root(), link(task, "root"));
+      return absl::OkStatus();
+    });
+    return [state](const tracee::Batch&) {
+      return absl::StatusOr<std::string>(state->SerializeAsString());
     };
   }
 

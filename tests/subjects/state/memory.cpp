@@ -112,14 +112,19 @@ Check growing_check() {
 }
 
 Check heap_check() {
-  // malloc goes on above what is taken here.
-  auto* heap = static_cast<char*>(::sbrk(10 * kPage));
+  // malloc goes on above what is taken here. The break stands inside a page.
+  auto* heap = static_cast<char*>(::sbrk(10 * kPage + 24));
   heap[5 * kPage] = 'h';
-  return {"heap", [=] {
+  return {"heap", [heap, end = static_cast<char*>(::sbrk(0))]() mutable {
+            const auto moved = static_cast<char*>(::sbrk(0)) - end;
+            // malloc takes whole pages.
+            report().expect(moved == 0 || moved >= static_cast<long>(kPage),
+                            "the break has moved by " + std::to_string(moved) + " bytes");
             report().equal("a page of the heap", heap[5 * kPage], 'h');
             auto* more = static_cast<char*>(::sbrk(kPage));
             report().expect(more > heap, "the break does not move");
             *more = 'm';
+            end = static_cast<char*>(::sbrk(0));
           }};
 }
 
