@@ -1,8 +1,8 @@
 #include <poll.h>
 #include <sys/resource.h>
 
-#include <cerrno>
 #include <array>
+#include <cerrno>
 #include <memory>
 
 #include "base/fault_point.h"

@@ -143,9 +143,10 @@ absl::Status Replica::activate() {
   return first;
 }
 
-// From here on husks and we take turns, and go first. On one CPU a turn costs 8 us; on two it wakes an idle one,
-// which costs 35 us on a virtual machine (measured). The program's own affinity and priority are set
-// by the resource `scheduling`, which comes last. Only speed is at stake: a failure is none.
+// From here on husks and we take turns, and go first. On one CPU a turn costs 8 us; on two it wakes
+// an idle one, which costs 35 us on a virtual machine (measured). The program's own affinity and
+// priority are set by the resource `scheduling`, which comes last. Only speed is at stake: a
+// failure is none.
 void Replica::share_one_cpu() {
   const int cpu = ::sched_getcpu();
   std::string before(kAffinityBytes, '\0');

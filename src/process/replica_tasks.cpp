@@ -73,10 +73,10 @@ absl::Status Replica::add_task_calls(Restoring& one) {
       auto check = resource->restore(*state, view_of(husk, task), one.batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
       if (*check)
-        one.checks.emplace_back(
-            i, [resource, check = *std::move(check)](const tracee::Batch& batch) {
-              return annotate(check(batch), resource->name());
-            });
+        one.checks.emplace_back(i,
+                                [resource, check = *std::move(check)](const tracee::Batch& batch) {
+                                  return annotate(check(batch), resource->name());
+                                });
     }
   }
   // The channel goes with the last batch: no descriptor of ours stays.

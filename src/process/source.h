@@ -186,7 +186,7 @@ class Source {
   std::unique_ptr<FirstPriority> first_;  // from freeze() to thaw()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
-  std::promise<absl::Status> looked_;     // by the scanner: maps and files, before it scans
+  std::promise<absl::Status> looked_;  // by the scanner: maps and files, before it scans
 };
 
 }  // namespace godwit::process

@@ -108,15 +108,14 @@ absl::Status Source::settle_descriptors() {
 absl::Status Source::capture_memory_of(SourceProcess& process) {
   GW_RETURN_IF_ERROR(read_maps_of(process, false));
   uint64_t unknown = 0;
-  GW_ASSIGN_OR_RETURN(process.memory_map,
-                      resource::capture_memory_map(process.host_pid, process.maps,
-                                                   &process.memory_map, &unknown));
+  GW_ASSIGN_OR_RETURN(
+      process.memory_map,
+      resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown));
   if (unknown == 0) return absl::OkStatus();
   // A mapping is new: its flags are in smaps only, which walks the page tables.
   GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
-  GW_ASSIGN_OR_RETURN(process.memory_map,
-                      resource::capture_memory_map(process.host_pid, process.maps, nullptr,
-                                                   &unknown));
+  GW_ASSIGN_OR_RETURN(process.memory_map, resource::capture_memory_map(
+                                              process.host_pid, process.maps, nullptr, &unknown));
   return absl::OkStatus();
 }
 
@@ -225,10 +224,9 @@ absl::Status Source::collect_states(Capturing& one) {
     auto state = collecting.collect(one.batches[collecting.task]);
     if (!state.ok()) return annotate(state.status(), collecting.resource->name());
     if (!state->empty())
-      task_states_.push_back(
-          {{std::string(collecting.resource->name()),
-            static_cast<uint64_t>(frozen.tids[collecting.task].value)},
-           *std::move(state)});
+      task_states_.push_back({{std::string(collecting.resource->name()),
+                               static_cast<uint64_t>(frozen.tids[collecting.task].value)},
+                              *std::move(state)});
   }
   GW_RETURN_IF_ERROR(one.batches[0].check(one.brk_call));
   frozen.process->brk = static_cast<uint64_t>(one.batches[0].result(one.brk_call));

@@ -144,9 +144,9 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       const absl::Status read = [&]() -> absl::Status {
         GW_RETURN_IF_ERROR(read_maps_of(process, true));
         uint64_t unknown = 0;
-        GW_ASSIGN_OR_RETURN(process.memory_map,
-                            resource::capture_memory_map(process.host_pid, process.maps, nullptr,
-                                                         &unknown));
+        GW_ASSIGN_OR_RETURN(
+            process.memory_map,
+            resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown));
         return absl::OkStatus();
       }();
       if (errno_of(read) != 0) continue;  // has just ended
