@@ -37,6 +37,12 @@ absl::Status quieten_inner() {
     GW_RETURN_IF_ERROR(
         write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/{}", kInner, key), value));
   }
+  // After a move no neighbour is known yet, and every connection answers at once: what waits for
+  // the one resolution is dropped beyond this (a connection that was just rebuilt would send it
+  // again only after a second).
+  for (const std::string_view family : {"ipv4", "ipv6"})
+    GW_RETURN_IF_ERROR(write_net_sysctl_if_present(
+        fmt::format("{}/neigh/{}/unres_qlen_bytes", family, kInner), "16777216"));
   // addr_gen_mode 1 is IN6_ADDR_GEN_MODE_NONE (ip-sysctl). No file: a kernel without IPv6.
   return write_net_sysctl_if_present(fmt::format("ipv6/conf/{}/addr_gen_mode", kInner), "1");
 }
