@@ -1,10 +1,12 @@
 // The tree of husks: forked, placed in sessions and groups, given threads.
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <algorithm>
 #include <set>
+#include <span>
 
 #include "base/status.h"
 #include "process/replica.h"
@@ -105,6 +107,13 @@ absl::Status Replica::run_step(const resource::TreeStep& step) {
     }
     case Kind::kExit: {
       GW_ASSIGN_OR_RETURN(Husk * one, husk(step.pid));
+      if (!step.ghost) {
+        tracee::Batch rename;
+        // PR_SET_NAME(2const): with its zero; the kernel cuts what is longer than 15 bytes.
+        const auto name = std::as_bytes(std::span(step.name.c_str(), step.name.size() + 1));
+        rename.call(SYS_prctl, {PR_SET_NAME, rename.data(name)});
+        GW_RETURN_IF_ERROR(one->run(rename));
+      }
       GW_RETURN_IF_ERROR(one->exit(step.wait_status));
       husks_.erase(step.pid);
       if (!step.ghost) zombies_.insert(step.pid);

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """A subject with many kinds of kernel state checks itself unmoved, then after each of several moves.
+What the service's own /proc shows of all its processes is the same before and after each move.
 
   state_test.py build/godwit
 """
@@ -9,6 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import godwit_lab  # noqa: E402
 from godwit_lab import Failure  # noqa: E402
+import process_view  # noqa: E402
 
 ASK = """
 import socket, sys
@@ -49,8 +51,15 @@ def main():
     with godwit_lab.Lab(sys.argv[1]) as lab:
         address = lab.start("state", os.path.join(lab.build, "state_check"), "7100", port=7100)
         wrong = ask(lab, address, "unmoved")
+        view = process_view.details(lab, "state")
+        print("unmoved: %d values in /proc" % len(view))
+        wrong += ["unmoved, /proc: %s" % line for line in
+                  process_view.differences(view, process_view.details(lab, "state"))]
         for node, strategy in (("n2", "precopy"), ("n1", "cold"), ("n2", "precopy")):
+            view = process_view.details(lab, "state")
             lab.move("state", node, "--strategy", strategy)
+            wrong += ["moved to %s, /proc: %s" % (node, line) for line in
+                      process_view.differences(view, process_view.details(lab, "state"))]
             wrong += ask(lab, address, "moved to %s, %s" % (node, strategy), KNOWN)
         if wrong:
             raise Failure("\n".join(wrong))

@@ -96,6 +96,7 @@ struct Builder {
     state.set_zombie(process.zombie);
     if (process.zombie) {
       state.set_wait_status(stat.exit_code);
+      state.set_name(status.name);
     } else {
       for (HostPid tid : tasks) {
         GW_ASSIGN_OR_RETURN(const ImagePid image, translate(tid));

@@ -18,6 +18,7 @@ struct Node {
   int32_t exit_signal = 17;  // SIGCHLD
   bool zombie = false;
   int32_t wait_status = 0;
+  std::string name;
   bool ghost = false;
   bool existing = false;
   // Who forks it, and whether before that one's setsid.
@@ -38,6 +39,7 @@ class Planner {
       node.exit_signal = p.exit_signal();
       node.zombie = p.zombie();
       node.wait_status = p.wait_status();
+      node.name = p.name();
       node.existing = std::find(existing.begin(), existing.end(), p.pid()) != existing.end();
       node.forked = node.existing;
       nodes_[node.pid] = node;
@@ -178,7 +180,7 @@ class Planner {
     for (const auto& [pid, node] : nodes_) {
       if (node.existing || (!node.zombie && !node.ghost)) continue;
       steps_.push_back(
-          {TreeStep::Kind::kExit, pid, node.parent, 0, 0, node.wait_status, node.ghost});
+          {TreeStep::Kind::kExit, pid, node.parent, 0, 0, node.wait_status, node.ghost, node.name});
       if (node.ghost && node.parent != kInit)
         steps_.push_back({TreeStep::Kind::kReap, pid, node.parent, 0, 0, 0, true});
     }

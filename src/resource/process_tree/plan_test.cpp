@@ -129,6 +129,16 @@ TEST(PlanTest, Zombies) {
   expect_buildable(tree_of({{2, 1, 2, 2}, {3, 2, 2, 2, true}, {4, 2, 4, 4, true}}));
 }
 
+TEST(PlanTest, AZombieEndsUnderItsName) {
+  auto tree = tree_of({{2, 1, 2, 2}, {3, 2, 2, 2, true}});
+  tree.mutable_processes(1)->set_name("\xff odd");
+  const auto steps = plan_process_tree(tree, {});
+  ASSERT_TRUE(steps.ok()) << steps.status();
+  EXPECT_EQ(steps->back().kind, Kind::kExit);
+  EXPECT_EQ(steps->back().pid, 3);
+  EXPECT_EQ(steps->back().name, "\xff odd");
+}
+
 TEST(PlanTest, OnlyWhatIsMissingIsMade) {
   const auto tree = tree_of({{2, 1, 2, 2}, {3, 2, 2, 2}});
   const int32_t existing[] = {2};

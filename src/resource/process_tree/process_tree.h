@@ -74,6 +74,8 @@ struct TreeStep {
   int32_t exit_signal = 0;
   int32_t wait_status = 0;
   bool ghost = false;
+  // kExit, of a zombie: its comm.
+  std::string name = {};
   // kFork: by a helper that `by` forks and that ends at once, so that init inherits `pid`.
   bool through_helper = false;
 };
