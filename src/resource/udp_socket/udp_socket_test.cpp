@@ -58,34 +58,33 @@ class UdpSocketTest : public ::testing::Test {
                     .ok());
     return text_of(text) + " " + std::string(bytes, static_cast<size_t>(std::max<ssize_t>(got, 0)));
   }
-  void inject(const std::vector<std::string>& frames, const KernelAddress& to) {
-    const bool v6 = to.storage.ss_family == AF_INET6;
-    KernelAddress target = to;
-    reinterpret_cast<sockaddr_in*>(target.get())->sin_port = 0;
-    const UniqueFd raw = networks_.destination.in([&] {
-      return UniqueFd(::socket(v6 ? AF_INET6 : AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
-    });
-    for (const std::string& frame : frames)
-      EXPECT_EQ(::sendto(raw.get(), frame.data(), frame.size(), 0, target.get(), target.size),
-                ssize_t(frame.size()));
+  bool set(const UniqueFd& fd, int level, int name, int value) {
+    return set_int_option(fd.get(), level, name, value).ok();
   }
-  // `bound` at the source gets two datagrams of which none is read before it moves.
+  void send(const UniqueFd& from, const KernelAddress& to, std::string_view text) {
+    ASSERT_EQ(::sendto(from.get(), text.data(), text.size(), 0, to.get(), to.size),
+              ssize_t(text.size()))
+        << strerror(errno);
+  }
+  // All that lies in the queue.
+  std::vector<std::string> drain(const UniqueFd& fd) {
+    std::vector<std::string> all;
+    pollfd events{.fd = fd.get(), .events = POLLIN, .revents = 0};
+    while (::poll(&events, 1, 0) == 1) all.push_back(receive(fd.get()));
+    return all;
+  }
+  // `bound` at the source gets datagrams of which none is read before it moves.
   void move_with_queue(const std::string& bound, const std::string& mine, const std::string& peer,
                        const std::string& seen_peer) {
     UniqueFd fd = socket(networks_.source, bound, 5300);
     const UniqueFd sender = socket(networks_.peer, peer, 1234);
     const KernelAddress to = address(mine, 5300);
-    for (const char* text : {"first", "", "third one"})
-      ASSERT_GE(::sendto(sender.get(), text, strlen(text), 0, to.get(), to.size), 0);
+    for (const char* text : {"first", "", "third one"}) send(sender, to, text);
     pollfd events{.fd = fd.get(), .events = POLLIN, .revents = 0};
     ASSERT_EQ(::poll(&events, 1, 5000), 1);
     const std::string state = *capture(fd.get());
     ASSERT_TRUE(networks_.connect_source(false) && networks_.connect_destination(true));
     const UniqueFd moved = restore(state);
-    const auto frames = udp_frames(state);
-    ASSERT_TRUE(frames.ok()) << frames.status();
-    ASSERT_EQ(frames->size(), 3U);
-    inject(*frames, to);
     for (const char* text : {" first", " ", " third one"}) {
       EXPECT_EQ(receive(fd.get()), seen_peer + text);
       EXPECT_EQ(receive(moved.get()), seen_peer + text);
@@ -104,14 +103,105 @@ class UdpSocketTest : public ::testing::Test {
   testing::NetworkRestore restore_{networks_.destination, made_};
 };
 
-TEST_F(UdpSocketTest, UnreadDatagramsMoveAsFrames) {
+TEST_F(UdpSocketTest, UnreadDatagramsMove) {
   move_with_queue("0.0.0.0", "10.9.0.2", "10.9.0.1", "10.9.0.1:1234");
 }
-TEST_F(UdpSocketTest, UnreadIpv6DatagramsMoveAsFrames) {
+TEST_F(UdpSocketTest, UnreadIpv6DatagramsMove) {
   move_with_queue("::", "fd00:9::2", "fd00:9::1", "[fd00:9::1]:1234");
 }
-TEST_F(UdpSocketTest, UnreadMappedDatagramsMoveAsFrames) {
+TEST_F(UdpSocketTest, UnreadMappedDatagramsMove) {
   move_with_queue("::", "10.9.0.2", "10.9.0.1", "[::ffff:10.9.0.1]:1234");
+}
+
+TEST_F(UdpSocketTest, UnreadDatagramsOfLoopbackKeepWhatCanBeAsked) {
+  const UniqueFd fd = socket(networks_.source, "0.0.0.0", 5304);
+  const UniqueFd sender = socket(networks_.source, "127.0.0.1", 1234);
+  for (const auto& [level, name] :
+       {std::pair(IPPROTO_IP, IP_PKTINFO), std::pair(IPPROTO_IP, IP_RECVTTL),
+        std::pair(IPPROTO_IP, IP_RECVTOS)})
+    ASSERT_TRUE(set(fd, level, name, 1));
+  ASSERT_TRUE(set(sender, IPPROTO_IP, IP_TTL, 7) && set(sender, IPPROTO_IP, IP_TOS, 0x28));
+  ASSERT_TRUE(set(fd, SOL_SOCKET, SO_RCVBUF, 4000));
+  send(sender, address("127.0.0.5", 5304), "to a loopback address");
+  send(sender, address("10.9.0.2", 5304), std::string(2000, 'x'));
+  const std::string state = *capture(fd.get());
+  const UniqueFd moved = restore(state);
+  // The second capture tells destination, TTL and TOS as well as what was sent.
+  EXPECT_EQ(*capture(moved.get()), state);
+  const std::vector<std::string> wanted = {"127.0.0.1:1234 to a loopback address",
+                                           "127.0.0.1:1234 " + std::string(2000, 'x')};
+  EXPECT_EQ(drain(moved), wanted);
+  EXPECT_EQ(drain(fd), wanted);
+}
+
+TEST_F(UdpSocketTest, DatagramsReachTheSocketThatHadThem) {
+  // Of several on one port, and from a sender that connect(2) has shut out meanwhile.
+  std::vector<UniqueFd> group;
+  std::vector<std::string> states;
+  const KernelAddress to = address("10.9.0.2", 5305);
+  for (int i = 0; i < 3; ++i) {
+    group.push_back(networks_.source.in(
+        [&] { return UniqueFd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)); }));
+    ASSERT_TRUE(set(group.back(), SOL_SOCKET, SO_REUSEPORT, 1));
+    ASSERT_EQ(::bind(group.back().get(), to.get(), to.size), 0) << strerror(errno);
+  }
+  for (int port = 2000; port < 2020; ++port)
+    send(socket(networks_.source, "10.9.0.2", port), to, std::to_string(port));
+  const KernelAddress friendly = address("10.9.0.1", 53);
+  ASSERT_EQ(::connect(group[1].get(), friendly.get(), friendly.size), 0);
+  std::vector<UniqueFd> moved;
+  for (const UniqueFd& fd : group) {
+    states.push_back(*capture(fd.get()));
+    moved.push_back(restore(states.back()));
+  }
+  size_t all = 0;
+  for (size_t i = 0; i < group.size(); ++i) {
+    EXPECT_EQ(*capture(moved[i].get()), states[i]);
+    const auto wanted = drain(group[i]);
+    all += wanted.size();
+    EXPECT_EQ(drain(moved[i]), wanted);
+  }
+  EXPECT_EQ(all, 20U);
+}
+
+TEST_F(UdpSocketTest, BroadcastMulticastAndLostAddressesMoveOnce) {
+  const UniqueFd fd = socket(networks_.source, "0.0.0.0", 5306);
+  ASSERT_TRUE(set(fd, SOL_SOCKET, SO_REUSEADDR, 1));
+  UdpSocketState state;
+  ASSERT_TRUE(state.ParseFromString(*capture(fd.get())));
+  std::vector<std::string> wanted;
+  for (const char* to : {"255.255.255.255", "224.0.0.251", "239.1.2.3", "10.77.0.3", "10.9.0.2"}) {
+    UdpDatagram& datagram = *state.add_queue();
+    for (const auto& [text, field] :
+         {std::pair("10.9.0.1", datagram.mutable_from()), std::pair(to, datagram.mutable_to())}) {
+      in_addr bytes{};
+      ASSERT_EQ(::inet_pton(AF_INET, text, &bytes), 1);
+      field->set_ip(&bytes, 4);
+      field->set_port(5306);
+    }
+    datagram.set_hop_limit(1);
+    datagram.set_data(to);
+    wanted.push_back(std::string("10.9.0.1:5306 ") + to);
+  }
+  const std::string bytes = state.SerializeAsString();
+  const UniqueFd first = restore(bytes);
+  const UniqueFd second = restore(bytes);
+  EXPECT_EQ(*capture(second.get()), bytes);
+  EXPECT_EQ(drain(first), wanted);
+  EXPECT_EQ(drain(second), wanted);
+}
+
+TEST_F(UdpSocketTest, MergedDatagramsKeepTheirBorders) {
+  const UniqueFd fd = socket(networks_.source, "127.0.0.1", 5307);
+  const UniqueFd sender = socket(networks_.source, "127.0.0.1", 1234);
+  constexpr int kSegment = 103;  // UDP_SEGMENT
+  ASSERT_TRUE(set(fd, IPPROTO_UDP, 104 /* UDP_GRO */, 1) && set(sender, IPPROTO_UDP, kSegment, 4));
+  send(sender, address("127.0.0.1", 5307), "one two thr");
+  const UniqueFd moved = restore(*capture(fd.get()));
+  const std::vector<std::string> wanted = {"127.0.0.1:1234 one ", "127.0.0.1:1234 two ",
+                                           "127.0.0.1:1234 thr"};
+  EXPECT_EQ(drain(moved), wanted);
+  EXPECT_EQ(drain(fd).size(), 1U);
 }
 
 TEST_F(UdpSocketTest, CaptureLeavesTheQueueAndItsOptions) {

@@ -216,6 +216,66 @@ Check inet_check() {
           }};
 }
 
+// Two sockets with what two senders have sent: one that was connected to the first afterwards, by
+// IPv4, and one that hears both, by IPv6.
+Check udp_check() {
+  const auto open = [](int family) {
+    const int fd = static_cast<int>(must(::socket(family, SOCK_DGRAM, 0), "socket"));
+    sockaddr_in6 self{};
+    self.sin6_family = static_cast<sa_family_t>(family);
+    if (family == AF_INET6) self.sin6_addr = in6addr_loopback;
+    if (family == AF_INET)
+      (void)loopback(fd);
+    else
+      must(::bind(fd, reinterpret_cast<const sockaddr*>(&self), sizeof self), "bind");
+    return fd;
+  };
+  const auto name_of = [](int fd) {
+    sockaddr_in6 name{};
+    socklen_t length = sizeof name;
+    must(::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length), "getsockname");
+    return name;
+  };
+  struct Group {
+    int to, first, second;
+  };
+  const auto fill = [=](const Group& group, bool both) {
+    const sockaddr_in6 to = name_of(group.to);
+    for (size_t i = 0; i < 40; ++i)
+      must(::sendto(both && i % 2 == 1 ? group.second : group.first, pattern(i * 50, 8).data(),
+                    i * 50, 0, reinterpret_cast<const sockaddr*>(&to), sizeof to),
+           "sendto");
+  };
+  const Group four{open(AF_INET), open(AF_INET), open(AF_INET)};
+  const Group six{open(AF_INET6), open(AF_INET6), open(AF_INET6)};
+  fill(four, true);
+  fill(six, true);
+  const sockaddr_in6 first = name_of(four.first);
+  must(::connect(four.to, reinterpret_cast<const sockaddr*>(&first), sizeof first), "connect");
+  const auto check = [=](const Group& group, bool both) {
+    for (size_t i = 0; i < 40; ++i) {
+      char bytes[3000];
+      sockaddr_in6 from{};
+      socklen_t length = sizeof from;
+      const ssize_t got = ::recvfrom(group.to, bytes, sizeof bytes, MSG_DONTWAIT,
+                                     reinterpret_cast<sockaddr*>(&from), &length);
+      report().equal("length of a datagram", got, static_cast<long long>(i * 50));
+      if (got < 0) return;
+      const sockaddr_in6 wanted = name_of(both && i % 2 == 1 ? group.second : group.first);
+      report().expect(std::memcmp(&from, &wanted, length) == 0, "sender of a datagram");
+      report().expect(std::string(bytes, static_cast<size_t>(got)) == pattern(i * 50, 8),
+                      "content of a datagram");
+    }
+  };
+  return {"udp queues", [=, connected = false]() mutable {
+            check(four, !connected);
+            check(six, true);
+            connected = true;
+            fill(four, false);
+            fill(six, true);
+          }};
+}
+
 Check file_check() {
   char name[] = "/tmp/state_check.XXXXXX";
   const int fd = static_cast<int>(must(::mkstemp(name), "mkstemp"));
@@ -291,6 +351,7 @@ void add_descriptor_checks(std::vector<Check>& checks) {
   checks.push_back(memfd_check());
   checks.push_back(unix_check());
   checks.push_back(inet_check());
+  checks.push_back(udp_check());
   checks.push_back(file_check());
   checks.push_back(epoll_check());
 }

@@ -7,9 +7,7 @@
 #include "base/status.h"
 #include "resource/socket_options/address.h"
 #include "resource/socket_options/checksum.h"
-#include "resource/state_codec.h"
-#include "resource/udp_socket/udp_socket.h"
-#include "resource/udp_socket/udp_socket.pb.h"
+#include "resource/udp_socket/internal.h"
 
 namespace godwit::resource {
 namespace {
@@ -19,24 +17,29 @@ void append(std::string& to, const T& object) {
   to.append(reinterpret_cast<const char*>(&object), sizeof object);
 }
 
-absl::StatusOr<std::string> frame_of(const UdpDatagram& datagram) {
+}  // namespace
+
+absl::StatusOr<std::string> udp_packet(const UdpDatagram& datagram, uint16_t port) {
   const auto nowhere = [](absl::FunctionRef<absl::Status()>) { return absl::OkStatus(); };
   GW_ASSIGN_OR_RETURN(const KernelAddress from, decode_address(datagram.from(), nowhere));
   GW_ASSIGN_OR_RETURN(const KernelAddress to, decode_address(datagram.to(), nowhere));
   const size_t length = sizeof(udphdr) + datagram.data().size();
-  if (length > UINT16_MAX - sizeof(iphdr) || speaks_ipv4(from) != speaks_ipv4(to))
+  if (length > UINT16_MAX - sizeof(iphdr) || speaks_ipv4(from) != speaks_ipv4(to) ||
+      (!speaks_ipv4(from) && (datagram.from().ip().size() != sizeof(in6_addr) ||
+                              datagram.to().ip().size() != sizeof(in6_addr))))
     return make_error(absl::StatusCode::kDataLoss, "datagram of {} bytes", datagram.data().size());
   udphdr udp{};
   udp.source = htons(port_of(from));
-  udp.dest = htons(port_of(to));
+  udp.dest = htons(port);
   udp.len = htons(static_cast<uint16_t>(length));
   Checksum sum;
-  std::string frame;
+  std::string packet;
   if (speaks_ipv4(from)) {
     iphdr ip{};
     ip.version = 4;
     ip.ihl = sizeof ip / 4;
-    ip.ttl = 64;
+    ip.ttl = static_cast<uint8_t>(datagram.hop_limit());
+    ip.tos = static_cast<uint8_t>(datagram.traffic_class());
     ip.protocol = IPPROTO_UDP;
     ip.tot_len = htons(static_cast<uint16_t>(sizeof ip + length));
     ip.saddr = ipv4_of(from).s_addr;
@@ -44,18 +47,20 @@ absl::StatusOr<std::string> frame_of(const UdpDatagram& datagram) {
     Checksum header;
     header.add_object(ip);
     ip.check = header.value();
-    append(frame, ip);
+    append(packet, ip);
     sum.add_object(ip.saddr);
     sum.add_object(ip.daddr);
   } else {
     ipv6hdr ip{};
     ip.version = 6;
     ip.nexthdr = IPPROTO_UDP;
-    ip.hop_limit = 64;
+    ip.hop_limit = static_cast<uint8_t>(datagram.hop_limit());
+    ip.priority = static_cast<uint8_t>(datagram.traffic_class() >> 4) & 0xf;
+    ip.flow_lbl[0] = static_cast<uint8_t>((datagram.traffic_class() & 0xf) << 4);
     ip.payload_len = htons(static_cast<uint16_t>(length));
     std::memcpy(&ip.saddr, datagram.from().ip().data(), sizeof ip.saddr);
     std::memcpy(&ip.daddr, datagram.to().ip().data(), sizeof ip.daddr);
-    append(frame, ip);
+    append(packet, ip);
     sum.add_object(ip.saddr);
     sum.add_object(ip.daddr);
   }
@@ -64,20 +69,8 @@ absl::StatusOr<std::string> frame_of(const UdpDatagram& datagram) {
   sum.add_object(udp);
   sum.add(datagram.data());
   udp.check = sum.value() != 0 ? sum.value() : uint16_t{0xffff};  // 0 means: none
-  append(frame, udp);
-  return frame + datagram.data();
-}
-
-}  // namespace
-
-absl::StatusOr<std::vector<std::string>> udp_frames(std::string_view state) {
-  GW_ASSIGN_OR_RETURN(const auto parsed, parse_state<UdpSocketState>(state, "udp_socket"));
-  std::vector<std::string> frames;
-  for (const UdpDatagram& datagram : parsed.queue()) {
-    GW_ASSIGN_OR_RETURN(std::string frame, frame_of(datagram));
-    frames.push_back(std::move(frame));
-  }
-  return frames;
+  append(packet, udp);
+  return packet + datagram.data();
 }
 
 }  // namespace godwit::resource
