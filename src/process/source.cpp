@@ -3,9 +3,13 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <tuple>
+#include <utility>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -53,6 +57,9 @@ absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host) {
 
 absl::Status Source::read_tree() {
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
+  // Before the tree: what changes between the two differs in tree_stands().
+  std::map<HostPid, std::pair<pid_t, pid_t>> groups;
+  for (const HostPid pid : members) groups[pid] = {::getpgid(pid.value), ::getsid(pid.value)};
   GW_ASSIGN_OR_RETURN(tree_, resource::capture_process_tree(members, host_.init, *translate_));
   count_tree();
   std::set<int32_t> alive;
@@ -60,11 +67,15 @@ absl::Status Source::read_tree() {
     if (process.zombie) continue;
     alive.insert(process.pid.value);
     SourceProcess& known = processes_[process.pid.value];
-    if (known.host_pid == process.host_pid) continue;
+    if (known.host_pid == process.host_pid) {
+      std::tie(known.group, known.session) = groups[process.host_pid];
+      continue;
+    }
     known = SourceProcess{};  // new, or its number was used again
     known.pid = process.pid;
     known.host_pid = process.host_pid;
     known.comm = process.comm;
+    std::tie(known.group, known.session) = groups[process.host_pid];
     auto pidfd = kernel::pidfd_open(process.host_pid);
     if (!pidfd.ok()) {
       // Ended since the tree was read; the next reading is without it.
@@ -95,6 +106,27 @@ absl::Status Source::read_frozen_tree() {
   if (alive != processes_.size())
     return absl::UnavailableError("a process has ended in the freeze");
   return absl::OkStatus();
+}
+
+// Is tree_ still true of what was stopped? Zombies apart: only their parents know of new ones.
+bool Source::tree_stands() const {
+  if (tree_.processes.size() != frozen_.size()) return false;
+  for (const FrozenProcess& frozen : frozen_) {
+    const SourceProcess& process = *frozen.process;
+    const auto known =
+        std::find_if(tree_.processes.begin(), tree_.processes.end(),
+                     [&](const resource::TreeProcess& p) { return p.pid == process.pid; });
+    if (known == tree_.processes.end() || known->zombie || known->host_pid != process.host_pid ||
+        !std::equal(known->tasks.begin(), known->tasks.end(), frozen.stopped.tasks.begin(),
+                    frozen.stopped.tasks.end(),
+                    [](const resource::TreeTask& a, const tracee::StoppedTask& b) {
+                      return a.host_tid == b.tid();
+                    }) ||
+        ::getpgid(process.host_pid.value) != process.group ||
+        ::getsid(process.host_pid.value) != process.session)
+      return false;
+  }
+  return true;
 }
 
 void Source::count_tree() {

@@ -124,6 +124,7 @@ class Source {
                                 std::vector<resource::Refusal>& refusals);
   absl::Status read_tree();
   absl::Status read_frozen_tree();
+  bool tree_stands() const;
   void count_tree();
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);

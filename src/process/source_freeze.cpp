@@ -1,8 +1,11 @@
 // The freeze: every task stopped by ptrace, what only tasks can tell read by one batch each, then
 // held by the cgroup freezer. And the way back.
+#include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -146,10 +149,12 @@ struct Source::Capturing {
     resource::TaskResource::Collect collect;
   };
   std::vector<tracee::Batch> batches;
+  std::vector<tracee::StubArea::Run> runs;
   std::vector<Collecting> collecting;
   std::vector<int> expected_fds;  // the descriptors of the last round
   std::vector<size_t> flag_calls;
   size_t brk_call = 0;
+  tracee::Batch::Data dead_child;  // siginfo_t
 };
 
 // The batches of all processes run side by side, and we read meanwhile what needs no task.
@@ -162,21 +167,21 @@ absl::Status Source::run_capture_batches() {
     GW_RETURN_IF_ERROR(annotate(add_capture_calls(all.back()), describe(frozen)));
   }
   spans_.mark("make batches");
+  // First, because it may change maps, which the scan is about to read.
+  for (Capturing& one : all)
+    GW_RETURN_IF_ERROR(
+        annotate(one.frozen->process->area->reserve(one.runs), describe(*one.frozen)));
+  start_last_scan();
   std::vector<tracee::StubArea::Started> started;
   started.reserve(all.size());
   for (Capturing& one : all) {
-    const FrozenProcess& frozen = *one.frozen;
-    std::vector<tracee::StubArea::Run> runs;
-    for (size_t i = 0; i < one.batches.size(); ++i)
-      if (!one.batches[i].empty())
-        runs.push_back({&one.frozen->stopped.tasks[i], frozen.tids[i], &one.batches[i]});
-    auto run = frozen.process->area->start_all(runs, Deadline::in(kTargetTimeout));
-    if (!run.ok()) return annotate(run.status(), describe(frozen));
+    auto run = one.frozen->process->area->start_all(one.runs, Deadline::in(kTargetTimeout));
+    if (!run.ok()) return annotate(run.status(), describe(*one.frozen));
     started.push_back(*std::move(run));
   }
-  // Not before: a batch that does not fit has made its area grow, which changes the maps.
-  start_last_scan();
-  GW_RETURN_IF_ERROR(read_frozen_tree());
+  spans_.mark("start batches");
+  const bool stands = tree_stands();
+  if (!stands) GW_RETURN_IF_ERROR(read_frozen_tree());
   spans_.mark("read tree");
   GW_RETURN_IF_ERROR(read_descriptors());
   GW_RETURN_IF_ERROR(settle_descriptors());
@@ -184,6 +189,12 @@ absl::Status Source::run_capture_batches() {
   for (size_t i = 0; i < all.size(); ++i)
     GW_RETURN_IF_ERROR(annotate(started[i].finish(), describe(*all[i].frozen)));
   spans_.mark("wait for batches");
+  const bool new_zombies = std::any_of(all.begin(), all.end(), [](const Capturing& one) {
+    siginfo_t child{};
+    std::memcpy(&child, one.batches[0].bytes(one.dead_child).data(), sizeof child);
+    return child.si_pid != 0;
+  });
+  if (stands && new_zombies) GW_RETURN_IF_ERROR(read_frozen_tree());
   for (Capturing& one : all)
     GW_RETURN_IF_ERROR(annotate(collect_states(one), describe(*one.frozen)));
   return absl::OkStatus();
@@ -212,9 +223,16 @@ absl::Status Source::add_capture_calls(Capturing& one) {
       one.collecting.push_back({resource, i, *std::move(collect)});
     }
   }
+  // New zombies: nothing is reaped, a process without children says ECHILD.
+  one.dead_child = one.batches[0].reserve(sizeof(siginfo_t));
+  one.batches[0].call(SYS_waitid,
+                      {P_ALL, 0, one.dead_child, WEXITED | WNOHANG | WNOWAIT | __WALL, 0});
   one.brk_call = one.batches[0].call(SYS_brk, {0}, true);
   one.expected_fds = frozen.process->fds;
   one.flag_calls = resource::add_close_on_exec_calls(one.expected_fds, one.batches[0]);
+  for (size_t i = 0; i < one.batches.size(); ++i)
+    if (!one.batches[i].empty())
+      one.runs.push_back({&frozen.stopped.tasks[i], frozen.tids[i], &one.batches[i]});
   return absl::OkStatus();
 }
 

@@ -38,7 +38,10 @@ struct SourceProcess {
   std::vector<int> fds;                 // descriptors, as last read
   pages::ScanResult last_scan;          // of the freeze
   resource::MemoryMapState memory_map;  // as last sent
-  uint64_t brk = 0;                     // brk(2) as it said last: /proc does not tell
+  // As numbered here, read before the tree was.
+  pid_t group = 0;
+  pid_t session = 0;
+  uint64_t brk = 0;  // brk(2) as it said last: /proc does not tell
 };
 
 struct FrozenProcess {

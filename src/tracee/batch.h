@@ -190,6 +190,8 @@ class StubArea {
     std::vector<Running> all_;
   };
   absl::StatusOr<Started> start_all(std::span<Run> runs, Deadline deadline);
+  // Makes room for them, so that start_all() will not change the mappings.
+  absl::Status reserve(std::span<Run> runs);
 
   // Of a husk, where nothing but batches runs: its dispositions are read once, not for each run.
   absl::Status keep_signal_sets(const StoppedTask& task);

@@ -104,11 +104,14 @@ absl::Status StubArea::run_all(std::span<Run> runs, Deadline deadline) {
   return started.finish();
 }
 
-absl::StatusOr<StubArea::Started> StubArea::start_all(std::span<Run> runs, Deadline deadline) {
+absl::Status StubArea::reserve(std::span<Run> runs) {
   uint64_t need = 0;
   for (const Run& run : runs) need += slice_size(run.batch->image_size());
-  if (kCodeSize + need > size_) GW_RETURN_IF_ERROR(grow(*runs.front().task, 2 * need));
+  return kCodeSize + need > size_ ? grow(*runs.front().task, 2 * need) : absl::OkStatus();
+}
 
+absl::StatusOr<StubArea::Started> StubArea::start_all(std::span<Run> runs, Deadline deadline) {
+  GW_RETURN_IF_ERROR(reserve(runs));
   Started started(*this, deadline);
   if (runs.empty()) return started;
   GW_ASSIGN_OR_RETURN(const internal::SignalSets sets,
