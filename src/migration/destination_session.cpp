@@ -112,13 +112,12 @@ class DestinationSession {
       PeerMessage applied;
       applied.set_applied(true);
       GW_RETURN_IF_ERROR(messages_->send(applied));
+      Progress progress;
+      progress.set_phase("round");
+      daemon_.progress(progress);
     }
     bytes_ = reader.bytes_read();
     FAULT_POINT("destination.received");
-    // Not before: the last epoch may bring processes, which only a replica can take.
-    MoverToDaemon told;
-    told.set_received(true);
-    GW_RETURN_IF_ERROR(daemon_.send(told));
     GW_RETURN_IF_ERROR(workload_.make_ready());
     FAULT_POINT("destination.ready");
     GW_RETURN_IF_ERROR(commit());

@@ -65,7 +65,14 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_RESTORE: {
       auto replica = ServiceReplica::open(node, start.service());
       if (!replica.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
-      if (start.role() == migration::ROLE_DESTINATION) daemon.hold_fd((*replica)->hold_fd());
+      if (start.role() == migration::ROLE_DESTINATION) {
+        daemon.hold_fd((*replica)->hold_fd());
+        (*replica)->on_tree_complete([&daemon] {
+          migration::MoverToDaemon told;
+          told.set_received(true);
+          return daemon.send(told);
+        });
+      }
       return start.role() == migration::ROLE_DESTINATION
                  ? migration::run_destination(start, **replica, daemon)
                  : migration::run_restore(start, **replica, daemon);

@@ -6,6 +6,7 @@
 #include <ctime>
 
 #include "api/remote_store.h"
+#include "api/swap_stream.h"
 #include "api/transport.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -64,8 +65,8 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
     GW_ASSIGN_OR_RETURN(node->local_store_, store::SqliteStore::open(config.store_path));
     node->records_ = std::make_unique<Records>(node->local_store_.get());
   } else {
-    node->remote_store_ = std::make_unique<api::RemoteStore>(
-        api::peer_channel(node->identity_, config.join_node, config.join_address), kStoreTimeout);
+    node->keeper_ = api::peer_channel(node->identity_, config.join_node, config.join_address);
+    node->remote_store_ = std::make_unique<api::RemoteStore>(node->keeper_, kStoreTimeout);
     node->records_ = std::make_unique<Records>(node->remote_store_.get());
   }
   node->peers_ = std::make_unique<Peers>(node->identity_, node->records_.get());
@@ -244,6 +245,14 @@ absl::Status Node::remove_service(const std::string& name) {
       if (!absl::IsAborted(removed)) return removed;
     }
   });
+}
+
+std::unique_ptr<api::SwapStream> Node::open_swaps() const {
+  if (keeper_ == nullptr) return nullptr;
+  auto stream = api::SwapStream::open(keeper_, kStoreTimeout);
+  if (stream.ok()) return *std::move(stream);
+  log_warning("{}", message_of(stream.status()));
+  return nullptr;
 }
 
 absl::Status Node::until_answered(const std::function<absl::Status()>& ask) const {

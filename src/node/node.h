@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "api/certificates.h"
 #include "api/godwit.pb.h"
+#include "api/swap_stream.h"
 #include "node/busy.h"
 #include "node/journal.h"
 #include "node/mover_process.h"
@@ -47,6 +48,9 @@ class Node {
   const NodeConfig& config() const { return config_; }
   const api::Identity& identity() const { return identity_; }
   store::Store* local_store() { return local_store_.get(); }
+  // A warm way to the keeper for one migration; null where the store is here, or on failure: then
+  // records().store() does it.
+  std::unique_ptr<api::SwapStream> open_swaps() const;
   const Records& records() const { return *records_; }
   const Services& services() const { return services_; }
   const Journal& journal() const { return journal_; }
@@ -110,6 +114,7 @@ class Node {
   Journal journal_;
   api::Identity identity_;
   std::unique_ptr<store::SqliteStore> local_store_;
+  std::shared_ptr<grpc::Channel> keeper_;  // null: the store is here
   std::unique_ptr<store::Store> remote_store_;
   std::unique_ptr<Records> records_;
   std::unique_ptr<Peers> peers_;

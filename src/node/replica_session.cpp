@@ -103,6 +103,7 @@ absl::Status ReplicaSession::prepare() {
     else
       node_.journal().remove(entry_.id()).IgnoreError();
   });
+  swaps_ = node_.open_swaps();
   GW_ASSIGN_OR_RETURN(capsule_, node_.services().create(spec, true));
   GW_RETURN_IF_ERROR(start_mover());
   std::move(undo).Cancel();
@@ -183,6 +184,8 @@ void ReplicaSession::listen() {
                     message_of(message.status()));
       return;
     }
+    // A round has ended, maybe the last.
+    if (message->has_progress()) warm_up();
     // Before it is asked to commit, so that the commit need not wait for it: from the commit on
     // the replica must outlive this daemon. One that dies before is removed by the next one.
     if (message->received()) adopt_early();
@@ -227,6 +230,16 @@ migration::CommitAnswer ReplicaSession::commit() {
   return answer;
 }
 
+// The way that the commit will take, walked once with a revision that nothing has: threads, caches
+// and statements on it have slept since the migration began, which costs it 0.5 ms.
+void ReplicaSession::warm_up() {
+  constexpr store::Revision kNone = -1;
+  const std::string key = service_key(request_.service());
+  const auto refused = swaps_ ? swaps_->compare_and_swap(key, kNone, "")
+                              : node_.records().store()->compare_and_swap(key, kNone, "");
+  if (!absl::IsAborted(refused.status())) swaps_.reset();
+}
+
 void ReplicaSession::adopt_early() {
   const absl::Status adopted = capsule_->adopt();
   adopted_ = adopted.ok();
@@ -241,8 +254,11 @@ absl::Status ReplicaSession::swap_owner() {
   // "another revision", which is ours or the source's.
   bool unsure = false;
   const absl::Status swapped = node_.until_answered([&] {
-    const auto revision = node_.records().store()->compare_and_swap(key, request_.record_revision(),
-                                                                    committed_record_);
+    const store::Revision expected = request_.record_revision();
+    const auto revision =
+        swaps_ ? swaps_->compare_and_swap(key, expected, committed_record_)
+               : node_.records().store()->compare_and_swap(key, expected, committed_record_);
+    if (!revision.ok()) swaps_.reset();  // asked again by a call, which connects anew
     const absl::Status& status = revision.status();
     if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) unsure = true;
     return status;

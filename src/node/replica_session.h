@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "api/godwit.pb.h"
+#include "api/swap_stream.h"
 #include "capsule/capsule.h"
 #include "network/frames.h"
 #include "node/busy.h"
@@ -51,6 +52,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   // What the mover says until it ends or says "finished".
   void listen();
   migration::CommitAnswer commit();
+  void warm_up();
   void adopt_early();
   // kUnknown: it may have been swapped.
   absl::Status swap_owner();
@@ -66,6 +68,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   UniqueFd held_;  // copy of the mover's hold; set before others know this
   api::MigrationJournal entry_;
   std::string committed_record_;  // ready to be written
+  std::unique_ptr<api::SwapStream> swaps_;
   std::mutex mutex_;
   std::condition_variable ended_;  // or asked_back_
   bool adopted_ = false;           // the session's thread only, as the next

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <thread>
 
+#include "api/swap_stream.h"
 #include "api/transport.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -46,6 +47,7 @@ absl::Status serve(const NodeConfig& config, int signals) {
                       api::UserSocket::listen(config.socket));
   ApiService users(*node);
   PeerService peers(*node);
+  api::SwapService swaps(node->local_store());
   grpc::ServerBuilder builder;
   api::set_server_options(builder);
   int port = 0;
@@ -53,6 +55,7 @@ absl::Status serve(const NodeConfig& config, int signals) {
                            &port);
   builder.RegisterService(&users);
   builder.RegisterService(&peers);
+  builder.RegisterService(&swaps);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0)
     return make_error(absl::StatusCode::kUnavailable,

@@ -49,6 +49,7 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
   host.apply_file_blocks = [&target = *self->layer_](const stream::FileBlocks& blocks) {
     return target.apply(blocks.state, blocks.data);
   };
+  host.tree_is_complete = [&replica = *self] { return replica.on_tree_complete_(); };
   GW_ASSIGN_OR_RETURN(self->replica_, process::Replica::create(std::move(host)));
   return self;
 }
@@ -92,6 +93,7 @@ absl::StatusOr<uint32_t> ServiceReplica::open(const std::vector<std::string>& fr
   GW_RETURN_IF_ERROR(port.inject(frames_of(from_source)));
   GW_ASSIGN_OR_RETURN(const network::Replay replay, port.replay_and_open());
   replica_->spans().mark("replay and open");
+  replica_->rest();
   return static_cast<uint32_t>(from_source.size() + replay.frames);
 }
 

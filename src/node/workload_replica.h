@@ -35,6 +35,8 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   absl::Status deliver(const std::vector<std::string>& frames) override;
   void discard() override;
   void leave() override;
+  // When the final epoch has brought every process; not called without.
+  void on_tree_complete(std::function<absl::Status()> tell) { on_tree_complete_ = std::move(tell); }
   // Its copy keeps held frames over our death.
   int hold_fd() const { return port_->port.hold_fd(); }
   void describe(migration::Statistics& statistics) override;
@@ -48,6 +50,7 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   std::optional<ReplicaFiles> files_;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
+  std::function<absl::Status()> on_tree_complete_ = [] { return absl::OkStatus(); };
   std::unique_ptr<process::Replica> replica_;
 };
 

@@ -94,6 +94,7 @@ absl::Status Replica::apply_sections() {
   sections_applied_ = true;
   if (final_) spans_.mark("receive state");
   GW_RETURN_IF_ERROR(build_tree());
+  if (final_) GW_RETURN_IF_ERROR(host_.tree_is_complete());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
   if (final_) {
@@ -137,10 +138,14 @@ absl::Status Replica::activate() {
   absl::Status first;
   for (auto& [pid, husk] : husks_) first.Update(std::move(husk).detach());
   husks_.clear();
-  first_.reset();
+  return first;
+}
+
+void Replica::rest() {
+  hurry_.reset();
   if (!own_affinity_.empty())
     (void)::syscall(SYS_sched_setaffinity, 0, own_affinity_.size(), own_affinity_.data());
-  return first;
+  own_affinity_.clear();
 }
 
 // From here on husks and we take turns, and go first. On one CPU a turn costs 8 us; on two it wakes
@@ -148,6 +153,7 @@ absl::Status Replica::activate() {
 // priority are set by the resource `scheduling`, which comes last. Only speed is at stake: a
 // failure is none.
 void Replica::share_one_cpu() {
+  hurry_ = std::make_unique<Hurry>();
   const int cpu = ::sched_getcpu();
   std::string before(kAffinityBytes, '\0');
   const long size = ::syscall(SYS_sched_getaffinity, 0, before.size(), before.data());
@@ -158,7 +164,6 @@ void Replica::share_one_cpu() {
   one[at / 8] = static_cast<char>(1U << (at % 8));
   if (::syscall(SYS_sched_setaffinity, 0, one.size(), one.data()) != 0) return;
   own_affinity_ = std::move(before);
-  first_ = std::make_unique<FirstPriority>();
   for (auto& [pid, husk] : husks_)
     for (const HuskTask& task : husk.tasks()) {
       (void)::syscall(SYS_sched_setaffinity, task.task.tid().value, one.size(), one.data());

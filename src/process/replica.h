@@ -53,6 +53,8 @@ struct ReplicaHost {
   std::array<int, 3> stdio = {-1, -1, -1};
   // A change of the file layer, from a kFileBlocks frame.
   std::function<absl::Status(const stream::FileBlocks&)> apply_file_blocks;
+  // The final epoch has brought its processes: init makes no more of them.
+  std::function<absl::Status()> tree_is_complete;
 };
 
 struct ReplicaCounts {
@@ -70,6 +72,8 @@ class Replica {
   absl::Status make_ready();
   absl::Status release();
   absl::Status activate();
+  // It runs and can be reached: no hurry any more.
+  void rest();
   void discard();
 
   // What Source::set_capsule_section() gave; null if nothing came.
@@ -148,7 +152,7 @@ class Replica {
   bool sections_applied_ = false;
   uint64_t epoch_ = 0;
   uint64_t vdso_syscall_offset_ = 0;
-  std::unique_ptr<FirstPriority> first_;
+  std::unique_ptr<Hurry> hurry_;
   std::string own_affinity_;  // as it was before share_one_cpu()
   Spans spans_;
 };

@@ -347,6 +347,7 @@ void Source::finish() {
   if (settler_) settler_->wait().IgnoreError();
   descriptors_.reset();
   holding_ = false;
+  hurry_.reset();
 }
 
 }  // namespace godwit::process

@@ -184,7 +184,7 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
-  std::unique_ptr<FirstPriority> first_;  // from freeze() to thaw()
+  std::unique_ptr<Hurry> hurry_;  // from freeze() to thaw() or finish()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
   std::promise<absl::Status> looked_;  // by the scanner: maps and files, before it scans

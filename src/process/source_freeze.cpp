@@ -24,7 +24,7 @@ absl::Status Source::freeze() {
   FAULT_POINT("source.freeze");
   final_ = true;
   if (!scanner_) scanner_ = std::make_unique<Background>();
-  first_ = std::make_unique<FirstPriority>();
+  hurry_ = std::make_unique<Hurry>();
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
                       tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
@@ -275,7 +275,7 @@ absl::Status Source::thaw() {
   if (holding_) first.Update(host_.release());
   holding_ = false;
   frozen_.clear();  // detaches every task
-  first_.reset();
+  hurry_.reset();
   final_ = false;
   return first;
 }
