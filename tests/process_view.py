@@ -50,7 +50,7 @@ def _read(path):
 
 
 def _status(pid):
-    with open("/proc/%s/status" % pid) as text:
+    with open("/proc/%s/status" % pid, errors="backslashreplace") as text:
         return dict(line.rstrip("\n").split(":\t", 1) for line in text if ":\t" in line)
 
 

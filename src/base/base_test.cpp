@@ -8,6 +8,7 @@
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "base/utf8.h"
 
 namespace godwit {
 namespace {
@@ -20,6 +21,17 @@ TEST(StatusTest, ErrnoSurvivesAnnotation) {
 }
 
 TEST(StatusTest, OkHasNoErrno) { EXPECT_EQ(errno_of(absl::OkStatus()), 0); }
+
+TEST(Utf8Test, OnlyWhatIsNotUtf8IsEscaped) {
+  EXPECT_EQ(escape_non_utf8("/srv/\u00fcber/\U0001f426"), "/srv/\u00fcber/\U0001f426");
+  EXPECT_EQ(escape_non_utf8("/srv/\xfc"
+                            "ber"),
+            "/srv/\\xfcber");
+  // Overlong, a surrogate, cut off at the end.
+  EXPECT_EQ(escape_non_utf8("\xc0\xaf"), "\\xc0\\xaf");
+  EXPECT_EQ(escape_non_utf8("\xed\xa0\x80"), "\\xed\\xa0\\x80");
+  EXPECT_EQ(escape_non_utf8("a\xe2\x82"), "a\\xe2\\x82");
+}
 
 TEST(FaultPointTest, AFileArmsOneHitOfOneName) {
   const std::string path = ::testing::TempDir() + "fault." + std::to_string(::getpid());

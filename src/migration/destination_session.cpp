@@ -9,6 +9,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/utf8.h"
 #include "migration/peer.h"
 #include "migration/session.h"
 
@@ -81,7 +82,7 @@ class DestinationSession {
     }
     // The source first: it may stand still, and taking down gigabytes takes a while.
     PeerMessage message;
-    message.set_failed(std::string(message_of(taken)));
+    message.set_failed(escape_non_utf8(message_of(taken)));
     if (messages_) (void)messages_->send(message);
     stream_fd_.reset();
     workload_.discard();

@@ -7,6 +7,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "base/utf8.h"
 #include "migration/decider.h"
 #include "migration/peer.h"
 #include "migration/session.h"
@@ -281,7 +282,7 @@ class SourceSession {
   void tell_peer(std::string_view why) {
     if (!messages_) return;
     PeerMessage message;
-    message.set_failed(std::string(why));
+    message.set_failed(escape_non_utf8(why));
     (void)messages_->send(message);
   }
 
@@ -363,7 +364,7 @@ class SourceSession {
 Finished failed(Outcome outcome, const absl::Status& status) {
   Finished finished;
   finished.set_outcome(outcome);
-  finished.set_error(std::string(message_of(status)));
+  finished.set_error(escape_non_utf8(message_of(status)));
   return finished;
 }
 

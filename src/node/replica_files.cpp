@@ -3,6 +3,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/utf8.h"
 #include "node/file_sections.h"
 
 namespace godwit::node {
@@ -52,8 +53,8 @@ absl::Status ReplicaFiles::require_all() {
   for (const capsule::FileDifference& difference : differences) {
     migration::Reason& reason = refusals_.emplace_back();
     reason.set_code("file.differs");
-    reason.set_object(difference.path);
-    reason.set_reason(difference.what);
+    reason.set_object(escape_non_utf8(difference.path));
+    reason.set_reason(escape_non_utf8(difference.what));
     reason.set_way_out(difference.own_mount
                            ? "it lies on a disk of its own, which a service's layer does not "
                              "cover: install the same version on this node"

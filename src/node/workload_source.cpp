@@ -3,6 +3,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/utf8.h"
 #include "node/file_sections.h"
 #include "node/restore.h"
 
@@ -69,8 +70,8 @@ absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
   for (resource::Refusal& refusal : refusals) {
     migration::Reason& reason = reasons.emplace_back();
     reason.set_code(std::move(refusal.code));
-    reason.set_object(std::move(refusal.object));
-    reason.set_reason(std::move(refusal.reason));
+    reason.set_object(escape_non_utf8(refusal.object));
+    reason.set_reason(escape_non_utf8(refusal.reason));
     reason.set_way_out(std::move(refusal.way_out));
   }
   return absl::OkStatus();

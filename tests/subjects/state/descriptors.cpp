@@ -131,7 +131,8 @@ Check timerfd_check() {
 }
 
 Check memfd_check() {
-  const int fd = static_cast<int>(must(::memfd_create("state", MFD_ALLOW_SEALING), "memfd_create"));
+  const int fd =
+      static_cast<int>(must(::memfd_create("state\xfc", MFD_ALLOW_SEALING), "memfd_create"));
   must(::ftruncate(fd, 20000), "ftruncate");
   auto* memory =
       static_cast<char*>(::mmap(nullptr, 20000, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
@@ -277,7 +278,7 @@ Check udp_check() {
 }
 
 Check file_check() {
-  char name[] = "/tmp/state_check.XXXXXX";
+  char name[] = "/tmp/state_check\xfc.XXXXXX";  // a name is bytes, not a text
   const int fd = static_cast<int>(must(::mkstemp(name), "mkstemp"));
   put(fd, pattern(10000, 7));
   must(::lseek(fd, 1234, SEEK_SET), "lseek");
