@@ -80,18 +80,26 @@ void DaemonLink::userfaultfd(HostPid pid, int fd) {
   (void)::sendmsg(fd_.get(), &packet, MSG_NOSIGNAL);
 }
 
-void DaemonLink::watch_for_cancel(std::function<void()> on_cancel) {
-  watcher_ = std::thread([this, on_cancel = std::move(on_cancel)] {
+DaemonLink::Watch::~Watch() {
+  std::lock_guard lock(link_.mutex_);
+  link_.on_cancel_ = nullptr;
+}
+
+DaemonLink::Watch DaemonLink::watch_for_cancel(std::function<void()> on_cancel) {
+  on_cancel_ = std::move(on_cancel);
+  watcher_ = std::thread([this] {
     for (;;) {
       const auto message = receive(Deadline::in(absl::Hours(24)));
       if (!message.ok() && absl::IsDeadlineExceeded(message.status())) continue;
       if (!message.ok() || message->cancel()) {
         cancelled_ = true;
-        on_cancel();
+        std::lock_guard lock(mutex_);
+        if (on_cancel_) on_cancel_();
         return;
       }
     }
   });
+  return Watch(*this);
 }
 
 }  // namespace godwit::migration

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 #include "absl/status/status.h"
@@ -33,14 +34,28 @@ class DaemonLink {
   // it would stall the program.
   void userfaultfd(HostPid pid, int fd);
 
+  // While it lives, a cancel calls `on_cancel`. The daemon closes the link when it has been told
+  // the result, and what would be called may be gone by then.
+  class [[nodiscard]] Watch {
+   public:
+    explicit Watch(DaemonLink& link) : link_(link) {}
+    ~Watch();
+    Watch(const Watch&) = delete;
+    Watch& operator=(const Watch&) = delete;
+
+   private:
+    DaemonLink& link_;
+  };
   // From here on messages are taken by a thread: cancel, or the daemon's end, sets cancelled() and
   // calls `on_cancel` there.
-  void watch_for_cancel(std::function<void()> on_cancel);
+  Watch watch_for_cancel(std::function<void()> on_cancel);
   const std::atomic<bool>& cancelled() const { return cancelled_; }
 
  private:
   UniqueFd fd_;
   std::atomic<bool> cancelled_{false};
+  std::mutex mutex_;
+  std::function<void()> on_cancel_;  // under mutex_; empty when nobody watches any more
   std::thread watcher_;
 };
 

@@ -90,7 +90,7 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
         fmt::format("{}: {}; {}", reasons[0].object(), reasons[0].reason(), reasons[0].way_out()));
     return finished;
   }
-  daemon.watch_for_cancel([&workload] { workload.interrupt(); });
+  const DaemonLink::Watch watch = daemon.watch_for_cancel([&workload] { workload.interrupt(); });
   const std::string partial = start.file() + ".partial";
   const absl::Status written =
       write_image(start, workload, daemon, partial, *finished.mutable_statistics());

@@ -48,7 +48,7 @@ class SourceSession {
     const absl::Status checked = workload_.precheck(reasons);
     if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
     if (!reasons.empty()) return refused(reasons);
-    daemon_.watch_for_cancel([this] { workload_.interrupt(); });
+    const DaemonLink::Watch watch = daemon_.watch_for_cancel([this] { workload_.interrupt(); });
     const absl::Status moved = move();
     if (moved.ok()) return moved_away();
     if (end_mark_sent_ && !told_failed_) {
