@@ -76,10 +76,11 @@ absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_
   return UniqueFd(static_cast<int>(fd));
 }
 
-absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program) {
+namespace {
+
+absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name,
+                                      std::span<const bpf_insn> program) {
   std::string log(16384, '\0');
-  bpf_attr attr{};
-  attr.prog_type = BPF_PROG_TYPE_SCHED_CLS;
   attr.insns = pointer(program.data());
   attr.insn_cnt = static_cast<uint32_t>(program.size());
   // Nothing of ours needs a helper that is for GPL-compatible programs only.
@@ -95,6 +96,32 @@ absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_i
   if (fd < 0) {
     return errno_status(errno, fmt::format("bpf(BPF_PROG_LOAD, {}) [{}]", name, log.c_str()));
   }
+  return UniqueFd(static_cast<int>(fd));
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program) {
+  bpf_attr attr{};
+  attr.prog_type = BPF_PROG_TYPE_SCHED_CLS;
+  return load_program(attr, name, program);
+}
+
+absl::StatusOr<UniqueFd> load(const CgroupHook& hook, const char* name,
+                              std::span<const bpf_insn> program) {
+  bpf_attr attr{};
+  attr.prog_type = hook.program;
+  attr.expected_attach_type = hook.attach;
+  return load_program(attr, name, program);
+}
+
+absl::StatusOr<UniqueFd> attach_cgroup(int program, int cgroup, const CgroupHook& hook) {
+  bpf_attr attr{};
+  attr.link_create.prog_fd = static_cast<uint32_t>(program);
+  attr.link_create.target_fd = static_cast<uint32_t>(cgroup);
+  attr.link_create.attach_type = hook.attach;
+  const long fd = call(BPF_LINK_CREATE, attr);
+  if (fd < 0) return errno_status(errno, "bpf(BPF_LINK_CREATE, cgroup): CONFIG_CGROUP_BPF");
   return UniqueFd(static_cast<int>(fd));
 }
 

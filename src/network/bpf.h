@@ -1,5 +1,6 @@
-// The few commands of bpf(2) that a gate needs, spoken directly: no libbpf, no compiler at run
-// time. TCX links are from Linux 6.6; the system's headers know neither them nor their numbers.
+// The few commands of bpf(2) that a gate and an option watch need, spoken directly: no libbpf, no
+// compiler at run time. TCX links are from Linux 6.6; the system's headers know neither them nor
+// their numbers.
 #ifndef GODWIT_NETWORK_BPF_H_
 #define GODWIT_NETWORK_BPF_H_
 
@@ -25,6 +26,19 @@ inline constexpr int32_t kTcxDrop = 2;
 absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size);
 // Loads a BPF_PROG_TYPE_SCHED_CLS program. On refusal the error has the verifier's words.
 absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program);
+
+// Where a program counts what a cgroup's tasks or sockets do (include/uapi/linux/bpf.h).
+struct CgroupHook {
+  bpf_prog_type program;
+  bpf_attach_type attach;
+};
+inline constexpr CgroupHook kSetsockopt{BPF_PROG_TYPE_CGROUP_SOCKOPT, BPF_CGROUP_SETSOCKOPT};
+inline constexpr CgroupHook kSysctl{BPF_PROG_TYPE_CGROUP_SYSCTL, BPF_CGROUP_SYSCTL};
+absl::StatusOr<UniqueFd> load(const CgroupHook& hook, const char* name,
+                              std::span<const bpf_insn> program);
+// By a link: it ends with its last descriptor.
+absl::StatusOr<UniqueFd> attach_cgroup(int program, int cgroup, const CgroupHook& hook);
+
 absl::StatusOr<UniqueFd> attach_tcx(int program, int ifindex, uint32_t where);
 // ifindex of the device that a TCX link is attached to; 0 when that device is gone.
 absl::StatusOr<int> tcx_link_ifindex(int link);

@@ -11,6 +11,7 @@
 
 #include "base/status.h"
 #include "network/bpf.h"
+#include "network/bpf_instructions.h"
 
 namespace godwit::network {
 
@@ -32,42 +33,12 @@ constexpr uint32_t kWordsSize = 48;
 constexpr int16_t kTowardsAt = 0, kFromAt = 4, kHoldIfindexAt = 8, kHeldAt = 16, kReplayedAt = 24,
                   kDroppedTowardsAt = 32, kDroppedFromAt = 40;
 
-// Instructions by the names of the manual (Documentation/bpf/standardization/instruction-set.rst).
-bpf_insn insn(int code, int dst, int src, int offset, int32_t imm) {
-  bpf_insn i{};
-  i.code = static_cast<uint8_t>(code);
-  i.dst_reg = static_cast<uint8_t>(dst & 0xf);
-  i.src_reg = static_cast<uint8_t>(src & 0xf);
-  i.off = static_cast<int16_t>(offset);
-  i.imm = imm;
-  return i;
-}
-bpf_insn load32(int dst, int src, int16_t at) {
-  return insn(BPF_LDX | BPF_MEM | BPF_W, dst, src, at, 0);
-}
-bpf_insn load64(int dst, int src, int16_t at) {
-  return insn(BPF_LDX | BPF_MEM | BPF_DW, dst, src, at, 0);
-}
-bpf_insn atomic_add64(int dst, int src, int16_t at) {
-  return insn(BPF_STX | BPF_ATOMIC | BPF_DW, dst, src, at, BPF_ADD);
-}
-bpf_insn set(int dst, int32_t imm) { return insn(BPF_ALU64 | BPF_MOV | BPF_K, dst, 0, 0, imm); }
-bpf_insn jump_if(int condition, int dst, uint32_t imm, int by) {
-  return insn(BPF_JMP | condition | BPF_K, dst, 0, by, static_cast<int32_t>(imm));
-}
-bpf_insn call(int function) { return insn(BPF_JMP | BPF_CALL, 0, 0, 0, function); }
-bpf_insn leave() { return insn(BPF_JMP | BPF_EXIT, 0, 0, 0, 0); }
-// r6 = address of the map's value: two instruction slots.
-void load_words(std::vector<bpf_insn>& program, int map) {
-  program.push_back(insn(BPF_LD | BPF_DW | BPF_IMM, 6, BPF_PSEUDO_MAP_VALUE, 0, map));
-  program.push_back(insn(0, 0, 0, 0, 0));
-}
-
 constexpr uint32_t raw(GateMode mode) { return static_cast<uint32_t>(mode); }
 
 std::vector<bpf_insn> towards_program(int map) {
+  using namespace bpf;
   std::vector<bpf_insn> p;
-  load_words(p, map);
+  bpf::load_value(p, 6, map);
   const auto add = [&p](std::initializer_list<bpf_insn> part) { p.insert(p.end(), part); };
   add({load32(1, 6, kTowardsAt), jump_if(BPF_JEQ, 1, raw(GateMode::kPass), 9),  // -> pass
        jump_if(BPF_JEQ, 1, raw(GateMode::kHold), 10),                           // -> hold
@@ -87,8 +58,9 @@ std::vector<bpf_insn> towards_program(int map) {
 }
 
 std::vector<bpf_insn> from_program(int map) {
+  using namespace bpf;
   std::vector<bpf_insn> p;
-  load_words(p, map);
+  bpf::load_value(p, 6, map);
   for (const bpf_insn& i :
        {load32(1, 6, kFromAt), jump_if(BPF_JEQ, 1, raw(GateMode::kPass), 4),
         // drop:
