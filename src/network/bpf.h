@@ -33,7 +33,6 @@ struct CgroupHook {
   bpf_attach_type attach;
 };
 inline constexpr CgroupHook kSetsockopt{BPF_PROG_TYPE_CGROUP_SOCKOPT, BPF_CGROUP_SETSOCKOPT};
-inline constexpr CgroupHook kSysctl{BPF_PROG_TYPE_CGROUP_SYSCTL, BPF_CGROUP_SYSCTL};
 absl::StatusOr<UniqueFd> load(const CgroupHook& hook, const char* name,
                               std::span<const bpf_insn> program);
 // By a link: it ends with its last descriptor.

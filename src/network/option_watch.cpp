@@ -1,6 +1,8 @@
 #include "network/option_watch.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -9,6 +11,7 @@
 #include <cstddef>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -21,25 +24,12 @@ namespace {
 
 constexpr uint32_t kSlots = 1U << 14;
 constexpr int kSoNetnsCookie = 71;  // asm-generic/socket.h of Linux 5.14
-constexpr int16_t kSysctlsAt = 0, kWithoutPeerAt = 4, kConnectionsAt = 8;
+constexpr int16_t kWithoutPeerAt = 0, kConnectionsAt = 4;
 constexpr uint32_t kSize = kConnectionsAt + kSlots * 4;
 
 // What the program computes below.
 uint32_t slot_of(uint32_t local_port, uint32_t remote_port) {
   return (local_port * 31 + remote_port) & (kSlots - 1);
-}
-
-std::vector<bpf_insn> sysctl_program(int map) {
-  using namespace bpf;
-  std::vector<bpf_insn> p;
-  load_value(p, 6, map);
-  for (const bpf_insn& i :
-       {load32(2, 1, offsetof(bpf_sysctl, write)), jump_if(BPF_JEQ, 2, 0, 2),  // -> out
-        set(1, 1), atomic_add32(6, 1, kSysctlsAt),
-        // out: allowed
-        set(0, 1), leave()})
-    p.push_back(i);
-  return p;
 }
 
 std::vector<bpf_insn> setsockopt_program(int map, uint64_t cookie) {
@@ -56,7 +46,8 @@ std::vector<bpf_insn> setsockopt_program(int map, uint64_t cookie) {
   // r1 was the context until the call.
   load_number(p, 1, cookie);
   constexpr int kToOut = 15;
-  add({jump_if_register(BPF_JNE, 0, 1, kToOut)});
+  add({jump_if_register(BPF_JNE, 0, 1, kToOut + 2),
+       load32(1, kSocket, offsetof(bpf_sock, protocol)), jump_if(BPF_JNE, 1, IPPROTO_TCP, kToOut)});
   load_value(p, kValue, map);
   add({load32(1, kSocket, offsetof(bpf_sock, src_port)),
        load16(2, kSocket, offsetof(bpf_sock, dst_port)), to_host16(2), set(3, 1),
@@ -95,37 +86,48 @@ absl::StatusOr<UniqueFd> open_cgroup_root() {
 }  // namespace
 
 struct OptionWatch::Counts {
-  std::atomic<uint32_t> sysctls;
   std::atomic<uint32_t> without_peer;
   std::array<std::atomic<uint32_t>, kSlots> connections;
 };
 
-absl::StatusOr<uint64_t> OptionWatch::cookie_here() {
-  const UniqueFd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  uint64_t cookie = 0;
-  socklen_t size = sizeof cookie;
-  if (!fd || ::getsockopt(fd.get(), SOL_SOCKET, kSoNetnsCookie, &cookie, &size) != 0)
-    return errno_status(errno, "getsockopt(SO_NETNS_COOKIE)");
-  return cookie;
+absl::StatusOr<UniqueFd> OptionWatch::fresh_socket() {
+  UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd) return errno_status(errno, "socket(AF_INET, SOCK_STREAM)");
+  return fd;
 }
 
-absl::StatusOr<std::unique_ptr<OptionWatch>> OptionWatch::begin(uint64_t netns_cookie) {
+absl::StatusOr<OptionWatch::Defaults> OptionWatch::read_defaults() const {
+  constexpr std::array<std::pair<int, int>, 5> kOptions{{{IPPROTO_TCP, TCP_KEEPIDLE},
+                                                         {IPPROTO_TCP, TCP_KEEPINTVL},
+                                                         {IPPROTO_TCP, TCP_KEEPCNT},
+                                                         {IPPROTO_TCP, TCP_LINGER2},
+                                                         {IPPROTO_IP, IP_TTL}}};
+  Defaults values{};
+  for (size_t i = 0; i < kOptions.size(); ++i) {
+    socklen_t size = sizeof values[i];
+    if (::getsockopt(socket_.get(), kOptions[i].first, kOptions[i].second, &values[i], &size) != 0)
+      return errno_status(errno, fmt::format("getsockopt(option {})", kOptions[i].second));
+  }
+  return values;
+}
+
+absl::StatusOr<std::unique_ptr<OptionWatch>> OptionWatch::begin(UniqueFd socket) {
   static_assert(sizeof(Counts) == kSize && offsetof(Counts, connections) == kConnectionsAt);
+  std::unique_ptr<OptionWatch> watch(new OptionWatch(std::move(socket)));
+  socklen_t size = sizeof watch->cookie_;
+  if (::getsockopt(watch->socket_.get(), SOL_SOCKET, kSoNetnsCookie, &watch->cookie_, &size) != 0)
+    return errno_status(errno, "getsockopt(SO_NETNS_COOKIE)");
+  GW_ASSIGN_OR_RETURN(watch->defaults_, watch->read_defaults());
   GW_ASSIGN_OR_RETURN(const UniqueFd root, open_cgroup_root());
   GW_ASSIGN_OR_RETURN(const UniqueFd map, bpf::create_mmapable_value("gw_options", kSize));
-  std::unique_ptr<OptionWatch> watch(new OptionWatch(netns_cookie));
   void* at = ::mmap(nullptr, kSize, PROT_READ, MAP_SHARED, map.get(), 0);
   if (at == MAP_FAILED) return errno_status(errno, "mmap(BPF array of an option watch)");
   watch->counts_ = static_cast<Counts*>(at);
   GW_ASSIGN_OR_RETURN(
-      const UniqueFd options,
-      bpf::load(bpf::kSetsockopt, "gw_options", setsockopt_program(map.get(), netns_cookie)));
-  GW_ASSIGN_OR_RETURN(const UniqueFd sysctls,
-                      bpf::load(bpf::kSysctl, "gw_sysctls", sysctl_program(map.get())));
-  GW_ASSIGN_OR_RETURN(watch->setsockopt_link_,
-                      bpf::attach_cgroup(options.get(), root.get(), bpf::kSetsockopt));
-  GW_ASSIGN_OR_RETURN(watch->sysctl_link_,
-                      bpf::attach_cgroup(sysctls.get(), root.get(), bpf::kSysctl));
+      const UniqueFd program,
+      bpf::load(bpf::kSetsockopt, "gw_options", setsockopt_program(map.get(), watch->cookie_)));
+  GW_ASSIGN_OR_RETURN(watch->link_,
+                      bpf::attach_cgroup(program.get(), root.get(), bpf::kSetsockopt));
   return watch;
 }
 
@@ -134,8 +136,12 @@ OptionWatch::~OptionWatch() {
 }
 
 bool OptionWatch::changed(uint16_t local_port, uint16_t remote_port) const {
-  return counts_->sysctls != 0 || counts_->without_peer != 0 ||
-         counts_->connections[slot_of(local_port, remote_port)] != 0;
+  return counts_->without_peer != 0 || counts_->connections[slot_of(local_port, remote_port)] != 0;
+}
+
+bool OptionWatch::defaults_changed() const {
+  const auto now = read_defaults();
+  return !now.ok() || *now != defaults_;
 }
 
 }  // namespace godwit::network

@@ -65,9 +65,9 @@ class OptionWatchTest : public ::testing::Test {
     ASSERT_EQ(std::system("ip link set lo up"), 0);
   }
   void begin() {
-    auto cookie = OptionWatch::cookie_here();
-    ASSERT_TRUE(cookie.ok()) << cookie.status();
-    auto watch = OptionWatch::begin(*cookie);
+    auto socket = OptionWatch::fresh_socket();
+    ASSERT_TRUE(socket.ok()) << socket.status();
+    auto watch = OptionWatch::begin(*std::move(socket));
     ASSERT_TRUE(watch.ok()) << watch.status();
     watch_ = *std::move(watch);
   }
@@ -104,8 +104,10 @@ TEST_F(OptionWatchTest, ASocketWithoutPeerMayHaveBecomeAny) {
 TEST_F(OptionWatchTest, ASysctlMayBeWhatAnOptionFollows) {
   const Connection a = connect_by_loopback();
   begin();
+  EXPECT_FALSE(watch_->defaults_changed());
   ASSERT_TRUE(write_net_sysctl("ipv4/tcp_keepalive_time", "1234").ok());
-  EXPECT_TRUE(changed(a));
+  EXPECT_TRUE(watch_->defaults_changed());
+  EXPECT_FALSE(changed(a));
 }
 
 TEST_F(OptionWatchTest, OtherNamespacesDoNotCount) {
@@ -114,6 +116,14 @@ TEST_F(OptionWatchTest, OtherNamespacesDoNotCount) {
   scope_.reset();
   const UniqueFd elsewhere(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   ASSERT_EQ(set_option(elsewhere.get(), SOL_SOCKET, SO_KEEPALIVE), 0);
+  EXPECT_FALSE(changed(a));
+}
+
+TEST_F(OptionWatchTest, OtherProtocolsDoNotCount) {
+  const Connection a = connect_by_loopback();
+  begin();
+  const UniqueFd datagrams(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(set_option(datagrams.get(), SOL_SOCKET, SO_BROADCAST), 0);
   EXPECT_FALSE(changed(a));
 }
 

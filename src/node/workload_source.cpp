@@ -44,6 +44,9 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   host.in_capsule = [thread = self->thread_.get()](absl::FunctionRef<absl::Status()> action) {
     return thread->run(action);
   };
+  host.options_changed = [source = self.get()](uint64_t netns, uint16_t local, uint16_t remote) {
+    return source->options_changed(netns, local, remote);
+  };
   for (int i = 0; i < 3 && i < info.stdio_inode_size(); ++i)
     host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
   host.tracks = [source = self.get()](HostPid pid, int fd) { source->on_uffd_(pid, fd); };
@@ -77,7 +80,29 @@ absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
   return absl::OkStatus();
 }
 
+// Without it every option is read in the freeze.
+absl::Status ServiceSource::watch_options() {
+  UniqueFd socket;
+  GW_RETURN_IF_ERROR(thread_->run([&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(socket, network::OptionWatch::fresh_socket());
+    return absl::OkStatus();
+  }));
+  GW_ASSIGN_OR_RETURN(options_, network::OptionWatch::begin(std::move(socket)));
+  return absl::OkStatus();
+}
+
+// Once in a freeze it is asked whether sysctls are as they were: nothing runs that would write one.
+bool ServiceSource::options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port) {
+  if (!options_ || options_->netns_cookie() != netns) return true;
+  if (defaults_ == Defaults::kUnknown)
+    defaults_ = options_->defaults_changed() ? Defaults::kChanged : Defaults::kSame;
+  return defaults_ == Defaults::kChanged || options_->changed(local_port, remote_port);
+}
+
 absl::Status ServiceSource::prepare() {
+  const absl::Status watched = watch_options();
+  if (!watched.ok())
+    log_info("all socket options will be read in the freeze: {}", message_of(watched));
   network::Port& port = port_->port;
   GW_RETURN_IF_ERROR(port.prepare_hold());
   on_hold_(port.hold_fd());
@@ -138,6 +163,7 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& wri
 }
 
 absl::Status ServiceSource::freeze() {
+  defaults_ = Defaults::kUnknown;
   GW_RETURN_IF_ERROR(source_->freeze());
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceFrozen));
   source_->control().set_bytes_per_second(0);
@@ -191,6 +217,7 @@ absl::Status ServiceSource::thaw() {
 }
 
 absl::Status ServiceSource::withdraw() {
+  options_.reset();
   absl::Status first = source_->withdraw();
   first.Update(port_->port.release_hold());
   return first;

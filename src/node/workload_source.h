@@ -3,6 +3,7 @@
 #ifndef GODWIT_NODE_WORKLOAD_SOURCE_H_
 #define GODWIT_NODE_WORKLOAD_SOURCE_H_
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -14,6 +15,7 @@
 #include "capsule/file_layer.h"
 #include "capsule/file_offers.h"
 #include "migration/workload.h"
+#include "network/option_watch.h"
 #include "node/service_port.h"
 #include "process/source.h"
 
@@ -58,6 +60,8 @@ class ServiceSource final : public migration::SourceWorkload {
  private:
   explicit ServiceSource(capsule::Capsule capsule)
       : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
+  absl::Status watch_options();
+  bool options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port);
   absl::Status send_layer(stream::Writer& writer, bool frozen);
   absl::Status send_files(stream::Writer& writer, bool frozen);
 
@@ -68,6 +72,9 @@ class ServiceSource final : public migration::SourceWorkload {
   bool all_files_ = false;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
+  std::unique_ptr<network::OptionWatch> options_;
+  enum class Defaults { kUnknown, kSame, kChanged };
+  std::atomic<Defaults> defaults_ = Defaults::kUnknown;  // of socket options, in this freeze
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
   std::function<void(int)> on_hold_ = [](int) {};

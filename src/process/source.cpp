@@ -202,6 +202,7 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
 absl::Status Source::start_tracking() {
   FAULT_POINT("source.start_tracking");
   if (!scanner_) scanner_ = std::make_unique<Background>();
+  settled_.clear();  // options_changed() tells of what happens from here on
   // Else what a mover left that was killed before us would travel along.
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
   GW_RETURN_IF_ERROR(remove_left_over(members, *translate_));

@@ -54,6 +54,9 @@ struct SourceHost {
   std::function<absl::Status()> look_at_files;
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
   std::array<ino_t, 3> stdio_inodes = {0, 0, 0};
+  // resource::CaptureContext::options_changed().
+  std::function<bool(uint64_t, uint16_t, uint16_t)> options_changed = [](uint64_t, uint16_t,
+                                                                         uint16_t) { return true; };
   // Told of every userfaultfd before anything is registered with it, so that somebody has a copy.
   std::function<void(HostPid, int)> tracks = [](HostPid, int) {};
 };
@@ -170,7 +173,8 @@ class Source {
   std::set<stream::SectionKey> seen_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<resource::Descriptors> descriptors_;
-  resource::FileRanks file_ranks_;         // of the last reading while it ran
+  resource::FileRanks file_ranks_;  // of the last reading while it ran
+  resource::Descriptors::Settled settled_;
   std::unique_ptr<pages::WorkPool> pool_;  // what is done in the freeze for many descriptors
   std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;

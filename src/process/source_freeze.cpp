@@ -104,7 +104,7 @@ absl::Status Source::settle_descriptors() {
     return descriptors_->look([](size_t count, absl::FunctionRef<void(size_t)> item) {
       for (size_t i = 0; i < count; ++i) item(i);
     });
-  settler_->start([this] { return descriptors_->settle(*context_); });
+  settler_->start([this] { return descriptors_->settle(*context_, settled_); });
   return absl::OkStatus();
 }
 

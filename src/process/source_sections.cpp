@@ -202,7 +202,7 @@ absl::Status Source::capture_descriptions() {
   file_states_.clear();
   counts_.connections = 0;
   if (final_ && settler_) {
-    const absl::Status helped = descriptors_->settle(*context_);
+    const absl::Status helped = descriptors_->settle(*context_, settled_);
     GW_RETURN_IF_ERROR(settler_->wait());
     GW_RETURN_IF_ERROR(helped);
     spans_.mark("settle descriptions");
@@ -222,8 +222,10 @@ absl::Status Source::capture_descriptions() {
   }
   run_all(together.size(), [&](size_t i) {
     const auto& one = all[together[i]];
+    if (!final_) descriptors_->settle_one(together[i], *context_);
     states[together[i]] = one.kind->capture(one.file, *context_);
   });
+  if (!final_) settled_ = descriptors_->take_settled();
   for (size_t i = 0; i < all.size(); ++i) {
     const resource::OpenFile& file = all[i].file;
     const auto where = [&] {

@@ -108,6 +108,7 @@ struct OpenFile {
   int status_flags = 0;                  // F_GETFL
   std::optional<SocketIdentity> socket;  // asked once for all kinds of sockets
   std::string settled;                   // what its kind's settle() gave, for capture()
+  std::string_view settled_before;       // in the freeze: what it gave in the last round, if it did
 };
 
 // What a kind may ask while it captures.
@@ -128,6 +129,13 @@ class CaptureContext {
   virtual absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const = 0;
   // pid 1 of the capsule: /proc/<init>/root is its root.
   virtual HostPid init_pid() const = 0;
+  // False only if it is known that since the first round began nobody called setsockopt(2) for the
+  // TCP connection between these ports in the network namespace with this SO_NETNS_COOKIE, nor for
+  // a socket without a peer there, and nobody wrote a sysctl.
+  virtual bool options_changed(uint64_t /*netns_cookie*/, uint16_t /*local_port*/,
+                               uint16_t /*remote_port*/) const {
+    return true;
+  }
 };
 
 class RestoreContext {
@@ -162,9 +170,9 @@ class FileKind {
   virtual absl::StatusOr<std::string> capture(const OpenFile& file,
                                               const CaptureContext& context) const = 0;
 
-  // In the freeze, while other things are done and packets may still arrive: the part of the state
-  // that only the program could change. capture() follows when the gate is closed; without it (an
-  // empty text, also after an error) capture() reads everything.
+  // The part of the state that only the program could change. Before capture() in a round, and in
+  // the freeze while other things are done and packets may still arrive; capture() follows when the
+  // gate is closed. Without it (an empty text, also after an error) capture() reads everything.
   virtual std::string settle(const OpenFile& /*file*/, const CaptureContext& /*context*/) const {
     return {};
   }

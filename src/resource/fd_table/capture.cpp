@@ -144,15 +144,24 @@ absl::Status Descriptors::look(RunAll run_all) {
   return absl::OkStatus();
 }
 
-absl::Status Descriptors::settle(const CaptureContext& context) {
+absl::Status Descriptors::settle(const CaptureContext& context, const Settled& before) {
   GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
   for (size_t i = (*next_to_settle_)++; i < descriptions_.size(); i = (*next_to_settle_)++) {
     Description& one = descriptions_[i];
     GW_RETURN_IF_ERROR(look_at(one, folders));
-    if (one.kind != nullptr && one.kind->concurrent())
-      one.file.settled = one.kind->settle(one.file, context);
+    if (one.kind == nullptr || !one.kind->concurrent()) continue;
+    if (const auto known = before.find(one.file.id); known != before.end())
+      one.file.settled_before = known->second;
+    one.file.settled = one.kind->settle(one.file, context);
   }
   return absl::OkStatus();
+}
+
+Descriptors::Settled Descriptors::take_settled() {
+  Settled all;
+  for (Description& one : descriptions_)
+    if (!one.file.settled.empty()) all[one.file.id] = std::move(one.file.settled);
+  return all;
 }
 
 absl::Status Descriptors::add(const FdHolder& holder, int fd) {

@@ -50,9 +50,18 @@ class Descriptors {
                                           const FileRanks& before);
   // What read() leaves out: link, kind and fdinfo of each description. Any thread may do it.
   absl::Status look(RunAll run_all);
+  // By the description's id, what FileKind::settle() gave.
+  using Settled = absl::flat_hash_map<uint64_t, std::string>;
   // In the freeze: look() and FileKind::settle(), on every thread that calls it together, until all
-  // are done or taken by another.
-  absl::Status settle(const CaptureContext& context);
+  // are done or taken by another. `before`: of the last round.
+  absl::Status settle(const CaptureContext& context, const Settled& before);
+  // In a round, after look(): settle() of one description.
+  void settle_one(size_t index, const CaptureContext& context) {
+    Description& one = descriptions_[index];
+    one.file.settled = one.kind->settle(one.file, context);
+  }
+  // What settle_one() gave: the descriptions are without it afterwards.
+  Settled take_settled();
   FileRanks ranks() const;
 
   const std::vector<Description>& descriptions() const { return descriptions_; }

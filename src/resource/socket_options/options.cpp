@@ -197,10 +197,20 @@ absl::Status set_int_option(int fd, int level, int name, int value) {
 
 absl::Status capture_common(const OpenFile& file, SocketUse use, int family, bool buffers,
                             SocketCommon& common) {
+  GW_RETURN_IF_ERROR(capture_options(file, use, family, buffers, common));
+  return capture_owners(file, common);
+}
+
+absl::Status capture_owners(const OpenFile& file, SocketCommon& common) {
   common.set_uid(file.stat.st_uid);
   common.set_gid(file.stat.st_gid);
   common.set_mode(file.stat.st_mode & 07777);
   common.set_status_flags(static_cast<uint32_t>(file.status_flags));
+  return capture_signal_owner(file, common);
+}
+
+absl::Status capture_options(const OpenFile& file, SocketUse use, int family, bool buffers,
+                             SocketCommon& common) {
   for (const OptionSpec& spec : option_table()) {
     if (!applies(spec, use, family)) continue;
     int64_t value = spec.left_out;
@@ -228,7 +238,7 @@ absl::Status capture_common(const OpenFile& file, SocketUse use, int family, boo
     common.set_receive_buffer(memory[SK_MEMINFO_RCVBUF] & ~1U);
   if (buffers || (lock & SOCK_SNDBUF_LOCK) != 0)
     common.set_send_buffer(memory[SK_MEMINFO_SNDBUF] & ~1U);
-  return capture_signal_owner(file, common);
+  return absl::OkStatus();
 }
 
 absl::Status restore_common(int fd, SocketUse use, int family, const SocketCommon* before,

@@ -32,10 +32,19 @@ enum SocketUse : uint32_t {
 absl::StatusOr<int> get_int_option(int fd, int level, int name);
 absl::Status set_int_option(int fd, int level, int name, int value);
 
-// Reads everything of SocketCommon from `file`. With `buffers` false the buffer sizes are left out
-// unless the program fixed them: the kernel tunes the others all the time.
+// Reads everything of SocketCommon from `file`, which is these two together. With `buffers` false
+// the buffer sizes are left out unless the program fixed them: the kernel tunes the others all the
+// time.
 absl::Status capture_common(const OpenFile& file, SocketUse use, int family, bool buffers,
                             SocketCommon& common);
+
+// What only setsockopt(2) changes, but for SO_PEEK_OFF while it is on, IPV6_UNICAST_HOPS while it
+// is not set (the route's), options that follow a sysctl while they are not set, and the name of a
+// device.
+absl::Status capture_options(const OpenFile& file, SocketUse use, int family, bool buffers,
+                             SocketCommon& common);
+// What other calls change: the inode's owner and mode, status flags, the signal owner.
+absl::Status capture_owners(const OpenFile& file, SocketCommon& common);
 
 // Brings `fd` from `before` (null: a fresh socket) to `now`, except the device, the buffers'
 // lock and the signal owner.

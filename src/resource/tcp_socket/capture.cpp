@@ -29,17 +29,6 @@ absl::StatusOr<tcp_info> info_of(int fd) {
   return info;
 }
 
-// Name of a string option; "" where there is none.
-absl::StatusOr<std::string> name_option(int fd, int name) {
-  char text[32] = {};
-  socklen_t size = sizeof text - 1;
-  if (::getsockopt(fd, IPPROTO_TCP, name, text, &size) != 0) {
-    if (errno == ENOPROTOOPT) return std::string();
-    return errno_status(errno, fmt::format("getsockopt({}, IPPROTO_TCP, {})", fd, name));
-  }
-  return std::string(text);
-}
-
 absl::Status retry(const OpenFile& file, std::string_view why) {
   return make_error(absl::StatusCode::kUnavailable,
                     "TCP socket {} of process {}: {}; it passes by itself: let the program run "
@@ -174,36 +163,6 @@ absl::Status enter_repair(int fd, int reuse) {
   return set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, reuse);
 }
 
-absl::Status capture_addresses(const OpenFile& file, const CaptureContext& context, bool connected,
-                               TcpSocketState& state) {
-  const InCapsule in_capsule = [&](absl::FunctionRef<absl::Status()> action) {
-    return context.in_capsule(action);
-  };
-  GW_ASSIGN_OR_RETURN(const KernelAddress local, local_address(file.fd));
-  state.set_family(local.storage.ss_family);
-  GW_RETURN_IF_ERROR(encode_address(local, in_capsule, *state.mutable_local()));
-  if (!connected) return absl::OkStatus();
-  KernelAddress remote;
-  remote.size = sizeof remote.storage;
-  if (::getpeername(file.fd, remote.get(), &remote.size) != 0)
-    return errno_status(errno, fmt::format("getpeername({})", file.fd));
-  return encode_address(remote, in_capsule, *state.mutable_remote());
-}
-
-// What only the program can change, packets cannot: the first part of a state.
-absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
-                                            bool connected) {
-  TcpSocketState state;
-  GW_RETURN_IF_ERROR(capture_addresses(file, context, connected, state));
-  GW_RETURN_IF_ERROR(capture_common(file, connected ? kUseTcpConnection : kUseTcpIdle,
-                                    state.family(), /*buffers=*/false, *state.mutable_common()));
-  GW_ASSIGN_OR_RETURN(*state.mutable_congestion(), name_option(file.fd, TCP_CONGESTION));
-  return state.SerializeAsString();
-}
-
-// Before a settled part: what it was taken for.
-char mark_of(bool connected) { return connected ? 'c' : 'i'; }
-
 }  // namespace
 
 absl::Status tcp_precheck(const OpenFile& file, const CaptureContext&,
@@ -214,7 +173,7 @@ absl::Status tcp_precheck(const OpenFile& file, const CaptureContext&,
          fmt::format("process {}, descriptor {} -> {}", file.tgid.value, file.remote_fd, file.link),
          std::move(reason), std::move(way_out)});
   };
-  GW_ASSIGN_OR_RETURN(const std::string protocol, name_option(file.fd, TCP_ULP));
+  GW_ASSIGN_OR_RETURN(const std::string protocol, tcp_name_option(file.fd, TCP_ULP));
   if (!protocol.empty())
     refuse("tcp.ulp", fmt::format("the kernel runs '{}' on the connection (TCP_ULP)", protocol),
            "switch the program's kernel TLS off");
@@ -229,23 +188,24 @@ std::string tcp_settle(const OpenFile& file, const CaptureContext& context) {
   const auto info = info_of(file.fd);
   if (!info.ok()) return {};
   const bool connected = is_connected(static_cast<TcpState>(info->tcpi_state));
-  const auto part = capture_settled(file, context, connected);
-  return part.ok() ? mark_of(connected) + *part : std::string();
+  auto part = capture_settled(file, context, connected);
+  return part.ok() ? *std::move(part) : std::string();
 }
 
-// Two messages, one behind the other: reading them merges them.
+// Messages, one behind the other: reading them merges them.
 absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureContext& context) {
   GW_ASSIGN_OR_RETURN(tcp_info info, info_of(file.fd));
   if (context.final()) GW_RETURN_IF_ERROR(check_transient(file, info));
   TcpSocketState state;
   state.set_state(static_cast<TcpState>(info.tcpi_state));
   const bool connected = is_connected(state.state());
-  std::string bytes;
-  if (file.settled.starts_with(mark_of(connected))) {
-    bytes = file.settled.substr(1);
-  } else {
-    GW_ASSIGN_OR_RETURN(bytes, capture_settled(file, context, connected));
+  std::optional<std::string_view> settled = settled_state(file.settled, connected);
+  std::string read_now;
+  if (!settled) {
+    GW_ASSIGN_OR_RETURN(read_now, capture_settled(file, context, connected));
+    settled = settled_state(read_now, connected);
   }
+  std::string bytes(*settled);
   if (state.state() == TCP_STATE_LISTEN) state.set_backlog(info.tcpi_sacked);
   if (connected && context.final()) {
     GW_ASSIGN_OR_RETURN(const int reuse, get_int_option(file.fd, SOL_SOCKET, SO_REUSEADDR));

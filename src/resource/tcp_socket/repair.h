@@ -6,6 +6,8 @@
 #include <netinet/in.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -26,11 +28,22 @@ absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpS
                                 RestoreContext& context);
 absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& context);
 
+// The part of a state that is settled before the gate closes, in settled.cpp: what only the program
+// changes. For a connection (`connected`) or another socket; with how it was read in front, which
+// settled_state() takes off.
+absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
+                                            bool connected);
+// Nothing if `settled` was taken in the other case.
+std::optional<std::string_view> settled_state(std::string_view settled, bool connected);
+
 // True for the states that TCP_REPAIR can make: those with a peer.
 bool is_connected(TcpState state);
 // Our FIN is part of the send queue (it may be unsent).
 bool fin_sent(TcpState state);
 bool fin_received(TcpState state);
+
+// Value of a string option; "" where there is none.
+absl::StatusOr<std::string> tcp_name_option(int fd, int name);
 
 // setsockopt(TCP_REPAIR_QUEUE): which queue send, recv and TCP_QUEUE_SEQ mean.
 absl::Status select_queue(int fd, int queue);

@@ -275,5 +275,82 @@ TEST_F(TcpSocketTest, DamagedStatesAreErrors) {
             absl::StatusCode::kDataLoss);
 }
 
+// Knows what an option watch tells.
+class WatchedCapture final : public CaptureContext {
+ public:
+  explicit WatchedCapture(CaptureContext& rest) : rest_(rest) {}
+  bool is_final = false;
+  bool changed = false;
+  bool final() const override { return is_final; }
+  uint64_t description_at(ImagePid tgid, int fd) const override {
+    return rest_.description_at(tgid, fd);
+  }
+  std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const override {
+    return rest_.with_inode(dev, ino);
+  }
+  ino_t stdio_inode(int stream) const override { return rest_.stdio_inode(stream); }
+  absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const override {
+    return rest_.in_capsule(action);
+  }
+  HostPid init_pid() const override { return rest_.init_pid(); }
+  bool options_changed(uint64_t, uint16_t, uint16_t) const override { return changed; }
+
+ private:
+  CaptureContext& rest_;
+};
+
+// An option set behind the watch's back shows which options were taken.
+TEST_F(TcpSocketTest, OptionsOfTheLastRoundStandWhileNobodySetsAny) {
+  connect(kMine4, 7050);
+  WatchedCapture context(source_);
+  const FileKind& kind = tcp_socket_kind();
+  const std::string round = kind.settle(open_file(mine_.get()), context);
+  ASSERT_FALSE(round.empty());
+  ASSERT_TRUE(set_int_option(mine_.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, 4321).ok());
+  ASSERT_EQ(::fcntl(mine_.get(), F_SETFL, O_NONBLOCK), 0);
+  const auto captured = [&] {
+    OpenFile file = open_file(mine_.get());
+    file.settled_before = round;
+    file.settled = kind.settle(file, context);
+    auto state = kind.capture(file, context);
+    EXPECT_TRUE(state.ok()) << state.status();
+    EXPECT_TRUE(tcp_end_capture(mine_.get()).ok());
+    return parsed(*state).common();
+  };
+  const auto timeout = [](const SocketCommon& common) {
+    for (const SocketOption& option : common.options())
+      if (option.level() == IPPROTO_TCP && option.name() == TCP_USER_TIMEOUT) return option.value();
+    return int64_t{0};
+  };
+  EXPECT_EQ(timeout(captured()), 4321);  // in a round everything is read
+  context.is_final = true;
+  const SocketCommon stands = captured();
+  EXPECT_EQ(timeout(stands), 0);
+  EXPECT_NE(stands.status_flags() & O_NONBLOCK, 0U);  // always read
+  context.changed = true;
+  EXPECT_EQ(timeout(captured()), 4321);
+}
+
+// recv(2) moves it.
+TEST_F(TcpSocketTest, OptionsOfASocketWithAPeekOffsetNeverStand) {
+  connect(kMine4, 7051);
+  ASSERT_TRUE(set_int_option(mine_.get(), SOL_SOCKET, SO_PEEK_OFF, 3).ok());
+  WatchedCapture context(source_);
+  OpenFile file = open_file(mine_.get());
+  const std::string round = tcp_socket_kind().settle(file, context);
+  ASSERT_TRUE(set_int_option(mine_.get(), SOL_SOCKET, SO_PEEK_OFF, 5).ok());
+  context.is_final = true;
+  file.settled_before = round;
+  file.settled = tcp_socket_kind().settle(file, context);
+  auto state = tcp_socket_kind().capture(file, context);
+  ASSERT_TRUE(state.ok()) << state.status();
+  ASSERT_TRUE(tcp_end_capture(mine_.get()).ok());
+  int64_t offset = -1;
+  const TcpSocketState now = parsed(*state);
+  for (const SocketOption& option : now.common().options())
+    if (option.level() == SOL_SOCKET && option.name() == SO_PEEK_OFF) offset = option.value();
+  EXPECT_EQ(offset, 5);
+}
+
 }  // namespace
 }  // namespace godwit::resource::testing
