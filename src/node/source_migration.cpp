@@ -16,6 +16,8 @@
 namespace godwit::node {
 namespace {
 
+// The end of a move to here, whose answer came before its last steps.
+constexpr absl::Duration kHoldWait = absl::Seconds(1);
 constexpr absl::Duration kPrepareTimeout = absl::Seconds(60);
 // How often a cancelled call is looked for while the mover says nothing.
 constexpr absl::Duration kCancelSlice = absl::Milliseconds(100);
@@ -34,7 +36,7 @@ std::string random_id() {
 }  // namespace
 
 absl::Status SourceMigration::check(const std::string& service, const std::string& doing) {
-  GW_ASSIGN_OR_RETURN(hold_, node_.busy().try_hold(service, doing));
+  GW_ASSIGN_OR_RETURN(hold_, node_.busy().hold(service, doing, Deadline::in(kHoldWait)));
   GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
   if (current_.record.owner() != node_.config().name)
     return make_error(absl::StatusCode::kAborted, "service {} has just gone to {}; ask again",

@@ -93,11 +93,11 @@ absl::StatusOr<uint32_t> ServiceReplica::open(const std::vector<std::string>& fr
   GW_RETURN_IF_ERROR(port.inject(frames_of(from_source)));
   GW_ASSIGN_OR_RETURN(const network::Replay replay, port.replay_and_open());
   replica_->spans().mark("replay and open");
-  replica_->rest();
   return static_cast<uint32_t>(from_source.size() + replay.frames);
 }
 
 absl::Status ServiceReplica::settle() {
+  replica_->rest();
   capsule::CapsuleInfo source;
   const std::string* bytes = replica_->capsule_section();
   if (bytes != nullptr && !source.ParseFromString(*bytes))

@@ -101,9 +101,7 @@ void Source::start_last_scan() {
 absl::Status Source::settle_descriptors() {
   constexpr size_t kMany = 64;
   if (!settler_ || descriptors_->descriptions().size() < kMany)
-    return descriptors_->look([](size_t count, absl::FunctionRef<void(size_t)> item) {
-      for (size_t i = 0; i < count; ++i) item(i);
-    });
+    return descriptors_->settle(*context_, settled_);
   settler_->start([this] { return descriptors_->settle(*context_, settled_); });
   return absl::OkStatus();
 }
