@@ -1,8 +1,6 @@
 #include "process/replica.h"
 
-#include <sched.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/fault_point.h"
@@ -18,7 +16,6 @@ namespace {
 // At which number husks keep the channel while they are built: below the usual soft limit of
 // 1024 open files, above what programs use; moved when an image needs it.
 constexpr int kChannelNumber = 1000;
-constexpr size_t kAffinityBytes = 1024;  // 8,192 CPUs, the kernel's own limit on x86-64
 
 }  // namespace
 
@@ -59,7 +56,7 @@ absl::Status Replica::apply(const stream::Frame& frame) {
     sections_applied_ = false;
     changed_.clear();
     if (final_) {
-      share_one_cpu();
+      hurry();
       spans_.restart();
     }
     return absl::OkStatus();
@@ -141,34 +138,13 @@ absl::Status Replica::activate() {
   return first;
 }
 
-void Replica::rest() {
-  hurry_.reset();
-  if (!own_affinity_.empty())
-    (void)::syscall(SYS_sched_setaffinity, 0, own_affinity_.size(), own_affinity_.data());
-  own_affinity_.clear();
-}
+void Replica::rest() { hurry_.reset(); }
 
-// From here on husks and we take turns, and go first. On one CPU a turn costs 8 us; on two it wakes
-// an idle one, which costs 35 us on a virtual machine (measured). The program's own affinity and
-// priority are set by the resource `scheduling`, which comes last. Only speed is at stake: a
-// failure is none.
-void Replica::share_one_cpu() {
+// The program's own priority is set by the resource `scheduling`, which comes last.
+void Replica::hurry() {
   hurry_ = std::make_unique<Hurry>();
-  const int cpu = ::sched_getcpu();
-  std::string before(kAffinityBytes, '\0');
-  const long size = ::syscall(SYS_sched_getaffinity, 0, before.size(), before.data());
-  if (cpu < 0 || size <= 0 || static_cast<size_t>(cpu) >= 8 * static_cast<size_t>(size)) return;
-  before.resize(static_cast<size_t>(size));
-  std::string one(before.size(), '\0');
-  const auto at = static_cast<size_t>(cpu);
-  one[at / 8] = static_cast<char>(1U << (at % 8));
-  if (::syscall(SYS_sched_setaffinity, 0, one.size(), one.data()) != 0) return;
-  own_affinity_ = std::move(before);
   for (auto& [pid, husk] : husks_)
-    for (const HuskTask& task : husk.tasks()) {
-      (void)::syscall(SYS_sched_setaffinity, task.task.tid().value, one.size(), one.data());
-      go_first(task.task.tid().value);
-    }
+    for (const HuskTask& task : husk.tasks()) go_first(task.task.tid().value);
 }
 
 void Replica::discard() {

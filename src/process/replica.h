@@ -124,7 +124,7 @@ class Replica {
   absl::Status add_task_calls(Restoring& one);
   absl::Status add_finish_calls(Restoring& one, std::set<uint64_t>& done);
   absl::Status restore_last();
-  void share_one_cpu();
+  void hurry();
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
   absl::Status run_drops();
@@ -153,7 +153,6 @@ class Replica {
   uint64_t epoch_ = 0;
   uint64_t vdso_syscall_offset_ = 0;
   std::unique_ptr<Hurry> hurry_;
-  std::string own_affinity_;  // as it was before share_one_cpu()
   Spans spans_;
 };
 
