@@ -27,6 +27,8 @@ constexpr uint64_t kMaxVdso = uint64_t{1} << 16;
 absl::StatusOr<std::pair<uint64_t, uint64_t>> find_mapping(HostPid pid, std::string_view name) {
   GW_ASSIGN_OR_RETURN(const std::string maps,
                       internal::read_proc_file(fmt::format("/proc/{}/maps", pid.value)));
+  // No memory any more: it is ending (exit_mm comes long before the state says so).
+  if (maps.empty()) return errno_status(ESRCH, fmt::format("maps of process {}", pid.value));
   const size_t at = maps.find(fmt::format(" {}\n", name));
   if (at == std::string::npos) {
     return make_error(absl::StatusCode::kNotFound, "process {} has no {}", pid.value, name);
