@@ -109,14 +109,21 @@ absl::Status Source::settle_descriptors() {
 absl::Status Source::capture_memory_of(SourceProcess& process) {
   GW_RETURN_IF_ERROR(read_maps_of(process, false));
   uint64_t unknown = 0;
-  GW_ASSIGN_OR_RETURN(
-      process.memory_map,
-      resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map, &unknown));
-  if (unknown == 0) return absl::OkStatus();
-  // A mapping is new: its flags are in smaps only, which walks the page tables.
-  GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
-  GW_ASSIGN_OR_RETURN(process.memory_map, resource::capture_memory_map(
-                                              process.host_pid, process.maps, nullptr, &unknown));
+  const auto capture = [&] {
+    return resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
+                                        &unknown);
+  };
+  GW_ASSIGN_OR_RETURN(resource::MemoryMapState state, capture());
+  if (unknown != 0) {
+    // A mapping is new: its flags are in smaps only, which walks the page tables.
+    GW_RETURN_IF_ERROR(read_flags_below(process, unknown));
+    GW_ASSIGN_OR_RETURN(state, capture());
+    // A mapping without its flags would be made anew there, empty.
+    if (unknown != 0)
+      return make_error(absl::StatusCode::kInternal,
+                        "maps and smaps do not agree on what is mapped below {:x}", unknown);
+  }
+  process.memory_map = std::move(state);
   return absl::OkStatus();
 }
 
