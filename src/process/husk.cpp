@@ -146,10 +146,12 @@ absl::Status Husk::run(tracee::Batch& batch) {
   return area_.run(leader(), pid_, batch, Deadline::in(kTargetTimeout));
 }
 
-absl::StatusOr<tracee::StubArea::Started> Husk::start_in_tasks(std::span<tracee::Batch> batches) {
+absl::StatusOr<tracee::StubArea::Started> Husk::start_in_tasks(std::span<tracee::Batch> batches,
+                                                               Which which) {
   std::vector<tracee::StubArea::Run> runs;
   for (size_t i = 0; i < batches.size(); ++i)
-    if (!batches[i].empty()) runs.push_back({&tasks_[i].task, tasks_[i].tid, &batches[i]});
+    if (!batches[i].empty() && (i == 0) == (which == Which::kLeader))
+      runs.push_back({&tasks_[i].task, tasks_[i].tid, &batches[i]});
   return area_.start_all(runs, Deadline::in(kTargetTimeout));
 }
 

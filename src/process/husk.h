@@ -66,8 +66,11 @@ class Husk {
 
   // In the leader.
   absl::Status run(tracee::Batch& batch);
-  // batches[i] in tasks()[i]; they and the husk stay where they are until it is finished.
-  absl::StatusOr<tracee::StubArea::Started> start_in_tasks(std::span<tracee::Batch> batches);
+  // batches[i] in tasks()[i], of the leader or of all others; they and the husk stay where they are
+  // until it is finished.
+  enum class Which { kLeader, kOthers };
+  absl::StatusOr<tracee::StubArea::Started> start_in_tasks(std::span<tracee::Batch> batches,
+                                                           Which which);
 
   // Puts descriptors at their numbers, which must be free.
   absl::Status place(const DescriptorChannel& channel, std::vector<Placement> placements);

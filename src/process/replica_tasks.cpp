@@ -40,14 +40,19 @@ absl::Status Replica::restore_tasks() {
   }
   context_->drop_stash();
   spans_.mark("build batches");
-  // Side by side.
-  std::vector<tracee::StubArea::Started> started;
-  started.reserve(all.size());
-  for (Restoring& one : all) {
-    GW_ASSIGN_OR_RETURN(tracee::StubArea::Started run, one.husk->start_in_tasks(one.batches));
-    started.push_back(std::move(run));
+  // A process's own batch before those of its other threads: an action that ignores a signal takes
+  // it out of the queues of all threads (sigaction(2); do_sigaction(), kernel/signal.c), a pending
+  // one that was just restored as well as the mark at the end of a batch. Processes side by side.
+  for (const Husk::Which which : {Husk::Which::kLeader, Husk::Which::kOthers}) {
+    std::vector<tracee::StubArea::Started> started;
+    started.reserve(all.size());
+    for (Restoring& one : all) {
+      GW_ASSIGN_OR_RETURN(tracee::StubArea::Started run,
+                          one.husk->start_in_tasks(one.batches, which));
+      started.push_back(std::move(run));
+    }
+    for (tracee::StubArea::Started& run : started) GW_RETURN_IF_ERROR(run.finish());
   }
-  for (tracee::StubArea::Started& run : started) GW_RETURN_IF_ERROR(run.finish());
   for (const Restoring& one : all) {
     const auto check_all = [&one]() -> absl::Status {
       for (const tracee::Batch& batch : one.batches) GW_RETURN_IF_ERROR(batch.check_all());
