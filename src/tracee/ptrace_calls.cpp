@@ -76,10 +76,10 @@ Stop decode(int status) {
 
 absl::StatusOr<Stop> stop_of(HostPid tid, int status) {
   if (WIFSTOPPED(status)) return decode(status);
-  return errno_status(ESRCH, fmt::format("wait for a stop of task {} (it {} {})", tid.value,
-                                         WIFSIGNALED(status) ? "was ended by signal" : "exited with",
-                                         WIFSIGNALED(status) ? WTERMSIG(status)
-                                                             : WEXITSTATUS(status)));
+  return errno_status(ESRCH,
+                      fmt::format("wait for a stop of task {} (it {} {})", tid.value,
+                                  WIFSIGNALED(status) ? "was ended by signal" : "exited with",
+                                  WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status)));
 }
 
 }  // namespace
