@@ -218,7 +218,7 @@ def moves(lab, program, name, address, count):
 
 def main():
     godwit, what = sys.argv[1:3]
-    count = int(os.environ.get("GODWIT_MOVES") or (sys.argv[3] if len(sys.argv) > 3 else 4))
+    count = int(os.environ.get("GODWIT_MOVES") or (sys.argv[3] if len(sys.argv) > 3 else 20))
     program = PROGRAMS[what]()
     with tempfile.TemporaryDirectory(prefix="godwit-test-") as folder, godwit_lab.Lab(godwit) as lab:
         address = program.start(lab, folder)
