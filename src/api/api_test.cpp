@@ -2,6 +2,9 @@
 #include <fcntl.h>
 #include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -9,18 +12,25 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <thread>
+#include <vector>
 
 #include "api/certificates.h"
 #include "api/remote_store.h"
 #include "api/store_service.h"
 #include "api/swap_stream.h"
+#include "api/tls.h"
 #include "api/transport.h"
 #include "base/clock.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
 #include "store/sqlite_store.h"
 
 namespace godwit::api {
@@ -48,7 +58,10 @@ class ApiTest : public ::testing::Test {
     set_server_options(builder);
     builder.AddListeningPort("127.0.0.1:0", server_credentials(n1_), &port_);
     builder.RegisterService(service_.get());
-    swaps_ = std::make_unique<SwapService>(store_.get());
+    ::signal(SIGPIPE, SIG_IGN);  // as every process of ours does
+    auto swaps = SwapService::start(store_.get(), n1_, "127.0.0.1");
+    ASSERT_TRUE(swaps.ok()) << swaps.status();
+    swaps_ = *std::move(swaps);
     builder.RegisterService(swaps_.get());
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
@@ -61,6 +74,7 @@ class ApiTest : public ::testing::Test {
   absl::Status ask(const std::shared_ptr<grpc::Channel>& channel) {
     return RemoteStore(channel, absl::Seconds(5)).list("").status();
   }
+  Keeper keeper() const { return {peer_channel(n2_, "n1", address_), "n1", "127.0.0.1"}; }
 
   std::string folder_, address_;
   int port_ = 0;
@@ -132,7 +146,7 @@ TEST_F(ApiTest, TheStoreKeepsItsMeaningOverTheWire) {
 }
 
 TEST_F(ApiTest, AStreamOfSwapsMeansTheSame) {
-  const auto stream = SwapStream::open(peer_channel(n2_, "n1", address_), absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   const auto made = (*stream)->compare_and_swap("a", store::kMustNotExist, "x");
   ASSERT_TRUE(made.ok()) << made.status();
@@ -144,28 +158,83 @@ TEST_F(ApiTest, AStreamOfSwapsMeansTheSame) {
   EXPECT_EQ(store_->get("a")->value, "y");
 }
 
-TEST_F(ApiTest, AStreamOfSwapsNeedsAKeeperAndItsCertificate) {
+TEST_F(ApiTest, ManySwapStreamsAtOnce) {
+  std::vector<std::thread> clients;
+  std::atomic<int> won = 0;
+  const Keeper to = keeper();
+  for (int i = 0; i < 20; ++i)
+    clients.emplace_back([&] {
+      const auto stream = SwapStream::open(to, n2_, absl::Seconds(20));
+      ASSERT_TRUE(stream.ok()) << stream.status();
+      if ((*stream)->compare_and_swap("one", store::kMustNotExist, "x").ok()) ++won;
+    });
+  for (std::thread& each : clients) each.join();
+  EXPECT_EQ(won, 1);
+}
+
+TEST_F(ApiTest, AStreamOfSwapsNeedsAKeeper) {
   server_->Shutdown();
-  SwapService none(nullptr);
+  auto none = SwapService::start(nullptr, n1_, "127.0.0.1");
+  ASSERT_TRUE(none.ok()) << none.status();
   grpc::ServerBuilder builder;
   set_server_options(builder);
   builder.AddListeningPort("127.0.0.1:0", server_credentials(n1_), &port_);
-  builder.RegisterService(&none);
+  builder.RegisterService(none->get());
   server_ = builder.BuildAndStart();
   address_ = "127.0.0.1:" + std::to_string(port_);
-  const auto keeps_none = SwapStream::open(peer_channel(n2_, "n1", address_), absl::Seconds(5));
-  EXPECT_EQ(keeps_none.status().code(), absl::StatusCode::kUnavailable);
+  const auto keeps_none = SwapStream::open(keeper(), n2_, absl::Seconds(5));
+  EXPECT_EQ(keeps_none.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(std::string(keeps_none.status().message()).find("does not keep"), std::string::npos);
-  const auto another = SwapStream::open(peer_channel(n2_, "n3", address_), absl::Seconds(5));
-  EXPECT_FALSE(another.ok());
   server_->Shutdown(std::chrono::system_clock::now());
   server_.reset();
 }
 
+TEST_F(ApiTest, OnlyNodesOfTheClusterMaySwap) {
+  grpc::ClientContext call;
+  OpenSwapsReply reply;
+  ASSERT_TRUE(
+      GodwitSwaps::NewStub(keeper().channel)->OpenSwaps(&call, OpenSwapsRequest(), &reply).ok());
+  const auto port = static_cast<uint16_t>(reply.port());
+  const auto swap_as = [&](const Identity& who, const std::string& keeper) -> absl::Status {
+    GW_ASSIGN_OR_RETURN(const TlsContext context, TlsContext::make(who));
+    GW_ASSIGN_OR_RETURN(const auto connection, TlsConnection::connect(context, "127.0.0.1", port,
+                                                                      keeper, absl::Seconds(5)));
+    SwapRequest request;
+    request.set_key("a");
+    GW_RETURN_IF_ERROR(connection->send(request));
+    SwapReply answer;
+    return connection->receive(answer);
+  };
+  EXPECT_TRUE(swap_as(n2_, "n1").ok()) << swap_as(n2_, "n1");
+  EXPECT_FALSE(swap_as(n2_, "n3").ok()) << "the keeper is another node";
+  Identity stranger = identity_of(*make_authority("test"), "n2");
+  stranger.authority_pem = authority_.certificate_pem;
+  EXPECT_FALSE(swap_as(stranger, "n1").ok()) << "another authority's certificate";
+  const UniqueFd plain(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(::connect(plain.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::send(plain.get(), "\x04\0\0\0abcd", 8, MSG_NOSIGNAL), 8);
+  // An alert at most (RFC 8446, 6), and the end.
+  std::array<char, 64> rest{};
+  pollfd one{plain.get(), POLLIN, 0};
+  size_t came = 0;
+  for (ssize_t got = 1; got > 0;) {
+    ASSERT_EQ(::poll(&one, 1, 5000), 1);
+    got = ::recv(plain.get(), rest.data(), rest.size(), 0);
+    if (got > 0) came += static_cast<size_t>(got);
+  }
+  EXPECT_LE(came, 7u);
+}
+
 TEST_F(ApiTest, AStreamWhoseKeeperHasGoneIsUnavailable) {
-  const auto stream = SwapStream::open(peer_channel(n2_, "n1", address_), absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   server_->Shutdown(std::chrono::system_clock::now());
+  server_.reset();
+  swaps_.reset();
   for (int i = 0; i < 2; ++i)
     EXPECT_EQ((*stream)->compare_and_swap("a", store::kMustNotExist, "x").status().code(),
               absl::StatusCode::kUnavailable);
@@ -212,7 +281,7 @@ TEST_F(ApiTest, TheUnixSocketLetsRootInAndNobodyElse) {
 TEST_F(ApiTest, CommitOverTheWireIsTimed) {
   const auto channel = peer_channel(n2_, "n1", address_);
   RemoteStore remote(channel, absl::Seconds(5));
-  const auto stream = SwapStream::open(channel, absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   auto revision = remote.compare_and_swap("k", store::kMustNotExist, "v");
   ASSERT_TRUE(revision.ok());

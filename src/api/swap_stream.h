@@ -1,66 +1,84 @@
-// Both ends of GodwitSwaps (swap_stream.proto).
+// Both ends of swap_stream.proto.
 #ifndef GODWIT_API_SWAP_STREAM_H_
 #define GODWIT_API_SWAP_STREAM_H_
 
 #include <grpcpp/channel.h>
-#include <grpcpp/client_context.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
+#include <list>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "api/certificates.h"
 #include "api/swap_stream.grpc.pb.h"
+#include "api/tls.h"
+#include "base/unique_fd.h"
 #include "store/store.h"
 
 namespace godwit::api {
 
-class SwapService : public GodwitSwaps::Service {
+// The keeper's: a port of its own, and a thread for each connection, of which there is one for each
+// migration under way. Its end ends them.
+class SwapService final : public GodwitSwaps::Service {
  public:
-  // `store` is null on a node that keeps none; it must outlive this.
-  explicit SwapService(store::Store* store) : store_(store) {}
-  grpc::Status Swaps(grpc::ServerContext* context,
-                     grpc::ServerReaderWriter<SwapReply, SwapRequest>* stream) override;
+  // `store` is null on a node that keeps none; it must outlive this. `host`: where to listen.
+  static absl::StatusOr<std::unique_ptr<SwapService>> start(store::Store* store,
+                                                            const Identity& identity,
+                                                            const std::string& host);
+  ~SwapService() override;
+  grpc::Status OpenSwaps(grpc::ServerContext* context, const OpenSwapsRequest* request,
+                         OpenSwapsReply* reply) override;
 
  private:
+  struct Connection {
+    UniqueFd fd;
+    std::thread thread;
+    std::atomic<bool> ended = false;
+  };
+  SwapService(store::Store* store, TlsContext context)
+      : store_(store), context_(std::move(context)) {}
+  void accept_loop();
+  absl::Status serve(int fd);
+
   store::Store* store_;
+  TlsContext context_;
+  UniqueFd listener_;
+  uint16_t port_ = 0;
+  std::atomic<bool> ending_ = false;
+  std::list<Connection> connections_;  // the accepting thread's
+  std::thread accepting_;
 };
 
-// A stream to the keeper. One thread uses it.
+// A node that keeps the store, and the way to it.
+struct Keeper {
+  std::shared_ptr<grpc::Channel> channel;
+  std::string node;
+  std::string host;
+};
+
+// A connection to the keeper. One thread uses it.
 class SwapStream {
  public:
   // Opens it and waits for a first answer, so that everything on the way is warm.
-  static absl::StatusOr<std::unique_ptr<SwapStream>> open(
-      const std::shared_ptr<grpc::Channel>& channel, absl::Duration timeout);
-  ~SwapStream();
-  SwapStream(const SwapStream&) = delete;
-  SwapStream& operator=(const SwapStream&) = delete;
+  static absl::StatusOr<std::unique_ptr<SwapStream>> open(const Keeper& keeper,
+                                                          const Identity& identity,
+                                                          absl::Duration timeout);
 
   // As Store::compare_and_swap(). After kUnavailable it is of no more use.
   absl::StatusOr<store::Revision> compare_and_swap(const std::string& key, store::Revision expected,
                                                    const std::string& value);
 
  private:
-  SwapStream(const std::shared_ptr<grpc::Channel>& channel, absl::Duration timeout);
+  explicit SwapStream(TlsContext context) : context_(std::move(context)) {}
   absl::StatusOr<SwapReply> ask(const SwapRequest& request);
-  void watch();
 
-  const absl::Duration timeout_;
-  grpc::ClientContext context_;
-  std::unique_ptr<GodwitSwaps::Stub> stub_;
-  std::unique_ptr<grpc::ClientReaderWriter<SwapRequest, SwapReply>> stream_;
-  bool finished_ = false;
-  // A stream's calls have no deadline of their own: a thread cancels it when one is over.
-  std::atomic<int64_t> give_up_at_ns_ = 0;  // 0: nobody waits
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  bool ending_ = false;
-  std::thread watcher_;
+  TlsContext context_;
+  std::unique_ptr<TlsConnection> connection_;  // null: it has failed
 };
 
 }  // namespace godwit::api

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -114,7 +115,7 @@ class Node {
   Journal journal_;
   api::Identity identity_;
   std::unique_ptr<store::SqliteStore> local_store_;
-  std::shared_ptr<grpc::Channel> keeper_;  // null: the store is here
+  std::optional<api::Keeper> keeper_;  // none: the store is here
   std::unique_ptr<store::Store> remote_store_;
   std::unique_ptr<Records> records_;
   std::unique_ptr<Peers> peers_;

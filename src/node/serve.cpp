@@ -47,7 +47,9 @@ absl::Status serve(const NodeConfig& config, int signals) {
                       api::UserSocket::listen(config.socket));
   ApiService users(*node);
   PeerService peers(*node);
-  api::SwapService swaps(node->local_store());
+  GW_ASSIGN_OR_RETURN(
+      const std::unique_ptr<api::SwapService> swaps,
+      api::SwapService::start(node->local_store(), node->identity(), config.listen_host));
   grpc::ServerBuilder builder;
   api::set_server_options(builder);
   int port = 0;
@@ -55,7 +57,7 @@ absl::Status serve(const NodeConfig& config, int signals) {
                            &port);
   builder.RegisterService(&users);
   builder.RegisterService(&peers);
-  builder.RegisterService(&swaps);
+  builder.RegisterService(swaps.get());
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0)
     return make_error(absl::StatusCode::kUnavailable,
