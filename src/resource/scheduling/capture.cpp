@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "kernel/slice.h"
 #include "kernel/syscalls.h"
 #include "resource/scheduling/sched_attr.h"
 #include "resource/scheduling/scheduling.h"
@@ -58,23 +59,15 @@ bool covers(const CpuMask& mask, const CpuMask& wanted) {
   return true;
 }
 
-// Our own affinity at the first look, if that was every CPU: then tasks with the same one need no
-// look at /sys (6 us a task in the freeze).
-bool we_run_everywhere() {
-  static const bool everywhere = [] {
-    const absl::StatusOr<CpuMask> own = affinity_of({0});
-    const absl::StatusOr<CpuMask> online = online_cpus();
-    return own.ok() && online.ok() && covers(*own, *online);
-  }();
-  return everywhere;
+// As of the first look: another one takes 6 us a task in the freeze.
+const absl::StatusOr<CpuMask>& known_cpus() {
+  static const absl::StatusOr<CpuMask> known = online_cpus();
+  return known;
 }
 
 absl::StatusOr<std::string> affinity_bytes(HostPid task) {
   GW_ASSIGN_OR_RETURN(const CpuMask mask, affinity_of(task));
-  if (we_run_everywhere()) {
-    GW_ASSIGN_OR_RETURN(const CpuMask own, affinity_of({0}));
-    if (mask == own) return std::string();
-  }
+  if (known_cpus().ok() && covers(mask, *known_cpus())) return std::string();
   GW_ASSIGN_OR_RETURN(const CpuMask online, online_cpus());
   if (covers(mask, online)) return std::string();
   const auto last = std::find_if(mask.rbegin(), mask.rend(), [](unsigned char c) { return c; });
@@ -86,10 +79,9 @@ absl::StatusOr<SchedulingState> from_outside(HostPid task) {
   const bool fair =
       attr.policy != kSchedFifo && attr.policy != kSchedRr && attr.policy != kSchedDeadline;
   if (fair) {
-    // Since 6.12 the slice; the default one depends on the number of CPUs and must not be nailed
-    // down elsewhere. Ours is that, nobody sets it.
-    GW_ASSIGN_OR_RETURN(const SchedAttr own, sched_getattr({0}));
-    if (attr.runtime == own.runtime) attr.runtime = 0;
+    // Since 6.12 the slice; the default one must not be nailed down elsewhere.
+    if (attr.runtime == static_cast<uint64_t>(absl::ToInt64Nanoseconds(kernel::default_slice())))
+      attr.runtime = 0;
   }
   const long io_priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, task.value);
   if (io_priority < 0) return errno_status(errno, fmt::format("ioprio_get({})", task.value));
@@ -145,7 +137,7 @@ absl::StatusOr<TaskResource::Collect> SchedulingResource::capture(const TaskView
 }
 
 absl::Status SchedulingResource::precheck(const TaskView&, std::vector<Refusal>&) const {
-  (void)we_run_everywhere();  // its look at /sys is not for the freeze
+  (void)known_cpus();  // its look at /sys is not for the freeze
   return absl::OkStatus();
 }
 
