@@ -340,6 +340,12 @@ absl::Status Capsule::set_main_pid(ImagePid pid) {
   return call(request).status();
 }
 
+absl::Status Capsule::keep() {
+  ShimRequest request;
+  request.set_keep(true);
+  return call(request).status();
+}
+
 absl::Status Capsule::adopt() {
   ShimRequest request;
   request.set_adopt(true);

@@ -4,7 +4,7 @@
 //   create() -> CREATED --start()--> RUNNING --last process ends--> EXITED --destroy()--> nothing
 //            -> REPLICA --adopt()--^
 //
-// A replica dies with the Capsule object (and process) that created it until adopt().
+// A replica dies with the Capsule object (and process) that created it until keep() or adopt().
 #ifndef GODWIT_CAPSULE_CAPSULE_H_
 #define GODWIT_CAPSULE_CAPSULE_H_
 
@@ -108,7 +108,9 @@ class Capsule {
   absl::StatusOr<StdioEnds> stdio();
   absl::Status set_terminal(int master);
   absl::Status set_main_pid(ImagePid pid);  // 0: it ended before the move
-  absl::Status adopt();                     // idempotent
+  // A replica is on its own: it ends by kill() and removal alone. Idempotent.
+  absl::Status keep();
+  absl::Status adopt();  // idempotent; init reaps, and the service ends with its last process
 
   absl::Status freeze(Deadline deadline) { return work().freeze(deadline); }
   absl::Status request_freeze() { return work().request_freeze(); }

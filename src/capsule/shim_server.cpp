@@ -159,6 +159,9 @@ absl::Status ShimServer::dispatch(Client& client, const ShimRequest& request,
       return set_main(request.set_main());
     case ShimRequest::kAdopt:
       return adopt(client);
+    case ShimRequest::kKeep:
+      client.owner = false;
+      return absl::OkStatus();
     case ShimRequest::kResize:
       return stdio_.resize(request.resize().rows(), request.resize().columns());
     case ShimRequest::kCloseStdin:
