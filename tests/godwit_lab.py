@@ -173,7 +173,9 @@ class Lab:
         return shown[0] if isinstance(shown, list) else shown
 
     def migrate(self, name, node, *options, timeout=120):
-        done = self("migrate", name, node, "--json", *options, timeout=timeout, check=False)
+        # Who gives this command has a machine of their own; here it shares one with the client.
+        done = run("nice", "-n", "19", self.godwit, "migrate", name, node, "--json", *options,
+                   timeout=timeout, check=False)
         try:
             result = json.loads(done.stdout)
         except ValueError:

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstring>
@@ -45,6 +46,13 @@ absl::StatusOr<DaemonToMover> DaemonLink::receive(Deadline deadline) {
       return absl::InternalError("a message from the node daemon that cannot be read");
     return message;
   }
+}
+
+absl::Status DaemonLink::end_mark_sent() {
+  const char yes = 1;
+  if (::pwrite(mark_.get(), &yes, 1, 0) != 1)
+    return errno_status(errno, "pwrite(the daemon's mark)");
+  return absl::OkStatus();
 }
 
 void DaemonLink::progress(const Progress& progress) {

@@ -19,13 +19,18 @@ namespace godwit::migration {
 
 class DaemonLink {
  public:
-  explicit DaemonLink(UniqueFd fd) : fd_(std::move(fd)) {}
+  // `mark`: a file that the daemon reads one byte of, see end_mark_sent(); none: not needed.
+  explicit DaemonLink(UniqueFd fd, UniqueFd mark = {})
+      : fd_(std::move(fd)), mark_(std::move(mark)) {}
   ~DaemonLink();
 
   absl::Status send(const MoverToDaemon& message);
   // kUnavailable when the daemon has gone.
   absl::StatusOr<DaemonToMover> receive(Deadline deadline);
 
+  // From here on only the store knows who owns the workload. In a file, not in a message: the
+  // daemon needs to know when we have died, and would be woken in the middle of the freeze.
+  absl::Status end_mark_sent();
   void progress(const Progress& progress);
   // Tells the daemon which descriptor of ours it should have a copy of, to have what is held should
   // we die.
@@ -53,6 +58,7 @@ class DaemonLink {
 
  private:
   UniqueFd fd_;
+  UniqueFd mark_;
   std::atomic<bool> cancelled_{false};
   std::mutex mutex_;
   std::function<void()> on_cancel_;  // under mutex_; empty when nobody watches any more

@@ -100,7 +100,10 @@ class DestinationSession {
       GW_ASSIGN_OR_RETURN(const stream::Frame frame, reader.next());
       if (const auto* preamble = std::get_if<stream::Preamble>(&frame))
         GW_RETURN_IF_ERROR(check(*preamble));
-      if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) final = begin->final;
+      if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) {
+        final = begin->final;
+        if (!final) report_round();
+      }
       GW_RETURN_IF_ERROR(workload_.apply(frame));
       if (const auto wanted = workload_.wanted_files()) {
         PeerMessage answer;
@@ -113,9 +116,6 @@ class DestinationSession {
       PeerMessage applied;
       applied.set_applied(true);
       GW_RETURN_IF_ERROR(messages_->send(applied));
-      Progress progress;
-      progress.set_phase("round");
-      daemon_.progress(progress);
     }
     bytes_ = reader.bytes_read();
     FAULT_POINT("destination.received");
@@ -135,6 +135,13 @@ class DestinationSession {
     active.set_cpu_ns(clock_ns(CLOCK_PROCESS_CPUTIME_ID));
     (void)messages_->send(message);  // a source that has gone asks the store
     return workload_.settle();
+  }
+
+  // At its beginning: after its end the freeze may come, when every CPU has better things to do.
+  void report_round() {
+    Progress progress;
+    progress.set_phase("round");
+    daemon_.progress(progress);
   }
 
   absl::Status meet() {
@@ -161,10 +168,6 @@ class DestinationSession {
         listener_ended_ = true;
         return;
       }
-      if (message->frozen()) {
-        const absl::Status announced = workload_.announce();
-        if (!announced.ok()) log_warning("announce: {}", message_of(announced));
-      }
       if (message->message_case() == PeerMessage::kHeld) held_.add(message->held());
       if (message->are_you_there()) {
         PeerMessage answer;
@@ -186,6 +189,10 @@ class DestinationSession {
     MoverToDaemon request;
     request.set_commit_request(true);
     GW_RETURN_IF_ERROR(daemon_.send(request));
+    // While the daemon and the store are busy with it: neighbours have learned the new place before
+    // the source closes its own. Should it fail, the source announces itself again.
+    const absl::Status announced = workload_.announce();
+    if (!announced.ok()) log_warning("announce: {}", message_of(announced));
     const Deadline deadline = Deadline::in(kCommitTimeout);
     for (;;) {
       const auto answer = daemon_.receive(deadline);

@@ -4,6 +4,7 @@
 #include <array>
 #include <cerrno>
 #include <memory>
+#include <optional>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -26,6 +27,9 @@ constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
 constexpr absl::Duration kPing = absl::Milliseconds(100);
 constexpr absl::Duration kSilence = absl::Milliseconds(700);
 constexpr int kLookAgainMs = 20;
+// After the move nothing has come for so long, or whatever came meanwhile.
+constexpr int kQuietMs = 2;
+constexpr absl::Duration kStragglersFor = absl::Milliseconds(20);
 constexpr int kFreezeAttempts = 20;
 
 // As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
@@ -59,7 +63,8 @@ class SourceSession {
     }
     tell_peer(message_of(moved));
     absl::Status undone = workload_.thaw();
-    if (undone.ok() && told_frozen_) say_that_it_runs_on();
+    if (undone.ok() && end_mark_sent_) say_that_it_runs_on();
+    if (last_round_) report("round", *last_round_);
     undone.Update(workload_.withdraw());
     if (undone.ok()) return failed(OUTCOME_ROLLED_BACK, moved);
     // The daemon, which does it with us dead, has another way.
@@ -116,8 +121,12 @@ class SourceSession {
       ++rounds_;
       FAULT_POINT("source.round_done");
       const Decision decision = decider.after_round(*round);
+      if (decision.verdict == Verdict::kSwitchOver) {
+        // Told afterwards: what the daemon does with it would go on beside the freeze.
+        last_round_ = decision;
+        return absl::OkStatus();
+      }
       report("round", decision);
-      if (decision.verdict == Verdict::kSwitchOver) return absl::OkStatus();
       if (decision.verdict == Verdict::kGiveUp)
         return make_error(absl::StatusCode::kFailedPrecondition, "does not converge: {}",
                           decision.reason);
@@ -136,13 +145,9 @@ class SourceSession {
       absl::Status frozen = workload_.freeze();
       if (frozen.ok()) {
         FAULT_POINT("source.frozen");
-        PeerMessage message;
-        message.set_frozen(true);
-        told_frozen_ = true;
-        GW_RETURN_IF_ERROR(messages_->send(message));
         GW_RETURN_IF_ERROR(ask_whether_there());
         frozen = workload_.final_state(*writer_);
-        if (frozen.ok()) return absl::OkStatus();
+        if (frozen.ok()) return frozen;
         return explain(frozen);
       }
       if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
@@ -159,9 +164,7 @@ class SourceSession {
     GW_RETURN_IF_ERROR(hear_that_it_is_there());
     FAULT_POINT("source.before_end_mark");
     // The daemon must know before the destination can: from here on the store decides.
-    MoverToDaemon told;
-    told.set_end_mark_sent(true);
-    GW_RETURN_IF_ERROR(daemon_.send(told));
+    GW_RETURN_IF_ERROR(daemon_.end_mark_sent());
     end_mark_sent_ = true;
     GW_RETURN_IF_ERROR(writer_->end_epoch());
     GW_RETURN_IF_ERROR(writer_->flush());
@@ -218,12 +221,22 @@ class SourceSession {
       if (message.message_case() != PeerMessage::kActive) continue;
       freeze_ns_ = monotonic_ns() - freeze_begin_ns_;
       active_ = message.active();
+      forward_stragglers();
       GW_RETURN_IF_ERROR(workload_.commit());
       (void)forward_held();
       PeerMessage end;
       end.set_held_end(true);
       (void)messages_->send(end);
       return absl::OkStatus();
+    }
+  }
+
+  // Neighbours learned the new place only just now: what was on its way here follows.
+  void forward_stragglers() {
+    const Deadline deadline = Deadline::in(kStragglersFor);
+    while (!deadline.passed() && forward_held().ok()) {
+      pollfd one{workload_.held_frames_fd(), POLLIN, 0};
+      if (::poll(&one, 1, kQuietMs) <= 0) return;
     }
   }
 
@@ -286,7 +299,7 @@ class SourceSession {
     (void)messages_->send(message);
   }
 
-  // Frames went to the destination since it announced itself; the daemons bring them back. Before
+  // Frames went to the destination if it announced itself; the daemons bring them back. Before
   // withdraw(), which takes its time with a big program.
   void say_that_it_runs_on() {
     MoverToDaemon told;
@@ -324,6 +337,7 @@ class SourceSession {
   }
 
   Finished moved_away() {
+    if (last_round_) report("round", *last_round_);
     Finished finished;
     finished.set_outcome(OUTCOME_MOVED);
     fill(*finished.mutable_statistics());
@@ -347,12 +361,12 @@ class SourceSession {
   std::unique_ptr<stream::Sink> sink_;
   std::unique_ptr<stream::Writer> writer_;
   Active active_;
+  std::optional<Decision> last_round_;  // not reported yet
   bool frozen_ = false;
   bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
   bool end_mark_sent_ = false;
   bool told_failed_ = false;
-  bool told_frozen_ = false;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;
   int64_t freeze_begin_ns_ = 0;

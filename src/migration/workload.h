@@ -66,10 +66,10 @@ class ReplicaWorkload {
   virtual std::optional<WantedFiles> wanted_files() = 0;
   // Why apply() failed, where what is refused has a name and a way out.
   virtual std::vector<Reason> refusals() const = 0;
-  // The source stands still: neighbours may learn the new place; frames are held here.
-  virtual absl::Status announce() = 0;
   // Everything but letting it run; held so that our death changes nothing.
   virtual absl::Status make_ready() = 0;
+  // Ready: neighbours learn the new place; frames are held here.
+  virtual absl::Status announce() = 0;
   // Runs, gate still holding.
   virtual absl::Status activate() = 0;
   // Gives it `from_source`, then what was held here, and opens the gate. Returns their number.

@@ -3,6 +3,7 @@
 #define GODWIT_NETWORK_FRAMES_H_
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
+#include "network/ip.h"
 
 namespace godwit::network {
 
@@ -34,6 +36,14 @@ struct Frames {
     bytes.clear();
   }
 };
+
+// The Ethernet source address; of something shorter zero.
+inline MacAddress sender_of(std::string_view frame) {
+  MacAddress mac;
+  if (frame.size() >= 2 * mac.bytes.size())
+    std::memcpy(mac.bytes.data(), frame.data() + mac.bytes.size(), mac.bytes.size());
+  return mac;
+}
 
 // packet(7) socket that sends on one device with PACKET_QDISC_BYPASS: straight to the driver, past
 // the qdisc and past TCX egress programs. Receives nothing.

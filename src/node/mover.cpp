@@ -1,5 +1,6 @@
 #include "node/mover.h"
 
+#include <malloc.h>
 #include <signal.h>
 
 #include <memory>
@@ -65,14 +66,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_RESTORE: {
       auto replica = ServiceReplica::open(node, start.service());
       if (!replica.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
-      if (start.role() == migration::ROLE_DESTINATION) {
-        daemon.hold_fd((*replica)->hold_fd());
-        (*replica)->on_tree_complete([&daemon] {
-          migration::MoverToDaemon told;
-          told.set_received(true);
-          return daemon.send(told);
-        });
-      }
+      if (start.role() == migration::ROLE_DESTINATION) daemon.hold_fd((*replica)->hold_fd());
       return start.role() == migration::ROLE_DESTINATION
                  ? migration::run_destination(start, **replica, daemon)
                  : migration::run_restore(start, **replica, daemon);
@@ -86,6 +80,14 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
   }
 }
 
+// A first touch of memory costs as much as a system call, and the freeze has no time for it: one
+// heap for this thread and one for all others (mallopt(3)), which grow ahead and give nothing back.
+void keep_memory() {
+  ::mallopt(M_ARENA_MAX, 2);
+  ::mallopt(M_TOP_PAD, 1 << 20);
+  ::mallopt(M_TRIM_THRESHOLD, 32 << 20);
+}
+
 }  // namespace
 
 int mover_main(int, char**) {
@@ -95,7 +97,8 @@ int mover_main(int, char**) {
   ::sigemptyset(&child_stopped);
   ::sigaddset(&child_stopped, SIGCHLD);
   ::pthread_sigmask(SIG_BLOCK, &child_stopped, nullptr);
-  migration::DaemonLink daemon{UniqueFd(3)};
+  keep_memory();
+  migration::DaemonLink daemon{UniqueFd(3), UniqueFd(4)};
   const auto first = daemon.receive(Deadline::in(absl::Seconds(10)));
   if (!first.ok() || first->message_case() != migration::DaemonToMover::kStart) return 2;
   const MoverStart& start = first->start();

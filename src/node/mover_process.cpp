@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -13,18 +14,21 @@
 #include <array>
 #include <charconv>
 #include <cstring>
+#include <span>
 #include <string_view>
-#include <vector>
 
 #include "absl/cleanup/cleanup.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kernel/slice.h"
 #include "kernel/syscalls.h"
+#include "process/priority.h"
 
 namespace godwit::node {
 namespace {
 
 constexpr int kMoverSocket = 3;
+constexpr int kMoverMark = 4;
 // Statistics and refusals of a big tree; the default send buffer of a socket is about as large.
 constexpr size_t kMaxMessage = size_t{1} << 20;
 constexpr absl::Duration kDeathWait = absl::Seconds(30);
@@ -43,7 +47,7 @@ absl::StatusOr<uint64_t> start_ticks_of(pid_t pid) {
 }
 
 // As recv(2) with MSG_TRUNC.
-ssize_t receive_packet(int socket, std::vector<char>& bytes, UniqueFd& attached) {
+ssize_t receive_packet(int socket, std::span<char> bytes, UniqueFd& attached) {
   iovec part{bytes.data(), bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
   msghdr packet{};
@@ -66,7 +70,7 @@ ssize_t receive_packet(int socket, std::vector<char>& bytes, UniqueFd& attached)
   return size;
 }
 
-absl::StatusOr<pid_t> spawn(int socket) {
+absl::StatusOr<pid_t> spawn(int socket, int mark) {
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
   ::posix_spawn_file_actions_init(&actions);
@@ -77,21 +81,26 @@ absl::StatusOr<pid_t> spawn(int socket) {
   });
   // glibc clears close-on-exec when both numbers are the same.
   ::posix_spawn_file_actions_adddup2(&actions, socket, kMoverSocket);
+  ::posix_spawn_file_actions_adddup2(&actions, mark, kMoverMark);
   ::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   // gRPC opens descriptors without close-on-exec.
-  ::posix_spawn_file_actions_addclosefrom_np(&actions, kMoverSocket + 1);
+  ::posix_spawn_file_actions_addclosefrom_np(&actions, kMoverMark + 1);
   sigset_t none, all;
   ::sigemptyset(&none);
   ::sigfillset(&all);
-  // A terminal's Ctrl-C at the daemon is not meant for a move: a process group of its own.
-  ::posix_spawnattr_setflags(
-      &attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+  // A session of its own: a terminal's Ctrl-C at the daemon is not meant for a move, and priorities
+  // count among processes of one session (process/priority.h).
+  ::posix_spawnattr_setflags(&attributes,
+                             POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
   ::posix_spawnattr_setsigmask(&attributes, &none);
   ::posix_spawnattr_setsigdefault(&attributes, &all);
   char name[] = "godwit", command[] = "mover";
   char* argv[] = {name, command, nullptr};
   pid_t pid = -1;
+  // From its first instruction on: linking dynamically alone takes longer than a client may wait.
+  const absl::Duration slice = kernel::set_slice(0, process::kRoundsSlice);
   const int error = ::posix_spawn(&pid, "/proc/self/exe", &actions, &attributes, argv, ::environ);
+  kernel::set_slice(0, slice);
   if (error != 0) return errno_status(error, "posix_spawn(/proc/self/exe mover)");
   return pid;
 }
@@ -107,7 +116,12 @@ absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start(
   std::unique_ptr<MoverProcess> mover(new MoverProcess);
   mover->interrupt_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!mover->interrupt_) return errno_status(errno, "eventfd()");
-  GW_ASSIGN_OR_RETURN(mover->pid_, spawn(theirs.get()));
+  // Above what spawn() copies them to.
+  const UniqueFd mark(::memfd_create("godwit-end-mark", MFD_CLOEXEC));
+  mover->mark_.reset(::fcntl(mark.get(), F_DUPFD_CLOEXEC, kMoverMark + 1));
+  if (!mover->mark_) return errno_status(errno, "memfd_create()");
+  mover->message_.reset(new char[kMaxMessage]);
+  GW_ASSIGN_OR_RETURN(mover->pid_, spawn(theirs.get(), mover->mark_.get()));
   theirs.reset();
   mover->socket_ = std::move(ours);
   // Our child, not reaped yet: the pid cannot be another's.
@@ -137,15 +151,14 @@ absl::StatusOr<migration::MoverToDaemon> MoverProcess::receive(Deadline deadline
     }
     if (polled[0].revents != 0) break;
   }
-  std::vector<char> bytes(kMaxMessage);
   UniqueFd came;
-  const ssize_t size = receive_packet(socket_.get(), bytes, came);
+  const ssize_t size = receive_packet(socket_.get(), {message_.get(), kMaxMessage}, came);
   if (attached != nullptr) *attached = std::move(came);
   if (size < 0 && errno != ECONNRESET) return errno_status(errno, "recv(mover)");
   if (size <= 0) return make_error(absl::StatusCode::kOutOfRange, "the mover has ended");
   migration::MoverToDaemon message;
-  if (static_cast<size_t>(size) > bytes.size() ||
-      !message.ParseFromArray(bytes.data(), static_cast<int>(size)))
+  if (static_cast<size_t>(size) > kMaxMessage ||
+      !message.ParseFromArray(message_.get(), static_cast<int>(size)))
     return make_error(absl::StatusCode::kDataLoss, "the mover's message does not parse");
   return message;
 }
@@ -158,6 +171,11 @@ absl::Status MoverProcess::send(const migration::DaemonToMover& message) {
   } while (sent < 0 && errno == EINTR);
   if (sent < 0) return errno_status(errno, "send(mover)");
   return absl::OkStatus();
+}
+
+bool MoverProcess::end_mark_sent() const {
+  char mark = 0;
+  return ::pread(mark_.get(), &mark, 1, 0) < 0 || mark != 0;
 }
 
 void MoverProcess::interrupt() {

@@ -46,6 +46,9 @@ class MoverProcess {
   absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline, UniqueFd* attached = nullptr);
   absl::Status send(const migration::DaemonToMover& message);
   void interrupt();
+  // Whether it got as far (migration/daemon_link.h); also after its death. A file that cannot be
+  // read counts as yes: then the store is asked.
+  bool end_mark_sent() const;
   // A copy of one of its descriptors, while it lives (pidfd_getfd(2)).
   absl::StatusOr<UniqueFd> copy_fd(uint32_t fd) const;
 
@@ -60,7 +63,9 @@ class MoverProcess {
   uint64_t start_ticks_ = 0;
   UniqueFd pidfd_;
   UniqueFd socket_;
-  UniqueFd interrupt_;  // eventfd
+  UniqueFd interrupt_;               // eventfd
+  UniqueFd mark_;                    // memfd
+  std::unique_ptr<char[]> message_;  // kept and never cleared: a message is short, the room is not
   bool reaped_ = false;
 };
 

@@ -106,6 +106,9 @@ absl::Status ReplicaSession::prepare() {
   swaps_ = node_.open_swaps();
   GW_ASSIGN_OR_RETURN(capsule_, node_.services().create(spec, true));
   GW_RETURN_IF_ERROR(start_mover());
+  // From the commit on the replica must outlive this daemon. One that dies before has a journal,
+  // by which the next one removes it.
+  GW_RETURN_IF_ERROR(capsule_->keep());
   std::move(undo).Cancel();
   return absl::OkStatus();
 }
@@ -184,11 +187,8 @@ void ReplicaSession::listen() {
                     message_of(message.status()));
       return;
     }
-    // A round has ended, maybe the last.
+    // A round has begun, maybe the last.
     if (message->has_progress()) warm_up();
-    // Before it is asked to commit, so that the commit need not wait for it: from the commit on
-    // the replica must outlive this daemon. One that dies before is removed by the next one.
-    if (message->received()) adopt_early();
     if (message->commit_request()) {
       migration::DaemonToMover answer;
       *answer.mutable_commit_answer() = commit();
@@ -215,9 +215,7 @@ migration::CommitAnswer ReplicaSession::commit() {
       return answer;
     }
   }
-  if (!adopted_) adopt_early();
-  const absl::Status done =
-      adopted_ ? swap_owner() : absl::InternalError("the replica could not be adopted");
+  const absl::Status done = swap_owner();
   if (!done.ok()) {
     undecided_ = absl::IsUnknown(done);
     answer.set_undecided(undecided_);
@@ -238,13 +236,6 @@ void ReplicaSession::warm_up() {
   const auto refused = swaps_ ? swaps_->compare_and_swap(key, kNone, "")
                               : node_.records().store()->compare_and_swap(key, kNone, "");
   if (!absl::IsAborted(refused.status())) swaps_.reset();
-}
-
-void ReplicaSession::adopt_early() {
-  const absl::Status adopted = capsule_->adopt();
-  adopted_ = adopted.ok();
-  if (!adopted_)
-    log_warning("adopting the replica of {}: {}", request_.service(), message_of(adopted));
 }
 
 absl::Status ReplicaSession::swap_owner() {

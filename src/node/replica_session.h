@@ -53,7 +53,6 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   void listen();
   migration::CommitAnswer commit();
   void warm_up();
-  void adopt_early();
   // kUnknown: it may have been swapped.
   absl::Status swap_owner();
   void keep_hold(uint32_t fd);
@@ -71,8 +70,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   std::unique_ptr<api::SwapStream> swaps_;
   std::mutex mutex_;
   std::condition_variable ended_;  // or asked_back_
-  bool adopted_ = false;           // the session's thread only, as the next
-  bool undecided_ = false;
+  bool undecided_ = false;         // the session's thread only
   bool has_ended_ = false;
   bool committed_ = false;
   bool aborted_ = false;

@@ -114,7 +114,7 @@ absl::Status Services::activate(const std::string& name, int32_t main_image_pid,
                                 UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
-  // Adopted before the commit, but its mover died before it could name the main process.
+  // Its mover died before it could name the main process.
   if (info.main_image_pid() == 0) {
     // It may have ended on the way, while others of the service live.
     if (!capsule.set_main_pid({main_image_pid}).ok()) GW_RETURN_IF_ERROR(capsule.set_main_pid({0}));

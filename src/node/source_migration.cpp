@@ -229,7 +229,6 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     }
     if (!message.ok()) return message.status();
     silence = Deadline::in(kSilence);
-    if (message->end_mark_sent()) end_mark_sent_ = true;
     // Either it never sent its end mark or the destination's mover gave its word.
     if (message->runs_on()) node_.call_off(entry_);
     if (message->message_case() == migration::MoverToDaemon::kHoldFd) {
@@ -271,7 +270,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
   if (finished.ok() && (finished->outcome() == migration::OUTCOME_ROLLED_BACK ||
                         finished->outcome() == migration::OUTCOME_REFUSED))
     undone = Node::Undone::kAll;
-  if (!end_mark_sent_ && undone == Node::Undone::kNothing &&
+  if (!mover_->end_mark_sent() && undone == Node::Undone::kNothing &&
       (!finished.ok() || finished->outcome() == migration::OUTCOME_UNKNOWN)) {
     const absl::Status back = roll_back_at_once();
     if (!back.ok())

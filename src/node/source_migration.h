@@ -55,7 +55,6 @@ class SourceMigration {
   api::PrepareReplicaReply replica_;
   std::unique_ptr<MoverProcess> mover_;
   LeftByMover left_;
-  bool end_mark_sent_ = false;
 };
 
 // "moved", "rolled_back" and so on, and the mover's figures for the user.

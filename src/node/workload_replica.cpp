@@ -1,5 +1,8 @@
 #include "node/workload_replica.h"
 
+#include <ctime>
+
+#include "base/log.h"
 #include "base/status.h"
 #include "node/file_sections.h"
 
@@ -49,7 +52,6 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
   host.apply_file_blocks = [&target = *self->layer_](const stream::FileBlocks& blocks) {
     return target.apply(blocks.state, blocks.data);
   };
-  host.tree_is_complete = [&replica = *self] { return replica.on_tree_complete_(); };
   GW_ASSIGN_OR_RETURN(self->replica_, process::Replica::create(std::move(host)));
   return self;
 }
@@ -64,8 +66,12 @@ absl::Status ServiceReplica::apply(const stream::Frame& frame) {
   return applied;
 }
 
+// Beside the commit: the frames go through the whole network of this node in one call.
 absl::Status ServiceReplica::announce() {
-  return port_->port.set_phase(network::PortPhase::kDestinationFrozen);
+  replica_->keep_off_our_cpu(announcer_);
+  announcer_.start(
+      [this] { return port_->port.set_phase(network::PortPhase::kDestinationFrozen); });
+  return absl::OkStatus();
 }
 
 absl::Status ServiceReplica::make_ready() {
@@ -79,6 +85,8 @@ absl::Status ServiceReplica::make_ready() {
 
 absl::Status ServiceReplica::activate() {
   replica_->spans().mark("commit");
+  const absl::Status announced = announcer_.wait();
+  if (!announced.ok()) log_warning("announcing the replica: {}", message_of(announced));
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kDestinationCommitted));
   // In this order each task wakes once: those in a ptrace stop do not notice the freezer.
   GW_RETURN_IF_ERROR(capsule_.thaw());
@@ -93,11 +101,15 @@ absl::StatusOr<uint32_t> ServiceReplica::open(const std::vector<std::string>& fr
   GW_RETURN_IF_ERROR(port.inject(frames_of(from_source)));
   GW_ASSIGN_OR_RETURN(const network::Replay replay, port.replay_and_open());
   replica_->spans().mark("replay and open");
+  // It has what to do, and may be queued on this very CPU: a yield would only be to our own
+  // session.
+  replica_->rest();
+  const timespec moment{.tv_sec = 0, .tv_nsec = 1'000};
+  ::nanosleep(&moment, nullptr);
   return static_cast<uint32_t>(from_source.size() + replay.frames);
 }
 
 absl::Status ServiceReplica::settle() {
-  replica_->rest();
   capsule::CapsuleInfo source;
   const std::string* bytes = replica_->capsule_section();
   if (bytes != nullptr && !source.ParseFromString(*bytes))
@@ -115,6 +127,7 @@ absl::Status ServiceReplica::deliver(const std::vector<std::string>& frames) {
 
 void ServiceReplica::discard() {
   // Whatever its sockets' ends would say, neighbours look for it at the source from here on.
+  announcer_.wait().IgnoreError();
   port_->port.gate().set_from(network::GateMode::kDrop);
   replica_->discard();
 }

@@ -14,6 +14,7 @@
 #include "migration/workload.h"
 #include "node/replica_files.h"
 #include "node/service_port.h"
+#include "process/background.h"
 #include "process/replica.h"
 
 namespace godwit::node {
@@ -35,8 +36,6 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   absl::Status deliver(const std::vector<std::string>& frames) override;
   void discard() override;
   void leave() override;
-  // When the final epoch has brought every process; not called without.
-  void on_tree_complete(std::function<absl::Status()> tell) { on_tree_complete_ = std::move(tell); }
   // Its copy keeps held frames over our death.
   int hold_fd() const { return port_->port.hold_fd(); }
   void describe(migration::Statistics& statistics) override;
@@ -50,8 +49,9 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   std::optional<ReplicaFiles> files_;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
-  std::function<absl::Status()> on_tree_complete_ = [] { return absl::OkStatus(); };
   std::unique_ptr<process::Replica> replica_;
+  // Last: it uses the others.
+  process::Background announcer_{process::Background::Urgency::kOrdinary};
 };
 
 }  // namespace godwit::node

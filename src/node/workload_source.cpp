@@ -190,14 +190,20 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Write
 }
 
 absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
+  // Asked for after the end mark.
+  source_->rest();
   network::Frames held;
   GW_RETURN_IF_ERROR(port_->port.drain(held).status());
   std::vector<std::string> frames;
+  const network::MacAddress own = port_->port.spec().mac;
   size_t at = 0;
   for (const uint32_t size : held.sizes) {
-    frames.push_back(held.bytes.substr(at, size));
-    taken_.append(frames.back());
+    std::string frame = held.bytes.substr(at, size);
     at += size;
+    // The replica's own announcement, which goes to every port.
+    if (network::sender_of(frame) == own) continue;
+    taken_.append(frame);
+    frames.push_back(std::move(frame));
   }
   return frames;
 }

@@ -3,20 +3,37 @@
 #ifndef GODWIT_PROCESS_BACKGROUND_H_
 #define GODWIT_PROCESS_BACKGROUND_H_
 
+#include <array>
 #include <condition_variable>
+#include <cstddef>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "process/priority.h"
 
 namespace godwit::process {
 
 // start() and wait() come from one thread, in turns.
 class Background {
  public:
-  Background() : thread_([this] { loop(); }) {}
+  enum class Urgency {
+    kFreeze,    // goes before others, as what it is started by does
+    kOrdinary,  // whoever waits for its work has something else to wait for
+  };
+  explicit Background(Urgency urgency = Urgency::kFreeze)
+      : thread_([this, urgency] {
+          // Not only when it is woken: by then the waker may keep the CPU that it is queued on.
+          if (urgency == Urgency::kFreeze) {
+            go_first();
+            kernel::set_slice(0, kFreezeSlice);
+          }
+          touch_heap();
+          loop();
+        }) {}
   ~Background() {
     {
       std::lock_guard lock(mutex_);
@@ -37,6 +54,13 @@ class Background {
     changed_.notify_all();
   }
 
+  void keep_off(const OneCpu& cpu) { cpu.keep_off(thread_); }
+
+  bool busy() {
+    std::lock_guard lock(mutex_);
+    return busy_;
+  }
+
   // What the work returned; OK if none was started.
   absl::Status wait() {
     std::unique_lock lock(mutex_);
@@ -45,6 +69,13 @@ class Background {
   }
 
  private:
+  // A thread's first memory is new to it page by page: 40 first touches in its first work.
+  static void touch_heap() {
+    constexpr size_t kPiece = size_t{64} << 10;  // below mmap's threshold, mallopt(3)
+    std::array<std::unique_ptr<char[]>, 8> pieces;
+    for (auto& piece : pieces) piece = std::make_unique<char[]>(kPiece);
+  }
+
   void loop() {
     std::unique_lock lock(mutex_);
     for (;;) {

@@ -4,13 +4,19 @@
 #define GODWIT_PROCESS_PRIORITY_H_
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 #include <cstdint>
+#include <string>
+#include <thread>
 
+#include "absl/time/time.h"
 #include "base/unique_fd.h"
+#include "kernel/slice.h"
 
 namespace godwit::process {
 
@@ -23,23 +29,93 @@ inline void go_first(pid_t tid = 0) {
   (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), kFreezeNice);
 }
 
+// As long and as short as a slice can be. In the rounds a mover takes its share of the CPUs, and
+// every thread of a service or a client that wakes goes before it; in the freeze it goes before
+// them.
+constexpr absl::Duration kRoundsSlice = absl::Milliseconds(100);
+constexpr absl::Duration kFreezeSlice = absl::Microseconds(100);
+
+// Where the scheduler has a group for each session (sched(7), "The autogroup feature"), nice values
+// only count within one: what the freeze runs in goes before others by the value of its group. That
+// is the process's session's, which a mover has for itself.
+class FirstSession {
+ public:
+  FirstSession() { write(kFreezeNice); }
+  ~FirstSession() { write(0); }
+  FirstSession(const FirstSession&) = delete;
+  FirstSession& operator=(const FirstSession&) = delete;
+
+ private:
+  static void write(int nice) {
+    // Only the leader's: a test's shell is not ours to hurry. No such file: no such groups.
+    if (::getsid(0) != ::getpid()) return;
+    const UniqueFd file(::open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC));
+    const std::string text = std::to_string(nice);
+    if (file) (void)!::write(file.get(), text.data(), text.size());
+  }
+};
+
 // The caller's from its making to its end.
 class FirstPriority {
  public:
-  FirstPriority() : before_(::getpriority(PRIO_PROCESS, 0)) { go_first(); }
-  ~FirstPriority() { (void)::setpriority(PRIO_PROCESS, 0, before_); }
+  FirstPriority()
+      : before_(::getpriority(PRIO_PROCESS, 0)), slice_(kernel::set_slice(0, kFreezeSlice)) {
+    go_first();
+  }
+  ~FirstPriority() {
+    (void)::setpriority(PRIO_PROCESS, 0, before_);
+    kernel::set_slice(0, slice_);
+  }
   FirstPriority(const FirstPriority&) = delete;
   FirstPriority& operator=(const FirstPriority&) = delete;
 
  private:
   int before_;
+  absl::Duration slice_;
+};
+
+// The thread that makes it stays on the CPU that it is on, and its helpers are to stay off that
+// one: where all CPUs have been busy, as they are in rounds on a small machine, a thread that is
+// woken is queued behind whoever woke it although another CPU is idle by then (select_idle_cpu(),
+// kernel/sched/fair.c, SIS_UTIL), and a helper there helps nobody.
+class OneCpu {
+ public:
+  OneCpu() {
+    CPU_ZERO(&others_);
+    const int cpu = ::sched_getcpu();
+    if (cpu < 0 || ::sched_getaffinity(0, sizeof before_, &before_) != 0) return;
+    others_ = before_;
+    CPU_CLR(cpu, &others_);
+    // With one CPU, or with more than a cpu_set_t tells of, all is as it was.
+    if (CPU_COUNT(&others_) == 0 || CPU_COUNT(&others_) == CPU_COUNT(&before_)) return;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    bound_ = ::sched_setaffinity(0, sizeof own, &own) == 0;
+  }
+  ~OneCpu() {
+    if (bound_) (void)::sched_setaffinity(0, sizeof before_, &before_);
+  }
+  OneCpu(const OneCpu&) = delete;
+  OneCpu& operator=(const OneCpu&) = delete;
+
+  // A helper's mask is not put back: it works in freezes only, and each says anew.
+  void keep_off(std::thread& helper) const {
+    if (bound_) (void)::pthread_setaffinity_np(helper.native_handle(), sizeof others_, &others_);
+  }
+
+ private:
+  cpu_set_t before_;
+  cpu_set_t others_;
+  bool bound_ = false;
 };
 
 // A switchover is a dozen messages from one thread to another. Each wakes an idle CPU: 50 us where
 // that is a virtual one which has halted, 5 us where it polls (measured, there and back: 100 and
 // 14). A request of 0 us at /dev/cpu_dma_latency makes idle CPUs poll while it is open
 // (Documentation/power/pm_qos_interface.rst); our death ends it too. Only speed is at stake: where
-// it cannot be opened nothing is different.
+// it cannot be opened nothing is different. From the end of the first round on, since opening it
+// wakes every CPU.
 class WakefulCpus {
  public:
   WakefulCpus() : fd_(::open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC)) {
@@ -51,10 +127,11 @@ class WakefulCpus {
   UniqueFd fd_;
 };
 
-// All of it, for the thread that makes it.
+// What the freeze needs, for the thread that makes it.
 struct Hurry {
+  FirstSession session;
   FirstPriority first;
-  WakefulCpus cpus;
+  OneCpu cpu;
 };
 
 }  // namespace godwit::process

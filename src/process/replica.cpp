@@ -82,6 +82,7 @@ absl::Status Replica::apply(const stream::Frame& frame) {
   if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
   GW_RETURN_IF_ERROR(run_drops());
   in_epoch_ = false;
+  if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
   if (final_) spans_.mark("pages");
   return absl::OkStatus();
 }
@@ -91,7 +92,6 @@ absl::Status Replica::apply_sections() {
   sections_applied_ = true;
   if (final_) spans_.mark("receive state");
   GW_RETURN_IF_ERROR(build_tree());
-  if (final_) GW_RETURN_IF_ERROR(host_.tree_is_complete());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
   if (final_) {
@@ -138,11 +138,15 @@ absl::Status Replica::activate() {
   return first;
 }
 
-void Replica::rest() { hurry_.reset(); }
+void Replica::rest() {
+  hurry_.reset();
+  cpus_.reset();
+}
 
 // The program's own priority is set by the resource `scheduling`, which comes last.
 void Replica::hurry() {
   hurry_ = std::make_unique<Hurry>();
+  if (completer_) completer_->keep_off(hurry_->cpu);
   for (auto& [pid, husk] : husks_)
     for (const HuskTask& task : husk.tasks()) go_first(task.task.tid().value);
 }

@@ -53,8 +53,6 @@ struct ReplicaHost {
   std::array<int, 3> stdio = {-1, -1, -1};
   // A change of the file layer, from a kFileBlocks frame.
   std::function<absl::Status(const stream::FileBlocks&)> apply_file_blocks;
-  // The final epoch has brought its processes: init makes no more of them.
-  std::function<absl::Status()> tree_is_complete;
 };
 
 struct ReplicaCounts {
@@ -72,6 +70,10 @@ class Replica {
   absl::Status make_ready();
   absl::Status release();
   absl::Status activate();
+  // In the freeze: so that it works beside the thread that this belongs to, not instead.
+  void keep_off_our_cpu(Background& helper) const {
+    if (hurry_) helper.keep_off(hurry_->cpu);
+  }
   // It runs and can be reached: no hurry any more.
   void rest();
   void discard();
@@ -152,6 +154,7 @@ class Replica {
   bool sections_applied_ = false;
   uint64_t epoch_ = 0;
   uint64_t vdso_syscall_offset_ = 0;
+  std::unique_ptr<WakefulCpus> cpus_;
   std::unique_ptr<Hurry> hurry_;
   Spans spans_;
 };

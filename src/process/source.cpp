@@ -310,6 +310,7 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& e
   GW_RETURN_IF_ERROR(writer.end_epoch());
   GW_RETURN_IF_ERROR(writer.flush());
   result.total_ns = monotonic_ns() - begin;
+  if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
   return result;
 }
 
@@ -330,7 +331,9 @@ absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   GW_RETURN_IF_ERROR(task_sections(writer));
   GW_RETURN_IF_ERROR(end_sections(writer));
   GW_RETURN_IF_ERROR(writer.end_state());
-  GW_RETURN_IF_ERROR(writer.flush());
+  // So that the replica applies it while we scan. With the scan done it goes with the last pages:
+  // woken twice, the replica's side would begin on our CPU, which we still need.
+  if (scanner_->busy()) GW_RETURN_IF_ERROR(writer.flush());
   spans_.mark("send state");
   return absl::OkStatus();
 }

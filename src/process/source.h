@@ -99,6 +99,9 @@ class Source {
   absl::Status final_state(stream::Writer& writer, const Extra& extra);
   absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
 
+  // After final_pages(): what is left to do is the replica's.
+  void rest() { hurry_.reset(); }
+
   absl::Status thaw();
   absl::Status withdraw();
   void finish();
@@ -188,7 +191,8 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
-  std::unique_ptr<Hurry> hurry_;  // from freeze() to thaw() or finish()
+  std::unique_ptr<WakefulCpus> cpus_;  // from the end of the first round on
+  std::unique_ptr<Hurry> hurry_;       // from freeze() to thaw() or finish()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
   std::promise<absl::Status> looked_;  // by the scanner: maps and files, before it scans

@@ -24,7 +24,10 @@ absl::Status Source::freeze() {
   FAULT_POINT("source.freeze");
   final_ = true;
   if (!scanner_) scanner_ = std::make_unique<Background>();
+  if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
   hurry_ = std::make_unique<Hurry>();
+  scanner_->keep_off(hurry_->cpu);
+  if (settler_) settler_->keep_off(hurry_->cpu);
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
                       tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
@@ -83,7 +86,6 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
 void Source::start_last_scan() {
   looked_ = std::promise<absl::Status>();
   scanner_->start([this]() -> absl::Status {
-    const FirstPriority first;
     absl::Status captured;
     for (auto& [pid, process] : processes_) {
       captured.Update(annotate(capture_memory_of(process), fmt::format("process {}", pid)));

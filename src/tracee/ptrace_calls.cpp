@@ -25,8 +25,9 @@
 namespace godwit::tracee::internal {
 namespace {
 
-// A stop comes within 20..60 us: that long a yield is faster than a sleep.
-constexpr int64_t kSpinNs = 40'000;
+// A tracee on this CPU does not get it by our yielding where each session has its share
+// (sched(7), autogroup), and one on another CPU takes 15 us at least: soon it is better to sleep.
+constexpr int64_t kSpinNs = 4'000;
 constexpr int64_t kFirstPauseNs = 200'000;
 constexpr int64_t kLongestPauseNs = 1'000'000;
 
