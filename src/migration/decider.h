@@ -1,10 +1,17 @@
 // When to stop the rounds. Pure: figures in, a decision out.
+//
+// The downtime limit is what must not be exceeded, not what is aimed at. After each round it is
+// reckoned what a freeze would have to send now, and what after one more round: the pages that are
+// dirtied while that round lasts. Rounds go on while the next one promises to take
+//   - at least 0.2 ms off the freeze, and
+//   - at least a fiftieth of its own duration off the freeze (1 ms for a round of 50 ms),
+// and until that promise was broken three times in a row. Then it is switched over if the rest fits
+// the limit. If not, rounds go on to their greatest number, and the move is given up.
 #ifndef GODWIT_MIGRATION_DECIDER_H_
 #define GODWIT_MIGRATION_DECIDER_H_
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "migration/workload.h"
 
@@ -40,9 +47,22 @@ class Decider {
   Decision after_round(const RoundFigures& round);
 
  private:
+  struct Forecast {
+    double pages = 0;
+    double seconds = 0;  // of sending them in a freeze
+  };
+  Forecast rest_after(double round_seconds, double dirty_pages_per_s) const;
+  double overhead() const;
+  void learn(const RoundFigures& round);
+
   DeciderLimits limits_;
-  std::vector<RoundFigures> rounds_;
+  uint32_t rounds_ = 0;
+  int64_t previous_ns_ = 0;  // duration of the round before
   double bytes_per_s_ = 0;
+  double least_overhead_s_ = 0;  // of a small round's time, beside its lead and its bytes
+  uint32_t small_rounds_ = 0;
+  uint64_t previous_expected_ = 0;
+  uint32_t broken_promises_ = 0;
 };
 
 }  // namespace godwit::migration
