@@ -71,10 +71,14 @@ absl::Status bad_line(std::string_view file, std::string_view line) {
 absl::Status add(std::vector<Mapping>& mappings, std::string_view file, std::string_view line) {
   Mapping m;
   if (!parse_header(line, m)) return bad_line(file, line);
-  // The kernel walks its tree in order; anything else is not from a kernel.
+  // The kernel walks its tree in order, a page of text at a time, and looks for what holds or
+  // follows the address where it stopped: meanwhile two may have become one, which then comes again
+  // with its old beginning. What follows is left of it.
   if (!mappings.empty() && m.start < mappings.back().end) {
-    return make_error(absl::StatusCode::kInvalidArgument, "{}: {:x}-{:x} overlaps the one before",
-                      file, m.start, m.end);
+    const uint64_t known = mappings.back().end;
+    if (m.end <= known) return absl::OkStatus();
+    if (m.inode != 0) m.offset += known - m.start;
+    m.start = known;
   }
   mappings.push_back(std::move(m));
   return absl::OkStatus();
