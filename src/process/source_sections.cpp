@@ -43,26 +43,6 @@ absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
   return static_cast<uint64_t>(stat.st_size);
 }
 
-// Without the stub's area, which the kernel may have merged with a neighbour.
-void cut_out(resource::AddressRange own, std::vector<kernel::Mapping>& maps) {
-  std::vector<kernel::Mapping> rest;
-  for (kernel::Mapping& mapping : maps) {
-    if (!own.overlaps(mapping.start, mapping.end)) {
-      rest.push_back(std::move(mapping));
-      continue;
-    }
-    if (mapping.start < own.start) {
-      rest.push_back(mapping);
-      rest.back().end = own.start;
-    }
-    if (mapping.end > own.end) {
-      rest.push_back(mapping);
-      rest.back().start = own.end;
-    }
-  }
-  maps = std::move(rest);
-}
-
 }  // namespace
 
 void Source::begin_sections(bool final) {
@@ -124,9 +104,13 @@ absl::Status Source::read_flags_below(SourceProcess& process, uint64_t address) 
   GW_ASSIGN_OR_RETURN(process.maps, kernel::read_smaps_below(process.host_pid, address));
   cut_out_area(process);
   // It stands still: the same mappings as in maps, up to there.
-  for (size_t i = 0; i < process.maps.size() && i < maps.size(); ++i)
-    if (maps[i].start == process.maps[i].start && maps[i].end == process.maps[i].end)
-      maps[i].vm_flags = std::move(process.maps[i].vm_flags);
+  auto flagged = process.maps.begin();
+  for (kernel::Mapping& mapping : maps) {
+    while (flagged != process.maps.end() && flagged->start < mapping.start) ++flagged;
+    if (flagged == process.maps.end()) break;
+    if (flagged->start == mapping.start && flagged->end == mapping.end)
+      mapping.vm_flags = std::move(flagged->vm_flags);
+  }
   process.maps = std::move(maps);
   return absl::OkStatus();
 }
@@ -134,7 +118,7 @@ absl::Status Source::read_flags_below(SourceProcess& process, uint64_t address) 
 void Source::cut_out_area(SourceProcess& process) {
   if (!process.area) return;
   const uint64_t at = process.area->address().value;
-  cut_out({at, at + process.area->size()}, process.maps);
+  resource::leave_out({at, at + process.area->size()}, process.maps);
 }
 
 absl::Status Source::memory_sections(stream::Writer& writer) {

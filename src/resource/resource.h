@@ -39,6 +39,12 @@ struct Refusal {
   std::string way_out;
 };
 
+struct AddressRange {
+  uint64_t start = 0;
+  uint64_t end = 0;
+  bool overlaps(uint64_t s, uint64_t e) const { return s < end && start < e; }
+};
+
 // One task of the source or of a husk, stopped.
 struct TaskView {
   ImagePid tgid;

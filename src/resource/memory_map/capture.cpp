@@ -1,6 +1,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "base/status.h"
 #include "kernel/proc/stat.h"
@@ -43,13 +44,32 @@ MappingState::Kind kind_of(const kernel::Mapping& mapping) {
   return mapping.shared ? MappingState::KIND_SHARED_FILE : MappingState::KIND_PRIVATE_FILE;
 }
 
-// Flags of the mapping of `before` that covers [start, end) with the same kind, or none.
-const MappingState* covering(const MemoryMapState& before, const MappingState& wanted) {
+bool same_thing(const MappingState& a, const MappingState& b) {
+  return a.kind() == b.kind() && a.object() == b.object() &&
+         (a.kind() == MappingState::KIND_ANONYMOUS || a.path() == b.path());
+}
+
+// The flags of what covered `wanted` before, if nothing that maps shows says that they may have
+// changed. Mappings that have become one had the same. A border that was not there before is one of
+// advice or locks (madvise(2), mlock(2)), unless on its other side nothing is mapped now.
+std::optional<uint32_t> flags_before(const MemoryMapState& before, const MappingState& wanted,
+                                     bool touches_lower, bool touches_higher) {
   const auto& list = before.mappings();
-  auto at = std::upper_bound(list.begin(), list.end(), wanted.start(),
-                             [](uint64_t a, const MappingState& m) { return a < m.end(); });
-  if (at == list.end() || at->start() > wanted.start() || at->end() < wanted.end()) return nullptr;
-  return at->kind() == wanted.kind() && at->object() == wanted.object() ? &*at : nullptr;
+  const auto first =
+      std::upper_bound(list.begin(), list.end(), wanted.start(),
+                       [](uint64_t a, const MappingState& m) { return a < m.end(); });
+  if (first == list.end()) return std::nullopt;
+  if (first->start() > wanted.start()) return std::nullopt;
+  if (first->start() < wanted.start() && touches_lower) return std::nullopt;
+  uint64_t covered = wanted.start();
+  for (auto at = first; at != list.end() && at->start() <= covered; ++at) {
+    if (!same_thing(*at, wanted) || at->flags() != first->flags()) return std::nullopt;
+    covered = at->end();
+    if (covered < wanted.end()) continue;
+    if (covered > wanted.end() && touches_higher) return std::nullopt;
+    return first->flags();
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -118,6 +138,25 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
   return absl::OkStatus();
 }
 
+void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps) {
+  std::vector<kernel::Mapping> rest;
+  for (kernel::Mapping& mapping : maps) {
+    if (!own.overlaps(mapping.start, mapping.end)) {
+      rest.push_back(std::move(mapping));
+      continue;
+    }
+    if (mapping.start < own.start) {
+      rest.push_back(mapping);
+      rest.back().end = own.start;
+    }
+    if (mapping.end > own.end) {
+      rest.push_back(mapping);
+      rest.back().start = own.end;
+    }
+  }
+  maps = std::move(rest);
+}
+
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
@@ -125,13 +164,18 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
   MemoryMapState state;
   *unknown_below = 0;
   uint64_t heap_end = 0;
-  for (const kernel::Mapping& mapping : maps) {
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const kernel::Mapping& mapping = maps[i];
     if (mapping.path == "[vsyscall]") continue;
     GW_ASSIGN_OR_RETURN(MappingState one, mapping_state(mapping));
     if (mapping.vm_flags.empty()) {
-      const MappingState* old = before != nullptr ? covering(*before, one) : nullptr;
-      if (old != nullptr)
-        one.set_flags(old->flags());
+      const bool touches_lower = i > 0 && maps[i - 1].end == mapping.start;
+      const bool touches_higher = i + 1 < maps.size() && maps[i + 1].start == mapping.end;
+      const auto flags = before != nullptr
+                             ? flags_before(*before, one, touches_lower, touches_higher)
+                             : std::nullopt;
+      if (flags)
+        one.set_flags(*flags);
       else
         *unknown_below = one.end();
     }

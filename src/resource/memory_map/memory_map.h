@@ -38,20 +38,17 @@ enum MapFlag : uint32_t {
   kMapMayWrite = 1 << 12,  // of a shared file: was opened for writing
 };
 
-struct AddressRange {
-  uint64_t start = 0;
-  uint64_t end = 0;
-  bool overlaps(uint64_t s, uint64_t e) const { return s < end && start < e; }
-};
+// Takes the stub's area out, which the kernel may have merged with a neighbour.
+void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps);
 
 // The state of one mapping; refused kinds add to `refusals` (if given) or are an error.
 absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping);
 absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
                               std::vector<Refusal>& refusals);
 
-// `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where a mapping
-// of the same kind covers the range; `unknown_below` is the end of the last one that had no
-// counterpart, for which smaps must be read, 0 if all had. `own`: the stub's range, left out.
+// `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where the same
+// was mapped and no new border hints at advice; `unknown_below` is the end of the last one that had
+// no counterpart, for which smaps must be read, 0 if all had.
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,

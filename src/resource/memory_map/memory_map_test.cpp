@@ -120,5 +120,47 @@ TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {
   EXPECT_EQ(unknown, state->mappings(2).end());
 }
 
+kernel::Mapping shown(uint64_t start, uint64_t end, const std::string& path = "") {
+  kernel::Mapping one;
+  one.start = start;
+  one.end = end;
+  one.read = one.write = true;
+  one.path = path;
+  one.inode = path.empty() ? 0 : 7;
+  return one;
+}
+
+// The end of the last mapping whose flags have to be asked for; 0: all are known.
+uint64_t unknown_below(const MemoryMapState& before, const std::vector<kernel::Mapping>& maps) {
+  uint64_t unknown = 1;
+  EXPECT_TRUE(capture_memory_map(HostPid{::getpid()}, maps, &before, &unknown).ok());
+  return unknown;
+}
+
+TEST(MemoryMapTest, FlagsAreTakenOverOnlyWhereNothingHintsAtAdvice) {
+  const auto before =
+      map_of({mapping(0x10000, 0x18000, kAnon, kRw, kMapDontFork),
+              mapping(0x20000, 0x22000, kAnon, kRw), mapping(0x22000, 0x24000, kAnon, PROT_READ),
+              mapping(0x30000, 0x38000, kFile, kRw, 0, "/f")});
+  const auto one = shown(0x10000, 0x18000);
+  EXPECT_EQ(unknown_below(before, {one}), 0U);
+  // Two have become one.
+  EXPECT_EQ(unknown_below(before, {one, shown(0x20000, 0x24000)}), 0U);
+  // Cut at the end, at the beginning, a hole in the middle: munmap.
+  EXPECT_EQ(unknown_below(before, {shown(0x10000, 0x14000)}), 0U);
+  EXPECT_EQ(unknown_below(before, {shown(0x14000, 0x18000)}), 0U);
+  EXPECT_EQ(unknown_below(before, {shown(0x10000, 0x12000), shown(0x14000, 0x18000)}), 0U);
+  // Parts that touch: something told them apart.
+  EXPECT_EQ(unknown_below(before, {shown(0x10000, 0x12000), shown(0x12000, 0x18000)}), 0x18000U);
+  EXPECT_EQ(unknown_below(before, {shown(0x10000, 0x12000), shown(0x12000, 0x14000),
+                                   shown(0x15000, 0x18000)}),
+            0x14000U);
+  // Grown, another file, the rest of something else.
+  EXPECT_EQ(unknown_below(before, {shown(0x10000, 0x19000)}), 0x19000U);
+  EXPECT_EQ(unknown_below(before, {one, shown(0x30000, 0x38000, "/g")}), 0x38000U);
+  EXPECT_EQ(unknown_below(before, {one, shown(0x30000, 0x38000)}), 0x38000U);
+  EXPECT_EQ(unknown_below(before, {one, shown(0x30000, 0x38000, "/f")}), 0U);
+}
+
 }  // namespace
 }  // namespace godwit::resource
