@@ -63,6 +63,9 @@ class DirtyTracker {
   virtual absl::Status scan(std::span<const TrackedMapping> mappings, ScanMode mode,
                             ScanResult& result) = 0;
 
+  // What was found but could not be read: the next scan looks at it as if it were new.
+  virtual void forget(const PageSet& pages) = 0;
+
   // Ends. kRunning: in small pieces with pauses, the program is to run on (rollback). kFrozen: at
   // once. A program that is killed next needs no stop. kNotFound is not an error: it has died.
   virtual absl::Status stop(ScanMode mode) = 0;

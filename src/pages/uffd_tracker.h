@@ -56,6 +56,7 @@ class UffdTracker final : public DirtyTracker {
   absl::Status start(std::span<const TrackedMapping> mappings) override;
   absl::Status scan(std::span<const TrackedMapping> mappings, ScanMode mode,
                     ScanResult& result) override;
+  void forget(const PageSet& pages) override { seen_.subtract(pages); }
   absl::Status stop(ScanMode mode) override;
 
  private:

@@ -206,6 +206,28 @@ TEST(UffdTracker, PrivateFileMappingsCarryCopiesOnly) {
   EXPECT_EQ(rig.first_difference(), 0u);
 }
 
+// What could not be read in a round is written by nobody, and yet it is to be carried.
+TEST(UffdTracker, ForgottenPagesAreFoundAgain) {
+  Rig rig;
+  map_small(rig, B, 64 * P);
+  map_small(rig, B + kGiB, 64 * P);
+  rig.source.fill(B, 32 * P, 1);
+  rig.source.fill(B + kGiB, 8 * P, 2);
+  ASSERT_TRUE(rig.tracker->start(rig.mappings()).ok());
+  rig.scan();  // and nothing of it is sent
+  rig.tracker->forget({{B, B + 20 * P}, {B + kGiB, B + kGiB + 8 * P}});
+  rig.source.call(SYS_madvise, B + 4 * P, 2 * P, MADV_DONTNEED);
+  rig.unmap(B + kGiB, 64 * P);
+  const ScanResult again = rig.round();
+  PageSet expected{{B, B + 20 * P}};
+  expected.subtract({B + 4 * P, B + 6 * P});
+  EXPECT_EQ(again.dirty, expected);
+  EXPECT_EQ(again.dropped.intersect(PageRange{B, B + 20 * P}), pages_at(B, {4, 5}));
+  // Watched as before.
+  rig.source.poke(B + 7 * P, 1);
+  EXPECT_EQ(rig.scan().dirty, pages_at(B, {7}));
+}
+
 TEST(UffdTracker, ProtectionsDoNotHideContents) {
   Rig rig;
   map_small(rig, B, 64 * P);

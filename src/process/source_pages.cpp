@@ -67,6 +67,8 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   if (frozen && !unreadable.empty())
     return make_error(absl::StatusCode::kInternal, "{} pages from {:x} on cannot be read",
                       unreadable.pages(), unreadable.ranges().front().start);
+  // Unmapped since, most likely; but whatever else it was, they are still to be carried.
+  process.tracker->forget(unreadable);
   return absl::OkStatus();
 }
 
