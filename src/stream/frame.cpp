@@ -48,7 +48,12 @@ LengthBounds length_bounds(FrameType type) {
     case FrameType::kEpochEnd:
       return {24, 24};
     case FrameType::kStateEnd:
+    case FrameType::kHashesEnd:
       return {8, 8};
+    case FrameType::kPageHashes:
+      return {
+          kPagesFixedBytes + kRunBytes + sizeof(PageHash),
+          kPagesFixedBytes + kMaxRunsPerFrame * kRunBytes + kMaxPagesPerFrame * sizeof(PageHash)};
     case FrameType::kInvalid:
       break;
   }
@@ -160,6 +165,25 @@ bool decode_file_blocks(Decoder& from, FileBlocks& to, std::string_view& fault) 
   return true;
 }
 
+bool decode_page_hashes(Decoder& from, PageHashes& to, std::string_view& fault) {
+  to.space = from.number<uint64_t>();
+  const auto runs = from.number<uint32_t>();
+  const auto pages = from.number<uint32_t>();
+  if (runs == 0 || runs > kMaxRunsPerFrame) fault = "number of page runs out of bounds";
+  if (pages == 0 || pages > kMaxPagesPerFrame) fault = "number of pages out of bounds";
+  if (!fault.empty() || !decode_runs(from, runs, to.runs, fault)) return false;
+  uint64_t sum = 0;
+  for (const PageRun& run : to.runs) sum += run.count;
+  if (sum != pages) {
+    fault = "page runs do not add up to the pages";
+    return false;
+  }
+  const auto hashes = from.take(pages * sizeof(PageHash));
+  to.hashes.resize(hashes.size() / sizeof(PageHash));
+  std::memcpy(to.hashes.data(), hashes.data(), hashes.size());
+  return true;
+}
+
 template <typename T, typename F>
 bool decode_as(F decode, Decoder& from, Frame& frame, std::string_view& fault) {
   return decode(from, frame.emplace<T>(), fault);
@@ -202,6 +226,13 @@ bool decode_payload(FrameType type, std::span<const std::byte> payload, Frame& f
     }
     case FrameType::kStateEnd:
       frame.emplace<StateEnd>().number = from.number<uint64_t>();
+      good = true;
+      break;
+    case FrameType::kPageHashes:
+      good = decode_as<PageHashes>(decode_page_hashes, from, frame, fault);
+      break;
+    case FrameType::kHashesEnd:
+      frame.emplace<HashesEnd>().number = from.number<uint64_t>();
       good = true;
       break;
     case FrameType::kPages:

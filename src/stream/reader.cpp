@@ -204,6 +204,8 @@ absl::StatusOr<Frame> Reader::check_epoch(Frame frame) {
   }
   if (const auto* state = std::get_if<StateEnd>(&frame); state && state->number != next_epoch_)
     return damaged("the end of the state of another epoch");
+  if (const auto* hashes = std::get_if<HashesEnd>(&frame); hashes && hashes->number != next_epoch_)
+    return damaged("the end of the hashes of another epoch");
   if (const auto* end = std::get_if<EpochEnd>(&frame)) {
     if (end->number != next_epoch_) return damaged("the end of another epoch");
     if (end->frames != epoch_frames_) return damaged("the epoch has lost frames");

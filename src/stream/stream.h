@@ -12,6 +12,7 @@
 
 #include <sys/uio.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -49,6 +50,8 @@ enum class FrameType : uint16_t {
   kFileBlocks = 7,      // content of files of the writable layer
   kEpochEnd = 8,
   kStateEnd = 9,  // every section of the epoch has been written: only pages follow
+  kPageHashes = 10,
+  kHashesEnd = 11,
 };
 
 // Names one section: the resource's name in the registry and its object: a pid or tid, the id of
@@ -113,6 +116,20 @@ struct StateEnd {
   uint64_t number = 0;  // of the epoch
 };
 
+// To verify (process/verify.h), in a final epoch after its pages: what the source has at these
+// pages, the XXH3-128 of each in its canonical form.
+using PageHash = std::array<std::byte, 16>;
+struct PageHashes {
+  uint64_t space = 0;
+  std::vector<PageRun> runs;
+  std::vector<PageHash> hashes;  // of the runs' pages, one after the other
+};
+
+// A page that no hash was sent for reads as zero, or as the file below it.
+struct HashesEnd {
+  uint64_t number = 0;  // of the epoch
+};
+
 struct EpochEnd {
   uint64_t number = 0;
   uint64_t frames = 0;    // of this epoch, begin and end counted
@@ -120,7 +137,7 @@ struct EpochEnd {
 };
 
 using Frame = std::variant<Preamble, EpochBegin, Section, SectionRemoved, Pages, PagesDropped,
-                           FileBlocks, StateEnd, EpochEnd>;
+                           FileBlocks, StateEnd, PageHashes, HashesEnd, EpochEnd>;
 
 // Where bytes go. Blocking; all of it or an error. What was written may wait in a buffer until
 // flush(), but never overtakes.
@@ -170,6 +187,10 @@ class Writer {
   absl::Status pages_dropped(uint64_t space, std::span<const PageRun> runs);
   absl::Status file_blocks(std::string_view state, std::span<const std::byte> data);
   absl::Status end_state();
+  // Bounds as for pages().
+  absl::Status page_hashes(uint64_t space, std::span<const PageRun> runs,
+                           std::span<const PageHash> hashes);
+  absl::Status end_hashes();
   absl::Status end_epoch();
   absl::Status flush();
 

@@ -70,6 +70,9 @@ void write_sample(Writer& writer) {
   ASSERT_TRUE(
       writer.pages_dropped(kSharedSpace | 3, std::vector<PageRun>{{0, 4'000'000'000u}}).ok());
   ASSERT_TRUE(writer.file_blocks("op", std::as_bytes(std::span(pages).first(5))).ok());
+  const std::vector<PageHash> hashes = {PageHash{std::byte{1}}, PageHash{std::byte{2}}};
+  ASSERT_TRUE(writer.page_hashes(12, std::vector<PageRun>{{0x4000, 2}}, hashes).ok());
+  ASSERT_TRUE(writer.end_hashes().ok());
   ASSERT_TRUE(writer.end_epoch().ok());
 }
 
@@ -112,6 +115,11 @@ void expect_sample(Reader& reader) {
   const auto blocks = std::get<FileBlocks>(next());
   EXPECT_EQ(blocks.state, "op");
   EXPECT_EQ(blocks.data.size(), 5u);
+  const auto hashes = std::get<PageHashes>(next());
+  EXPECT_EQ(hashes.space, 12u);
+  EXPECT_EQ(hashes.runs, (std::vector<PageRun>{{0x4000, 2}}));
+  EXPECT_EQ(hashes.hashes, (std::vector<PageHash>{PageHash{std::byte{1}}, PageHash{std::byte{2}}}));
+  EXPECT_EQ(std::get<HashesEnd>(next()).number, 1u);
   EXPECT_EQ(std::get<EpochEnd>(next()).number, 1u);
   EXPECT_TRUE(absl::IsOutOfRange(reader.next().status()));
 }

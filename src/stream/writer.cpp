@@ -172,6 +172,30 @@ absl::Status Writer::end_state() {
   return frame(FrameType::kStateEnd, head_);
 }
 
+absl::Status Writer::page_hashes(uint64_t space, std::span<const PageRun> runs,
+                                 std::span<const PageHash> hashes) {
+  GW_RETURN_IF_ERROR(need_epoch());
+  if (runs.empty() || runs.size() > kMaxRunsPerFrame) return refuse("wrong number of page runs");
+  uint64_t count = 0;
+  for (const PageRun& run : runs) {
+    if (const auto fault = fault_of_run(run); !fault.empty()) return refuse(fault);
+    count += run.count;
+  }
+  if (count > kMaxPagesPerFrame) return refuse("too many pages for one frame");
+  if (count != hashes.size()) return refuse("hashes and runs differ in length");
+  Encoder to(head_);
+  to.number(space).number(static_cast<uint32_t>(runs.size())).number(static_cast<uint32_t>(count));
+  encode_runs(to, runs);
+  const iovec tail = {const_cast<PageHash*>(hashes.data()), hashes.size_bytes()};
+  return frame(FrameType::kPageHashes, head_, {&tail, 1});
+}
+
+absl::Status Writer::end_hashes() {
+  GW_RETURN_IF_ERROR(need_epoch());
+  Encoder(head_).number(epoch_);
+  return frame(FrameType::kHashesEnd, head_);
+}
+
 absl::Status Writer::end_epoch() {
   GW_RETURN_IF_ERROR(need_epoch());
   Encoder(head_).number(epoch_).number(epoch_frames_ + 1).number(running_checksum_);

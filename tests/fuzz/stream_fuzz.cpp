@@ -65,6 +65,8 @@ struct WriteAgain {
   absl::Status operator()(const PagesDropped& f) { return to.pages_dropped(f.space, f.runs); }
   absl::Status operator()(const FileBlocks& f) { return to.file_blocks(f.state, f.data); }
   absl::Status operator()(const StateEnd&) { return to.end_state(); }
+  absl::Status operator()(const PageHashes& f) { return to.page_hashes(f.space, f.runs, f.hashes); }
+  absl::Status operator()(const HashesEnd&) { return to.end_hashes(); }
   absl::Status operator()(const EpochEnd&) { return to.end_epoch(); }
 };
 
