@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -35,34 +36,48 @@ struct LeftOver {
   bool nothing() const { return areas.empty() && !home && descriptors.empty(); }
 };
 
-// A userfaultfd on which nobody has called UFFDIO_API: ours is taken out and closed before that.
-// (fdinfo's "API:" line has the features in its second field, 0 until then: fs/userfaultfd.c. The
-// precheck refuses programs that have one of their own.)
-absl::StatusOr<std::vector<int>> stray_descriptors(HostPid pid) {
-  std::vector<int> strays;
+// Those of its descriptors that are a userfaultfd.
+absl::StatusOr<std::vector<int>> userfaultfds_of(HostPid pid) {
+  std::vector<int> numbers;
   GW_ASSIGN_OR_RETURN(const auto names, kernel::list_folder(fmt::format("/proc/{}/fd", pid.value)));
   for (const std::string& name : names) {
     const auto link = kernel::readlinkat(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid.value, name));
     if (!link.ok() || *link != "anon_inode:[userfaultfd]") continue;
-    const auto info = kernel::read_file(fmt::format("/proc/{}/fdinfo/{}", pid.value, name), 4096);
-    if (!info.ok()) continue;
-    const size_t api = info->find("API:\t");
-    const size_t features = api == std::string::npos ? api : info->find(':', api + 5);
-    if (features == std::string::npos || info->compare(features, 3, ":0:") != 0) continue;
     int number = -1;
     std::from_chars(name.data(), name.data() + name.size(), number);
-    strays.push_back(number);
+    numbers.push_back(number);
   }
-  return strays;
+  return numbers;
 }
 
-absl::StatusOr<LeftOver> find_left_over(HostPid pid) {
+// One on which nobody has called UFFDIO_API: ours is taken out and closed before that. (fdinfo's
+// "API:" line has the features in its second field, 0 until then: fs/userfaultfd.c. The precheck
+// refuses programs that have one of their own.)
+bool is_stray(HostPid pid, int number) {
+  const auto info = kernel::read_file(fmt::format("/proc/{}/fdinfo/{}", pid.value, number), 4096);
+  if (!info.ok()) return false;
+  const size_t api = info->find("API:\t");
+  const size_t features = api == std::string::npos ? api : info->find(':', api + 5);
+  return features != std::string::npos && info->compare(features, 3, ":0:") == 0;
+}
+
+bool is_copy(std::span<const UniqueFd> ours, HostPid pid, int number) {
+  return std::any_of(ours.begin(), ours.end(), [&](const UniqueFd& one) {
+    bool same = false;
+    return kernel::kcmp_same_file(HostPid{::getpid()}, one.get(), pid, number, same).ok() && same;
+  });
+}
+
+absl::StatusOr<LeftOver> find_left_over(HostPid pid, std::span<const UniqueFd> trackers) {
   LeftOver found;
   GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_maps(pid));
   for (const kernel::Mapping& mapping : maps)
     if (ours(mapping.start)) found.areas.push_back(mapping);
   GW_ASSIGN_OR_RETURN(found.home, StubArea::used_home(pid));
-  GW_ASSIGN_OR_RETURN(found.descriptors, stray_descriptors(pid));
+  GW_ASSIGN_OR_RETURN(found.descriptors, userfaultfds_of(pid));
+  std::erase_if(found.descriptors, [&](int number) {
+    return !is_stray(pid, number) && !is_copy(trackers, pid, number);
+  });
   return found;
 }
 
@@ -100,8 +115,8 @@ absl::StatusOr<tracee::FrozenTree> stop_outside(HostPid pid) {
   }
 }
 
-absl::Status clean(HostPid pid, ImagePid image_pid) {
-  GW_ASSIGN_OR_RETURN(const LeftOver before, find_left_over(pid));
+absl::Status clean(HostPid pid, ImagePid image_pid, std::span<const UniqueFd> ours) {
+  GW_ASSIGN_OR_RETURN(const LeftOver before, find_left_over(pid, ours));
   if (before.nothing()) return absl::OkStatus();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree tree, stop_outside(pid));
   if (tree.processes.empty() || tree.processes[0].tasks.empty())
@@ -110,7 +125,7 @@ absl::Status clean(HostPid pid, ImagePid image_pid) {
   for (tracee::StoppedTask& each : tree.processes[0].tasks)
     GW_RETURN_IF_ERROR(resource::leave_critical_section(each).status());
   // As it is now that nothing of it runs; the area of this visit is not among them.
-  GW_ASSIGN_OR_RETURN(const LeftOver found, find_left_over(pid));
+  GW_ASSIGN_OR_RETURN(const LeftOver found, find_left_over(pid, ours));
   GW_ASSIGN_OR_RETURN(StubArea area, StubArea::map(task, image_pid, kTableBytes));
   const absl::Status removed = [&]() -> absl::Status {
     FAULT_POINT("source.left_over");
@@ -131,12 +146,22 @@ absl::Status clean(HostPid pid, ImagePid image_pid) {
 
 }  // namespace
 
+absl::StatusOr<std::vector<int>> copies_of(std::span<const UniqueFd> ours, HostPid pid) {
+  auto numbers = userfaultfds_of(pid);
+  if (errno_of(numbers.status()) == ENOENT || errno_of(numbers.status()) == ESRCH)
+    return std::vector<int>();
+  if (numbers.ok())
+    std::erase_if(*numbers, [&](int number) { return !is_copy(ours, pid, number); });
+  return numbers;
+}
+
 absl::Status remove_left_over(const std::vector<HostPid>& members,
-                              const resource::PidTranslator& translate) {
+                              const resource::PidTranslator& translate,
+                              std::span<const UniqueFd> ours) {
   absl::Status first;
   for (const HostPid pid : members) {
     const auto image_pid = translate(pid);
-    absl::Status cleaned = image_pid.ok() ? clean(pid, *image_pid) : image_pid.status();
+    absl::Status cleaned = image_pid.ok() ? clean(pid, *image_pid, ours) : image_pid.status();
     // One that has ended took it along.
     if (errno_of(cleaned) == ESRCH || errno_of(cleaned) == ENOENT) continue;
     first.Update(annotate(cleaned, fmt::format("process {}", pid.value)));

@@ -5,18 +5,28 @@
 #ifndef GODWIT_PROCESS_LEFT_OVER_H_
 #define GODWIT_PROCESS_LEFT_OVER_H_
 
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "base/unique_fd.h"
 #include "resource/process_tree/process_tree.h"
 
 namespace godwit::process {
 
-// Takes it out of the processes `members` (thread group leaders), each of which is stopped for a
-// moment if there is something to take out. They run; no tracer has them. Idempotent.
+// The numbers under which `pid` has one of `ours` open (kcmp(2)): a child that another thread
+// forked while a tracker was attached has inherited its userfaultfd. Empty for a process that has
+// ended.
+absl::StatusOr<std::vector<int>> copies_of(std::span<const UniqueFd> ours, HostPid pid);
+
+// Takes it, and copies of `ours`, out of the processes `members` (thread group leaders), each of
+// which is stopped for a moment if there is something to take out. They run; no tracer has them.
+// Idempotent.
 absl::Status remove_left_over(const std::vector<HostPid>& members,
-                              const resource::PidTranslator& translate);
+                              const resource::PidTranslator& translate,
+                              std::span<const UniqueFd> ours = {});
 
 }  // namespace godwit::process
 

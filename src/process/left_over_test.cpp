@@ -161,5 +161,34 @@ TEST(LeftOver, TheProgramsOwnUserfaultfdStays) {
   EXPECT_EQ(descriptors_of(program.pid()), before);
 }
 
+// What a child has inherited of a tracker's: known by being the very same, not by its kind.
+TEST(LeftOver, AnInheritedUserfaultfdOfOurs) {
+  const auto make = [] {
+    UniqueFd uffd(
+        static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)));
+    uffdio_api api{};
+    api.api = UFFD_API;
+    EXPECT_EQ(::ioctl(uffd.get(), UFFDIO_API, &api), 0);
+    return uffd;
+  };
+  std::vector<UniqueFd> ours;
+  ours.push_back(make());
+  const UniqueFd another = make();
+  Child child(program);
+  ASSERT_TRUE(child.wait_word(0, 1));
+  const auto copies = copies_of(ours, child.pid());
+  ASSERT_TRUE(copies.ok()) << copies.status();
+  EXPECT_EQ(*copies, std::vector<int>{ours[0].get()});
+  auto expected = descriptors_of(child.pid());
+  std::erase(expected, fmt::format("{} anon_inode:[userfaultfd]", ours[0].get()));
+  const auto translate = resource::PidTranslator::of(HostPid{::getpid()});
+  ASSERT_TRUE(translate.ok());
+  const absl::Status removed = remove_left_over({child.pid()}, *translate, ours);
+  ASSERT_TRUE(removed.ok()) << message_of(removed);
+  EXPECT_EQ(descriptors_of(child.pid()), expected);
+  const uint64_t count = child.word(0);
+  EXPECT_TRUE(child.wait_word(0, count + 1000)) << "the program does not run on";
+}
+
 }  // namespace
 }  // namespace godwit::process

@@ -215,47 +215,89 @@ absl::Status Source::track_new_processes() {
     if (process.tracker) continue;
     const absl::Status opened = open_tracker(process);
     // A process that ends right now is missing in the next reading of the tree.
-    if (!opened.ok() && errno_of(opened) != ESRCH)
+    if (!opened.ok() && errno_of(opened) != ESRCH && errno_of(opened) != ENOENT)
       return annotate(opened, fmt::format("track the pages of process {} ({})", pid, process.comm));
   }
   return absl::OkStatus();
 }
 
 absl::Status Source::open_tracker(SourceProcess& process) {
+  GW_ASSIGN_OR_RETURN(const std::vector<int> inherited, inherited_by(process));
   const int64_t begin = monotonic_ns();
-  GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
-  GW_RETURN_IF_ERROR(seized.interrupt());
-  GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
-                      std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
-  GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
-  GW_RETURN_IF_ERROR(attach_tracker(process, task));
-  GW_RETURN_IF_ERROR(std::move(task).detach());
+  std::vector<tracee::StoppedTask> tasks;
+  if (inherited.empty()) {
+    GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
+    GW_RETURN_IF_ERROR(seized.interrupt());
+    GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
+                        std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
+    tasks.push_back(std::move(task));
+  } else {
+    // All of it: a thread that ran could put something else under that number.
+    GW_ASSIGN_OR_RETURN(tracee::FrozenTree tree,
+                        tracee::stop_tree([&] { return std::vector<HostPid>{process.host_pid}; },
+                                          Deadline::in(kTargetTimeout)));
+    if (tree.processes.empty())
+      return errno_status(ESRCH, fmt::format("stop process {}", process.host_pid.value));
+    tasks = std::move(tree.processes.front().tasks);
+  }
+  GW_RETURN_IF_ERROR(resource::leave_critical_section(tasks.front()).status());
+  if (!inherited.empty()) GW_RETURN_IF_ERROR(close_inherited(process, tasks.front()));
+  GW_RETURN_IF_ERROR(attach_tracker(process, tasks.front()));
+  for (tracee::StoppedTask& task : tasks) GW_RETURN_IF_ERROR(std::move(task).detach());
   longest_stop_ns_ = std::max(longest_stop_ns_, monotonic_ns() - begin);
   return absl::OkStatus();
 }
 
+// A thread that forks while another one is stopped in take_userfaultfd() gives its child a copy of
+// the descriptor. Stopping all threads would prevent that, but a wait with a time-out that is
+// interrupted twice before it ends may be one that cannot be told (registers_for_elsewhere()).
+absl::StatusOr<std::vector<int>> Source::inherited_by(const SourceProcess& process) const {
+  if (perhaps_inherited_.empty()) return std::vector<int>();
+  return copies_of(perhaps_inherited_, process.host_pid);
+}
+
+absl::Status Source::close_inherited(SourceProcess& process, tracee::StoppedTask& task) {
+  GW_ASSIGN_OR_RETURN(const std::vector<int> inherited, inherited_by(process));
+  if (inherited.empty()) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(map_area(process, task));
+  tracee::RemoteSyscalls remote = process.area->single_calls(task);
+  for (const int number : inherited)
+    GW_RETURN_IF_ERROR(
+        remote.must(SYS_close, {static_cast<uint64_t>(number), 0, 0, 0, 0, 0}).status());
+  return remote.finish();
+}
+
 // userfaultfd(2) must be called by the process whose memory it is for; the descriptor is taken out
 // and closed there, and the stub's area mapped, in one short stop.
-absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask& task) {
+absl::StatusOr<UniqueFd> Source::take_userfaultfd(SourceProcess& process,
+                                                  tracee::StoppedTask& task) {
   GW_RETURN_IF_ERROR(map_area(process, task));
-  UniqueFd uffd;
-  {
-    // User mode only: a process that is not root may have no other (userfaultfd(2), sysctl
-    // vm.unprivileged_userfaultfd). WP_ASYNC handles no fault in user space, so that writes by
-    // system calls are tracked all the same.
-    constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
-    tracee::RemoteSyscalls remote = process.area->single_calls(task);
-    GW_ASSIGN_OR_RETURN(const uint64_t number,
-                        remote.must(SYS_userfaultfd, {kFlags, 0, 0, 0, 0, 0}));
-    absl::Status fault = fault_with_descriptor_inside();
-    auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
-    GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
-    GW_ASSIGN_OR_RETURN(process.brk, remote.must(SYS_brk, {0, 0, 0, 0, 0, 0}));
-    GW_RETURN_IF_ERROR(remote.finish());
-    fault.Update(taken.status());
-    GW_RETURN_IF_ERROR(fault);
-    uffd = *std::move(taken);
+  // One that is stopped alone cannot have a child meanwhile.
+  GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
+  // User mode only: a process that is not root may have no other (userfaultfd(2), sysctl
+  // vm.unprivileged_userfaultfd). WP_ASYNC handles no fault in user space, so that writes by system
+  // calls are tracked all the same.
+  constexpr uint64_t kFlags = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
+  tracee::RemoteSyscalls remote = process.area->single_calls(task);
+  GW_ASSIGN_OR_RETURN(const uint64_t number, remote.must(SYS_userfaultfd, {kFlags, 0, 0, 0, 0, 0}));
+  absl::Status fault = fault_with_descriptor_inside();
+  auto taken = kernel::pidfd_getfd(process.pidfd.get(), static_cast<int>(number));
+  GW_RETURN_IF_ERROR(remote.must(SYS_close, {number, 0, 0, 0, 0, 0}).status());
+  GW_ASSIGN_OR_RETURN(process.brk, remote.must(SYS_brk, {0, 0, 0, 0, 0, 0}));
+  GW_RETURN_IF_ERROR(remote.finish());
+  GW_RETURN_IF_ERROR(fault);
+  GW_RETURN_IF_ERROR(taken.status());
+  if (stat.num_threads > 1) {
+    GW_ASSIGN_OR_RETURN(UniqueFd copy, kernel::duplicate(taken->get()));
+    perhaps_inherited_.push_back(std::move(copy));
   }
+  return taken;
+}
+
+// Registered in the stop: where maps have changed meanwhile, a mapping that is new would be cut in
+// two, and mremap(2) of it fail.
+absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask& task) {
+  GW_ASSIGN_OR_RETURN(UniqueFd uffd, take_userfaultfd(process, task));
   host_.tracks(process.host_pid, uffd.get());
   GW_ASSIGN_OR_RETURN(process.tracker, pages::UffdTracker::make(std::move(uffd), process.host_pid));
   GW_RETURN_IF_ERROR(read_maps_of(process, false));

@@ -134,6 +134,9 @@ class Source {
   void count_tree();
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);
+  absl::StatusOr<UniqueFd> take_userfaultfd(SourceProcess& process, tracee::StoppedTask& task);
+  absl::StatusOr<std::vector<int>> inherited_by(const SourceProcess& process) const;
+  absl::Status close_inherited(SourceProcess& process, tracee::StoppedTask& task);
   absl::Status attach_tracker(SourceProcess& process, tracee::StoppedTask& task);
   absl::Status map_area(SourceProcess& process, tracee::StoppedTask& task);
   absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
@@ -174,6 +177,8 @@ class Source {
   std::map<int32_t, SourceProcess> processes_;
   std::map<stream::SectionKey, std::string> sent_;
   std::set<stream::SectionKey> seen_;
+  // Copies of the userfaultfds of processes with several threads: see inherited_by().
+  std::vector<UniqueFd> perhaps_inherited_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<resource::Descriptors> descriptors_;
   resource::FileRanks file_ranks_;  // of the last reading while it ran

@@ -69,8 +69,10 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
     frozen_.push_back(std::move(frozen));
     FrozenProcess& kept = frozen_.back();
     // Born since the last round, or frozen without any round.
-    if (!kept.process->tracker)
+    if (!kept.process->tracker) {
+      GW_RETURN_IF_ERROR(close_inherited(*kept.process, kept.stopped.tasks.front()));
       GW_RETURN_IF_ERROR(attach_tracker(*kept.process, kept.stopped.tasks.front()));
+    }
   }
   // Those that ended since the last round have nothing to scan.
   std::erase_if(processes_, [&](const auto& entry) {
@@ -309,7 +311,8 @@ absl::Status Source::withdraw() {
   // A process forked since the tree was read last has its parent's area, too.
   const auto members = host_.members();
   first.Update(members.status());
-  if (members.ok()) first.Update(remove_left_over(*members, *translate_));
+  if (members.ok()) first.Update(remove_left_over(*members, *translate_, perhaps_inherited_));
+  perhaps_inherited_.clear();
   return first;
 }
 

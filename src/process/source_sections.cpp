@@ -216,14 +216,9 @@ absl::Status Source::capture_descriptions() {
       return fmt::format("process {}, descriptor {} -> {}", file.tgid.value, file.remote_fd,
                          file.link);
     };
-    if (final_ && all[i].kind == nullptr) {
-      // A program's own one was refused before: this is ours, inherited by a child that another
-      // thread forked while attach_tracker() had it open. Most such children soon end.
-      const bool ours = file.link == "anon_inode:[userfaultfd]";
-      return make_error(
-          ours ? absl::StatusCode::kUnavailable : absl::StatusCode::kFailedPrecondition,
-          "{}: this kind of descriptor is not known", where());
-    }
+    if (final_ && all[i].kind == nullptr)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "{}: this kind of descriptor is not known", where());
     if (!wanted(i)) continue;
     if (!states[i].ok()) {
       // It may change under us while the program runs; only the last capture has to succeed.
