@@ -172,6 +172,8 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
                                       std::vector<resource::Refusal>& refusals) {
   const std::string name = fmt::format("process {} ({})", process.pid.value, process.comm);
   GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
+  // Its last thread has ended, too, since the tree was read.
+  if (stat.state == 'Z' && stat.num_threads <= 1) return errno_status(ESRCH, name + ": ended");
   if (stat.state == 'Z') {
     refusals.push_back({"process.leader_ended", name,
                         "its first thread has ended while others run; a thread group without its "
