@@ -11,7 +11,8 @@ namespace {
 
 struct Options {
   std::string name, file, node;
-  bool leave_running = false, with_files = false, json = false, verbose = false, quiet = false;
+  bool leave_running = false, with_files = false, verify = false, json = false, verbose = false,
+       quiet = false;
 };
 
 // The daemon's working directory is not ours.
@@ -32,6 +33,7 @@ int checkpoint(const Context& context, const Options& options) {
   request.set_file(absolute(options.file));
   request.set_leave_running(options.leave_running);
   request.set_with_files(options.with_files);
+  request.set_verify(options.verify);
   return follow_move(context.socket, output_of(options),
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
                        return stub.Checkpoint(&call, request);
@@ -72,6 +74,9 @@ void add_checkpoint(CLI::App& app, Context& context) {
   command->add_flag("--with-files", options->with_files,
                     "also what it has open or mapped below its writable layer, so that it can be "
                     "restored where these files are others");
+  command->add_flag("--verify", options->verify,
+                    "also the hash of every page: a restore compares what it has made with them "
+                    "before it lets it run");
   add_output_flags(command, *options);
   command->footer("What is in the file: godwit image show FILE.");
   command->callback([&context, options] { context.exit_code = checkpoint(context, *options); });

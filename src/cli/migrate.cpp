@@ -10,7 +10,7 @@ namespace {
 
 struct Options {
   std::string name, node, strategy = "precopy", max_downtime, bandwidth;
-  bool dry_run = false, json = false, verbose = false, quiet = false;
+  bool dry_run = false, verify = false, json = false, verbose = false, quiet = false;
 };
 
 int migrate(const Context& context, const Options& options) {
@@ -20,6 +20,7 @@ int migrate(const Context& context, const Options& options) {
   request.set_strategy(options.strategy);
   request.set_dry_run(options.dry_run);
   request.set_verbose(options.verbose);
+  request.set_verify(options.verify);
   if (!options.max_downtime.empty()) {
     const auto limit = parse_duration_ns(options.max_downtime);
     if (!limit.ok()) return complain(annotate(limit.status(), "--max-downtime"), kUsage);
@@ -60,6 +61,10 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_option("--bandwidth", o.bandwidth,
                       "limit while it runs, a second: 100MiB, 1Gbit (default: none)");
   command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");
+  command->add_flag("--verify", o.verify,
+                    "before it runs there, compare every page and mapping of every process with "
+                    "the source's, and go back if one differs: a diagnostic, the service stands "
+                    "still for as long as that takes (about 2 s a GiB)");
   command->add_flag("--json", o.json, "print the result as JSON, without a progress line");
   command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
   command->add_flag("-q,--quiet", o.quiet, "no progress line");

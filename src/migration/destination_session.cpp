@@ -110,6 +110,11 @@ class DestinationSession {
         *answer.mutable_wanted_files() = *wanted;
         GW_RETURN_IF_ERROR(messages_->send(answer));
       }
+      if (std::holds_alternative<stream::HashesEnd>(frame)) {
+        PeerMessage answer;
+        answer.set_compared(true);
+        GW_RETURN_IF_ERROR(messages_->send(answer));
+      }
       if (!std::holds_alternative<stream::EpochEnd>(frame)) continue;
       if (final) break;
       FAULT_POINT("destination.round_done");

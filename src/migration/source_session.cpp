@@ -101,7 +101,10 @@ class SourceSession {
     preamble.workload = start_.service();
     preamble.migration_id = start_.migration_id();
     preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
-    workload_.on_question([this] { return wait_for_wanted_files(); });
+    workload_.on_question([this]() -> absl::StatusOr<WantedFiles> {
+      GW_ASSIGN_OR_RETURN(const PeerMessage answer, wait_for_answer(PeerMessage::kWantedFiles));
+      return answer.wanted_files();
+    });
     return writer_->preamble(preamble);
   }
 
@@ -134,9 +137,10 @@ class SourceSession {
   }
 
   absl::Status freeze() {
-    // A write that is stuck now keeps the service standing still. Not so in a cold move, whose
-    // destination may well be busy for longer with what it has.
-    if (start_.strategy() != STRATEGY_COLD) set_patience(stream_fd_.get(), kSilence);
+    // A write that is stuck now keeps the service standing still. Not so in a cold move or one that
+    // is verified, whose destination may well be busy for longer with what it has.
+    if (start_.strategy() != STRATEGY_COLD && !start_.verify())
+      set_patience(stream_fd_.get(), kSilence);
     set_patience(messages_->fd(), kSilence);
     for (int attempt = 1;; ++attempt) {
       freeze_begin_ns_ = monotonic_ns();
@@ -160,7 +164,11 @@ class SourceSession {
   absl::Status send_last_epoch() {
     const auto pages = workload_.final_pages(*writer_);
     GW_RETURN_IF_ERROR(check_cancel());
-    if (!pages.ok()) return explain(pages.status());
+    GW_RETURN_IF_ERROR(pages.status());
+    if (start_.verify()) {
+      report("verify", {});
+      GW_RETURN_IF_ERROR(wait_for_answer(PeerMessage::kCompared).status());
+    }
     GW_RETURN_IF_ERROR(hear_that_it_is_there());
     FAULT_POINT("source.before_end_mark");
     // The daemon must know before the destination can: from here on the store decides.
@@ -248,8 +256,8 @@ class SourceSession {
     return messages_->send(message);
   }
 
-  // The destination may have to read gigabytes from its disk: it only has to be there.
-  absl::StatusOr<WantedFiles> wait_for_wanted_files() {
+  // The destination may have to read gigabytes, perhaps from its disk: it only has to be there.
+  absl::StatusOr<PeerMessage> wait_for_answer(PeerMessage::MessageCase wanted) {
     const absl::Duration patience = frozen_ ? kSilence : kPeerTimeout;
     Deadline silence = Deadline::in(patience);
     for (;;) {
@@ -266,7 +274,7 @@ class SourceSession {
       if (message.message_case() == PeerMessage::kFailed)
         return absl::AbortedError("the destination: " + message.failed());
       if (message.still_here()) heard_it_ = frozen_;
-      if (message.message_case() == PeerMessage::kWantedFiles) return message.wanted_files();
+      if (message.message_case() == wanted) return message;
     }
   }
 

@@ -58,6 +58,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       (*source)->on_userfaultfd([&daemon](HostPid pid, int fd) { daemon.userfaultfd(pid, fd); });
       if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
       if (start.with_files()) (*source)->carry_all_files();
+      if (start.verify()) (*source)->verify_pages();
       return start.role() == migration::ROLE_SOURCE
                  ? migration::run_source(start, **source, daemon)
                  : migration::run_checkpoint(start, **source, daemon);

@@ -94,6 +94,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   start.set_peer_port(replica_.port());
   start.set_token(replica_.token());
   start.set_verbose(request.verbose());
+  start.set_verify(request.verify());
   const absl::Status started = start_mover(std::move(start));
   if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   return conclude(follow());
@@ -370,6 +371,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   start.set_file(request.file());
   start.set_leave_running(request.leave_running());
   start.set_with_files(request.with_files());
+  start.set_verify(request.verify());
   start.set_strategy(request.leave_running() ? migration::STRATEGY_PRECOPY
                                              : migration::STRATEGY_COLD);
   const absl::Status started = start_mover(std::move(start));

@@ -39,6 +39,9 @@ class ServiceSource final : public migration::SourceWorkload {
   // So does the content of every file in use below the layer.
   void carry_all_files() { all_files_ = true; }
 
+  // Every page is to be compared with the replica's.
+  void verify_pages() { source_->verify_pages(); }
+
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
   void on_question(std::function<absl::StatusOr<migration::WantedFiles>()> answer) override {
     answer_ = std::move(answer);

@@ -80,6 +80,8 @@ absl::Status Replica::apply(const stream::Frame& frame) {
   if (std::holds_alternative<stream::StateEnd>(frame)) return absl::OkStatus();
   if (const auto* pages = std::get_if<stream::Pages>(&frame)) return apply_pages(*pages);
   if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
+  if (const auto* hashes = std::get_if<stream::PageHashes>(&frame)) return compare(*hashes);
+  if (std::holds_alternative<stream::HashesEnd>(frame)) return end_comparison();
   GW_RETURN_IF_ERROR(run_drops());
   in_epoch_ = false;
   if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
@@ -156,6 +158,7 @@ void Replica::discard() {
   for (auto& [pid, husk] : husks_) (void)husk.kill();
   husks_.clear();
   if (completer_) completer_->wait().IgnoreError();
+  compared_.clear();
   descriptions_.clear();
   objects_.clear();
 }

@@ -36,6 +36,7 @@
 #include "process/priority.h"
 #include "process/shared_objects.h"
 #include "process/spans.h"
+#include "process/verify.h"
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
 #include "stream/stream.h"
@@ -130,6 +131,10 @@ class Replica {
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
   absl::Status run_drops();
+  absl::Status compare(const stream::PageHashes& hashes);
+  absl::StatusOr<std::unique_ptr<Space>> space_of(uint64_t space, std::string& name);
+  absl::Status end_comparison();
+  absl::Status compare_maps(Husk& husk);
   pages::PageSet huge_ranges(const Husk& husk) const;
   absl::StatusOr<Husk*> husk_of(uint64_t space);
   const std::string* wanted(std::string_view kind, uint64_t id) const;
@@ -148,6 +153,11 @@ class Replica {
   absl::Status completed_;
   SharedObjects objects_;
   std::map<int32_t, pages::PageApplier> appliers_;
+  struct Compared {
+    std::string name;
+    Comparison comparison;
+  };
+  std::map<uint64_t, Compared> compared_;  // by space
   bool huge_pages_ = false;
   bool in_epoch_ = false;
   bool final_ = false;

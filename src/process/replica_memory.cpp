@@ -156,6 +156,8 @@ absl::StatusOr<Husk*> Replica::husk_of(uint64_t space) {
 
 absl::Status Replica::apply_pages(const stream::Pages& pages) {
   FAULT_POINT("replica.apply_pages");
+  // A test's way to lose pages.
+  if (fault_points_armed && !hit_fault_point("replica.lose_pages").ok()) return absl::OkStatus();
   if ((pages.space & stream::kSharedSpace) != 0) {
     const std::byte* from = pages.data.data();
     for (const stream::PageRun& run : pages.runs) {

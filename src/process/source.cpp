@@ -386,6 +386,10 @@ absl::StatusOr<RoundResult> Source::final_pages(stream::Writer& writer) {
   FAULT_POINT("source.final_pages");
   GW_ASSIGN_OR_RETURN(RoundResult result, send_pages(writer, true));
   spans_.mark("last pages");
+  if (verify_) {
+    GW_RETURN_IF_ERROR(send_all_hashes(writer));
+    spans_.mark("hashes");
+  }
   return result;
 }
 

@@ -98,6 +98,8 @@ class Source {
   absl::Status capture_descriptions();
   absl::Status final_state(stream::Writer& writer, const Extra& extra);
   absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
+  // final_pages() also sends the hash of every page (verify.h).
+  void verify_pages() { verify_ = true; }
 
   // After final_pages(): what is left to do is the replica's.
   void rest() { hurry_.reset(); }
@@ -161,6 +163,8 @@ class Source {
   absl::Status send_pages_of(SourceProcess& process, stream::Writer& writer, bool frozen,
                              RoundResult& result);
   absl::Status send_objects(stream::Writer& writer, bool frozen);
+  absl::Status send_all_hashes(stream::Writer& writer);
+  absl::Status send_hashes_of(const FrozenProcess& frozen, stream::Writer& writer);
 
   absl::Status adopt_stopped(tracee::FrozenTree tree);
   void start_last_scan();
@@ -191,6 +195,7 @@ class Source {
   std::vector<FileInUse> open_files_;
   bool final_ = false;
   bool holding_ = false;
+  bool verify_ = false;
   int64_t longest_stop_ns_ = 0;
   SourceCounts counts_;
   Spans spans_;

@@ -91,6 +91,12 @@ class TaskResource {
 
   // While the program runs, from /proc only: what of this resource could not be restored.
   virtual absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const = 0;
+
+  // Memory of the program's that the kernel writes while the task runs, whatever the program does:
+  // the same at both ends only by chance.
+  virtual std::vector<AddressRange> written_by_kernel(std::string_view /*state*/) const {
+    return {};
+  }
 };
 
 // SO_DOMAIN, SO_TYPE, SO_PROTOCOL.

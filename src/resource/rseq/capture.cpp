@@ -28,6 +28,14 @@ absl::Status RseqResource::precheck(const TaskView&, std::vector<Refusal>&) cons
   return absl::OkStatus();
 }
 
+std::vector<AddressRange> RseqResource::written_by_kernel(std::string_view bytes) const {
+  RseqState state;
+  if (!state.ParseFromString(std::string(bytes)) || state.address() == 0 ||
+      state.address() > UINT64_MAX - state.length())
+    return {};
+  return {{state.address(), state.address() + state.length()}};
+}
+
 const TaskResource& rseq_resource() {
   static const RseqResource resource;
   return resource;

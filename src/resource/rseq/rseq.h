@@ -17,6 +17,8 @@ class RseqResource final : public TaskResource {
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;
   absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const override;
+  // The area: numbers of CPU, node and concurrency (rseq_update_cpu_node_id(), kernel/rseq.c).
+  std::vector<AddressRange> written_by_kernel(std::string_view state) const override;
 };
 const TaskResource& rseq_resource();
 
