@@ -26,6 +26,7 @@ constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
 // cannot be reached, and the service must not stand still any longer.
 constexpr absl::Duration kPing = absl::Milliseconds(100);
 constexpr absl::Duration kSilence = absl::Milliseconds(700);
+constexpr absl::Duration kMoment = absl::Milliseconds(50);
 constexpr int kLookAgainMs = 20;
 // After the move nothing has come for so long, or whatever came meanwhile.
 constexpr int kQuietMs = 2;
@@ -53,7 +54,7 @@ class SourceSession {
     if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
     if (!reasons.empty()) return refused(reasons);
     const DaemonLink::Watch watch = daemon_.watch_for_cancel([this] { workload_.interrupt(); });
-    const absl::Status moved = move();
+    const absl::Status moved = explain(move());
     if (moved.ok()) return moved_away();
     if (end_mark_sent_ && !told_failed_) {
       workload_.leave_frozen();
@@ -118,7 +119,7 @@ class SourceSession {
       const int64_t begin = monotonic_ns();
       auto round = workload_.round(*writer_);
       GW_RETURN_IF_ERROR(check_cancel());
-      if (!round.ok()) return explain(round.status());
+      GW_RETURN_IF_ERROR(round.status());
       GW_RETURN_IF_ERROR(wait_for_applied());
       round->duration_ns = monotonic_ns() - begin;
       ++rounds_;
@@ -146,13 +147,11 @@ class SourceSession {
       freeze_begin_ns_ = monotonic_ns();
       frozen_ = true;
       heard_it_ = false;
-      absl::Status frozen = workload_.freeze();
+      const absl::Status frozen = workload_.freeze();
       if (frozen.ok()) {
         FAULT_POINT("source.frozen");
         GW_RETURN_IF_ERROR(ask_whether_there());
-        frozen = workload_.final_state(*writer_);
-        if (frozen.ok()) return frozen;
-        return explain(frozen);
+        return workload_.final_state(*writer_);
       }
       if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
       // Something passing: let it pass.
@@ -288,15 +287,25 @@ class SourceSession {
     }
   }
 
-  // A broken stream is often the second sign of a failure that the peer has put into words.
+  // A broken connection is often the second sign of a failure that the peer has put into words.
   absl::Status explain(const absl::Status& status) {
-    if (!messages_ || !of_the_stream(status)) return status;
+    if (status.ok() || !messages_ || told_failed_ || !of_the_stream(status)) return status;
+    // Closed by the peer: its words came before, or there are none and that connection is closed as
+    // well. Otherwise the service, which may stand still, waits no longer than it must.
+    const int error = errno_of(status);
+    const bool closed = error == EPIPE || error == ECONNRESET;
+    const Deadline deadline = Deadline::in(closed ? kSilence : kMoment);
     for (;;) {
-      // The service may stand still meanwhile; the words left before the stream broke.
-      const auto message = messages_->receive(Deadline::in(absl::Milliseconds(50)));
+      const auto message = messages_->receive(deadline);
+      if (absl::IsUnavailable(message.status()))
+        return annotate(status,
+                        "the destination's mover has ended without a word, perhaps for want of "
+                        "memory there (see its node's log and its kernel's)");
       if (!message.ok()) return status;
-      if (message->message_case() == PeerMessage::kFailed)
-        return absl::AbortedError("the destination: " + message->failed());
+      if (message->message_case() != PeerMessage::kFailed) continue;
+      // Its word that it has not committed and will not.
+      told_failed_ = true;
+      return absl::AbortedError("the destination: " + message->failed());
     }
   }
 
