@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Real programs move there and back under load; their clients check every answer.
 
-  programs_test.py build/godwit PROGRAM [MOVES]     $GODWIT_MOVES overrides MOVES
+  programs_test.py build/godwit PROGRAM [MOVES]     $GODWIT_MOVES overrides MOVES;
+  $GODWIT_VERIFY_EVERY=1 compares every page in every move, not in every fourth
 
 After each move: the outcome is "moved", no answer was wrong or lost, every connection is the one
-that was opened at the beginning, and the tree of processes is the same as the pids inside of the
+that was opened at the beginning; now and then every page was compared (--verify); and the tree of processes is the same as the pids inside of the
 service show it (parents, groups, sessions, threads). At the end the program's own log is searched
 for complaints.
 """
@@ -24,6 +25,8 @@ import godwit_lab  # noqa: E402
 from godwit_lab import Failure  # noqa: E402
 import process_view  # noqa: E402
 
+# So often every page of the program is compared before it runs at its new place.
+VERIFY_EVERY = int(os.environ.get("GODWIT_VERIFY_EVERY") or 4)
 SUBJECTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "subjects")
 
 NGINX = """
@@ -105,6 +108,15 @@ class MemoryServer:
         return line == "ready"
 
 
+class MapChanger(MemoryServer):
+    """Mappings come, go, move and change thousands of times a second, also in every freeze."""
+
+    def start(self, lab, folder):
+        return lab.start("changer", os.path.join(lab.build, "memory_server"), "--port", "7000",
+                         "--mib", "16", "--dirty-pages-per-s", "1000", "--threads", "2",
+                         "--map-changers", "2", port=7000)
+
+
 class Nginx:
     clients = [("http", 8080, {"connections": 4, "interval_us": 500}),
                ("http", 8081, {"connections": 4, "interval_us": 500})]
@@ -136,8 +148,8 @@ class HttpServer:
         return line == "ready"
 
 
-PROGRAMS = {"redis": Redis, "memcached": Memcached, "memory_server": MemoryServer, "nginx": Nginx,
-            "http_server": HttpServer}
+PROGRAMS = {"redis": Redis, "memcached": Memcached, "memory_server": MemoryServer,
+            "map_changer": MapChanger, "nginx": Nginx, "http_server": HttpServer}
 
 
 def check_window(number, what, seen):
@@ -178,7 +190,8 @@ def moves(lab, program, name, address, count):
     gaps = []
     for number in range(1, count + 1):
         node = "n2" if number % 2 else "n1"
-        result = lab.move(name, node)
+        verify = number % VERIFY_EVERY == 0
+        result = lab.move(name, node, *(["--verify"] if verify else []))
         shown = lab.inspect(name)
         if shown["node"] != node:
             raise Failure("move %d: the service is on %s" % (number, shown["node"]))
@@ -203,8 +216,8 @@ def moves(lab, program, name, address, count):
                 raise Failure("move %d: connections are gone: %s" % (number, seen))
         if hasattr(program, "check"):
             program.check(lab, address)
-        print("move %d to %s: freeze %.2f ms, total %.0f ms, rounds %d, longest gap so far %.2f ms" %
-              (number, node, result["freeze_ns"] / 1e6, result["total_ns"] / 1e6, result["rounds"],
+        print("move %d to %s%s: freeze %.2f ms, total %.0f ms, rounds %d, longest gap so far %.2f ms" %
+              (number, node, ", verified" if verify else "", result["freeze_ns"] / 1e6, result["total_ns"] / 1e6, result["rounds"],
                max(gaps) / 1e3), flush=True)
     for what, client in clients:
         total = client.finish()

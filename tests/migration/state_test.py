@@ -54,9 +54,10 @@ def main():
         print("unmoved: %d values in /proc" % len(view))
         wrong += ["unmoved, /proc: %s" % line for line in
                   process_view.differences(view, process_view.details(lab, "state"))]
-        for node, strategy in (("n2", "precopy"), ("n1", "cold"), ("n2", "precopy")):
+        for node, strategy, options in (("n2", "precopy", ["--verify"]), ("n1", "cold", []),
+                                        ("n2", "precopy", []), ("n1", "cold", ["--verify"])):
             view = process_view.details(lab, "state")
-            lab.move("state", node, "--strategy", strategy)
+            lab.move("state", node, "--strategy", strategy, *options)
             wrong += ["moved to %s, /proc: %s" % (node, line) for line in
                       process_view.differences(view, process_view.details(lab, "state"))]
             wrong += ask(lab, address, "moved to %s, %s" % (node, strategy), KNOWN)

@@ -1,11 +1,13 @@
 // A service for tests and benchmarks: an echo server whose memory is checked all the time.
 //
 //   memory_server --port P [--mib M] [--dirty-pages-per-s D] [--threads T] [--files F]
+//                 [--map-changers C]
 //
 // Fills M MiB with a pattern, then dirties D pages a second in random order while it verifies each
 // page before it writes it. T further threads keep thread-local counters, floating point and
 // vector registers and check them; one that finds anything wrong aborts the process. F
-// descriptors on /dev/null and eventfds are held open. Answers every byte on port P unchanged.
+// descriptors on /dev/null and eventfds are held open. C threads map, unmap, protect, advise and
+// move memory all the time (map_changer.h). Answers every byte on port P unchanged.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -25,6 +27,8 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "map_changer.h"
 
 namespace {
 
@@ -169,6 +173,7 @@ int main(int argc, char** argv) {
   uint64_t dirty_pages = 0;
   uint64_t threads = 0;
   uint64_t files = 0;
+  uint64_t map_changers = 0;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
@@ -182,6 +187,8 @@ int main(int argc, char** argv) {
       threads = value;
     else if (name == "--files")
       files = value;
+    else if (name == "--map-changers")
+      map_changers = value;
     else
       return 2;
   }
@@ -194,5 +201,6 @@ int main(int argc, char** argv) {
   std::vector<std::thread> workers;
   if (dirty_pages > 0) workers.emplace_back([&] { dirty(memory, dirty_pages); });
   for (uint64_t i = 0; i < threads; ++i) workers.emplace_back(check_registers, i * 1000);
+  for (uint64_t i = 0; i < map_changers; ++i) workers.emplace_back(change_maps, i + 1);
   serve(static_cast<uint16_t>(port));
 }

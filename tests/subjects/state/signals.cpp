@@ -4,6 +4,11 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "checks.h"
@@ -141,9 +146,72 @@ Check pending_check() {
           }};
 }
 
+// Processes that ignore every signal, and whose threads have some pending all the same: blocked
+// ones stay (sig_ignored(), kernel/signal.c), until somebody says once more that they are ignored.
+constexpr int kIgnorers = 6;
+constexpr int kThreadsOfEach = 8;
+constexpr int kQueuedOnce[] = {SIGHUP, SIGURG, SIGUSR1, SIGUSR2, SIGWINCH, SIGIO};
+
+[[noreturn]] void ignore_and_wait(int ready) {
+  const pid_t here = ::getpid();
+  for (int turn = 0; turn < 40; ++turn) {
+    siginfo_t info{};
+    info.si_code = SI_QUEUE;
+    ::syscall(SYS_rt_tgsigqueueinfo, here, ::gettid(), SIGRTMIN + 12 + turn % 8, &info);
+  }
+  for (const int number : kQueuedOnce) ::syscall(SYS_tgkill, here, ::gettid(), number);
+  if (::write(ready, "x", 1) != 1) ::_exit(1);
+  for (;;) ::pause();
+}
+
+[[noreturn]] void ignore_all(int ready) {
+  sigset_t all;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_IGN);
+  for (int i = 0; i < kThreadsOfEach; ++i) std::thread(ignore_and_wait, ready).detach();
+  ignore_and_wait(ready);
+}
+
+Check ignored_check() {
+  static std::vector<pid_t> children;
+  int ready[2];
+  must(::pipe(ready), "pipe");
+  for (int i = 0; i < kIgnorers; ++i) {
+    children.push_back(static_cast<pid_t>(must(::fork(), "fork")));
+    if (children.back() == 0) ignore_all(ready[1]);
+  }
+  ::close(ready[1]);
+  char byte = 0;
+  for (int i = 0; i < kIgnorers * (kThreadsOfEach + 1); ++i)
+    must(::read(ready[0], &byte, 1) - 1, "read");
+  ::close(ready[0]);
+  uint64_t wanted = 0;
+  for (const int number : kQueuedOnce) wanted |= uint64_t{1} << (number - 1);
+  for (int i = 0; i < 8; ++i) wanted |= uint64_t{1} << (SIGRTMIN + 12 + i - 1);
+  return {"pending signals that are ignored", [wanted] {
+            for (const pid_t child : children) {
+              int threads = 0;
+              const auto folder = "/proc/" + std::to_string(child) + "/task";
+              for (const auto& task : std::filesystem::directory_iterator(folder)) {
+                std::ifstream status(task.path() / "status");
+                std::string line;
+                while (std::getline(status, line) && !line.starts_with("SigPnd:")) {
+                }
+                report().expect(std::stoull("0" + line.substr(line.find_last_of("\t ") + 1),
+                                            nullptr, 16) == wanted,
+                                "of process " + std::to_string(child) + ": " + line);
+                ++threads;
+              }
+              report().equal("threads of a process that ignores all", threads, kThreadsOfEach + 1);
+            }
+          }};
+}
+
 }  // namespace
 
 void add_signal_checks(std::vector<Check>& checks) {
+  checks.push_back(ignored_check());  // first: it forks
   checks.push_back(itimer_check());
   checks.push_back(posix_timer_check());
   checks.push_back(alternate_stack_check());
