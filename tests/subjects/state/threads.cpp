@@ -44,12 +44,14 @@ std::string result(long is, long wanted) {
 }
 
 // A call that must end by its own time-out, not sooner and not by a signal.
-void timed(std::vector<Check>& checks, const char* name, std::function<std::string()> call) {
-  std::atomic<long>* turns = repeat(name, [call = std::move(call)] {
+void timed(std::vector<Check>& checks, const char* name, std::function<std::string()> call,
+           long long least_ms = 149) {
+  std::atomic<long>* turns = repeat(name, [call = std::move(call), least_ms] {
     const long long begin = clock_ms(CLOCK_MONOTONIC);
     std::string wrong = call();
     const long long took = clock_ms(CLOCK_MONOTONIC) - begin;
-    if (wrong.empty() && took < 149) wrong = "ended after " + std::to_string(took) + " of 150 ms";
+    if (wrong.empty() && took < least_ms)
+      wrong = "ended after " + std::to_string(took) + " of 150 ms";
     return wrong;
   });
   checks.push_back({name, [=] {
@@ -116,7 +118,12 @@ void add_timed(std::vector<Check>& checks) {
     const long got = ::sigtimedwait(&set, nullptr, &time);
     return got < 0 && errno == EAGAIN ? std::string() : result(got, -2);
   });
-  timed(checks, "recv with SO_RCVTIMEO", [] {
+  // Counted in ticks (schedule_timeout()), and they are late for up to five of them while the CPU
+  // that counts them is held up, as a virtual one may be (MAX_STALLED_JIFFIES,
+  // kernel/time/tick-sched.c): one that begins then is as much too short, moved or not. 127 ms have
+  // been seen.
+  constexpr long long kLeastInTicks_ms = 95;
+  const auto receive = [] {
     static const int fd = [] {
       int pair[2];
       must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "socketpair");
@@ -128,7 +135,8 @@ void add_timed(std::vector<Check>& checks) {
     const long got = ::recv(fd, &one, 1, 0);
     // socket(7): with a time-out, EINTR after a stop is what the kernel does with any signal.
     return got < 0 && errno == EAGAIN ? std::string() : result(got, -2);
-  });
+  };
+  timed(checks, "recv with SO_RCVTIMEO", receive, kLeastInTicks_ms);
 }
 
 void add_endless(std::vector<Check>& checks) {
