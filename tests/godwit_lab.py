@@ -20,6 +20,17 @@ class Failure(Exception):
     pass
 
 
+def lab_name():
+    """Of the lab's folders in /run/godwit and /var/lib/godwit."""
+    beside = os.environ.get("GODWIT_LAB")
+    return "lab-" + beside if beside else "lab"
+
+
+def lab_id():
+    """The beginning of its nodes' names where the machine tells them apart: "gw-n1"."""
+    return os.environ.get("GODWIT_LAB") or "gw"
+
+
 def run(*command, timeout=60, check=True, **options):
     done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, timeout=timeout, **options)
@@ -142,8 +153,7 @@ class Lab:
         return difference()
 
     def show_logs(self):
-        beside = os.environ.get("GODWIT_LAB")
-        lab = "lab-" + beside if beside else "lab"
+        lab = lab_name()
         for path in sorted(glob.glob("/run/godwit/%s/*/*.log" % lab) +
                            glob.glob("/var/lib/godwit/%s/*/*.log" % lab)):
             with open(path, errors="replace") as text:

@@ -10,7 +10,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from godwit_lab import wait_for  # noqa: E402
+from godwit_lab import lab_id, lab_name, wait_for  # noqa: E402
 
 
 class Faults:
@@ -52,7 +52,7 @@ def copies():
                 if text.read().strip() != "memory_server":
                     continue
             with open(os.path.join(os.path.dirname(path), "cgroup")) as text:
-                if "/godwit/gw-n" in text.read():
+                if "/godwit/%s-n" % lab_id() in text.read():
                     found.append(int(path.split("/")[2]))
     return found
 
@@ -145,15 +145,15 @@ def traces(lab, node):
         if name.startswith(("gwp", "gwt")):
             found.add("link " + name)
     for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-        for folder in glob.glob("%s/godwit/gw-%s/*/" % (mount, node)):
+        for folder in glob.glob("%s/godwit/%s-%s/*/" % (mount, lab_id(), node)):
             found.add("cgroup " + folder)
     with open("/proc/self/mountinfo") as text:
         for line in text:
             where = line.split()[4]
-            if "/lab/%s/services/" % node in where:
+            if "/%s/%s/services/" % (lab_name(), node) in where:
                 found.add("mount " + where)
-    for folder in glob.glob("/var/lib/godwit/lab/%s/services/*" % node):
+    for folder in glob.glob("/var/lib/godwit/%s/%s/services/*" % (lab_name(), node)):
         found.add("folder " + folder)
-    for folder in glob.glob("/var/lib/godwit/lab/%s/migrations/*" % node):
+    for folder in glob.glob("/var/lib/godwit/%s/%s/migrations/*" % (lab_name(), node)):
         found.add("journal " + folder)
     return found

@@ -15,12 +15,12 @@ import tempfile
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from godwit_lab import Failure, Lab, wait_for  # noqa: E402
+from godwit_lab import Failure, Lab, lab_name, wait_for  # noqa: E402
 
 PORT = 7000
 MIB = 1 << 20
 MEMORY = "/sys/fs/cgroup/memory"
-STATE = "/var/lib/godwit/lab/n2/services"
+STATE = "/var/lib/godwit/%s/n2/services" % lab_name()
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def little_memory(lab, node, mib):
     os.mkdir(group)
 
     def move_all(to):
-        with open("/run/godwit/lab/%s/pid" % node) as text:
+        with open("/run/godwit/%s/%s/pid" % (lab_name(), node)) as text:
             keeper = int(text.read().split()[0])
         with open("/proc/%d/task/%d/children" % (keeper, keeper)) as text:
             pids = [keeper] + [int(each) for each in text.read().split()]
@@ -99,8 +99,8 @@ class Service:
         self.still_here("n1", what)
 
         def clean():
-            return not glob.glob("/var/lib/godwit/lab/n2/services/*/") and \
-                not glob.glob("/var/lib/godwit/lab/*/migrations/*")
+            return not glob.glob(STATE + "/*/") and \
+                not glob.glob("/var/lib/godwit/%s/*/migrations/*" % lab_name())
         wait_for("%s: nothing to be left" % what, clean, 20)
 
 

@@ -23,7 +23,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from breaking import DaemonWatch, Faults, copies, inside, movers, traces  # noqa: E402
-from godwit_lab import Failure, Lab, wait_for  # noqa: E402
+from godwit_lab import Failure, Lab, lab_name, wait_for  # noqa: E402
 
 SERVICE = "svc"
 PORT = 7000
@@ -48,6 +48,7 @@ SOURCE_STEPS = [
     ("source.frozen", "source", True),
     ("source.final_state", "source", False),
     ("source.final_pages", "source", False),
+    ("source.send_hashes", "source", False),
     ("source.before_end_mark", "source", True),
     ("source.after_end_mark", "one", True),
 ]
@@ -62,6 +63,7 @@ DESTINATION_STEPS = [
     ("pages.apply", "source", False),
     ("destination.round_done", "source", False),
     ("replica.restore_tasks", "source", True),
+    ("replica.end_comparison", "source", True),
     ("destination.received", "source", False),
     ("replica.make_ready", "source", False),
     ("destination.ready", "source", True),
@@ -69,6 +71,8 @@ DESTINATION_STEPS = [
     ("node.after_commit", "destination", True),
     ("destination.committed", "destination", True),
 ]
+# Reached only by moves that are verified.
+VERIFYING = {"source.send_hashes", "replica.end_comparison"}
 # What a rollback itself goes through: reached by cancelling.
 THAW_STEP = "source.thaw"
 
@@ -117,7 +121,7 @@ class Transactions:
 
     def daemon_pid(self, node):
         """The lab's daemons have a keeper, which starts them again when they are killed."""
-        with open("/run/godwit/lab/%s/pid" % node) as text:
+        with open("/run/godwit/%s/%s/pid" % (lab_name(), node)) as text:
             keeper = int(text.read().split()[0])
         def child():
             with open("/proc/%d/task/%d/children" % (keeper, keeper)) as text:
@@ -232,7 +236,8 @@ class Transactions:
     def fault_point(self, point, action, expected):
         def act(_, destination):
             self.faults.arm(point, action)
-            outcome, _ = self.finish_migration(self.start_migration(destination))
+            options = ["--verify"] if point in VERIFYING else []
+            outcome, _ = self.finish_migration(self.start_migration(destination, *options))
             if not self.faults.was_hit():
                 raise Failure("%s was not reached" % point)
             return outcome
