@@ -294,7 +294,7 @@ absl::Status Comparison::see(const stream::PageHashes& frame) {
 absl::Status Comparison::end() {
   for (const Part& part : parts_) {
     PageSet rest = part.populated;
-    rest.subtract(named_);
+    rest.subtract(named_.intersect(part.range));
     GW_RETURN_IF_ERROR(
         space_->read(rest.ranges(), [&](uint64_t address, std::span<const std::byte> page) {
           if (!is_nothing(part, page)) differ_.add({address, address + kPageSize});
