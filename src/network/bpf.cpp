@@ -4,11 +4,9 @@
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <filesystem>
 
 #include "base/status.h"
@@ -28,13 +26,10 @@ struct TcxLinkInfo {
 };
 static_assert(sizeof(TcxLinkInfo) == 24);
 
-long call(int command, bpf_attr& attr) { return ::syscall(SYS_bpf, command, &attr, sizeof attr); }
-
 uint64_t pointer(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
-void set_name(char (&out)[BPF_OBJ_NAME_LEN], const char* name) {
-  std::strncpy(out, name, BPF_OBJ_NAME_LEN - 1);
-}
+// No helper that is for GPL-compatible programs only is needed.
+constexpr char kNoLicense[] = "";
 
 // Whoever mounts or unmounts holds the parent folder, so that neither pulls the mount away from
 // under the other.
@@ -63,48 +58,10 @@ bool has_pins(const std::string& folder) {
 
 }  // namespace
 
-absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size) {
-  bpf_attr attr{};
-  attr.map_type = BPF_MAP_TYPE_ARRAY;
-  attr.key_size = 4;
-  attr.value_size = value_size;
-  attr.max_entries = 1;
-  attr.map_flags = BPF_F_MMAPABLE;
-  set_name(attr.map_name, name);
-  const long fd = call(BPF_MAP_CREATE, attr);
-  if (fd < 0) return errno_status(errno, "bpf(BPF_MAP_CREATE, mmapable array)");
-  return UniqueFd(static_cast<int>(fd));
-}
-
-namespace {
-
-absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name,
-                                      std::span<const bpf_insn> program) {
-  std::string log(16384, '\0');
-  attr.insns = pointer(program.data());
-  attr.insn_cnt = static_cast<uint32_t>(program.size());
-  // Nothing of ours needs a helper that is for GPL-compatible programs only.
-  attr.license = pointer("");
-  set_name(attr.prog_name, name);
-  long fd = call(BPF_PROG_LOAD, attr);
-  if (fd < 0) {
-    attr.log_level = 1;
-    attr.log_buf = pointer(log.data());
-    attr.log_size = static_cast<uint32_t>(log.size());
-    fd = call(BPF_PROG_LOAD, attr);
-  }
-  if (fd < 0) {
-    return errno_status(errno, fmt::format("bpf(BPF_PROG_LOAD, {}) [{}]", name, log.c_str()));
-  }
-  return UniqueFd(static_cast<int>(fd));
-}
-
-}  // namespace
-
 absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program) {
   bpf_attr attr{};
   attr.prog_type = BPF_PROG_TYPE_SCHED_CLS;
-  return load_program(attr, name, program);
+  return load_program(attr, name, kNoLicense, program);
 }
 
 absl::StatusOr<UniqueFd> load(const CgroupHook& hook, const char* name,
@@ -112,7 +69,7 @@ absl::StatusOr<UniqueFd> load(const CgroupHook& hook, const char* name,
   bpf_attr attr{};
   attr.prog_type = hook.program;
   attr.expected_attach_type = hook.attach;
-  return load_program(attr, name, program);
+  return load_program(attr, name, kNoLicense, program);
 }
 
 absl::StatusOr<UniqueFd> attach_cgroup(int program, int cgroup, const CgroupHook& hook) {
@@ -120,7 +77,7 @@ absl::StatusOr<UniqueFd> attach_cgroup(int program, int cgroup, const CgroupHook
   attr.link_create.prog_fd = static_cast<uint32_t>(program);
   attr.link_create.target_fd = static_cast<uint32_t>(cgroup);
   attr.link_create.attach_type = hook.attach;
-  const long fd = call(BPF_LINK_CREATE, attr);
+  const long fd = command(BPF_LINK_CREATE, attr);
   if (fd < 0) return errno_status(errno, "bpf(BPF_LINK_CREATE, cgroup): CONFIG_CGROUP_BPF");
   return UniqueFd(static_cast<int>(fd));
 }
@@ -130,7 +87,7 @@ absl::StatusOr<UniqueFd> attach_tcx(int program, int ifindex, uint32_t where) {
   attr.link_create.prog_fd = static_cast<uint32_t>(program);
   attr.link_create.target_ifindex = static_cast<uint32_t>(ifindex);
   attr.link_create.attach_type = where;
-  const long fd = call(BPF_LINK_CREATE, attr);
+  const long fd = command(BPF_LINK_CREATE, attr);
   if (fd < 0) {
     return errno_status(errno, fmt::format("bpf(BPF_LINK_CREATE, TCX {} of link {}): Linux 6.6",
                                            where == kTcxIngress ? "ingress" : "egress", ifindex));
@@ -144,7 +101,7 @@ absl::StatusOr<int> tcx_link_ifindex(int link) {
   attr.info.bpf_fd = static_cast<uint32_t>(link);
   attr.info.info_len = sizeof info;
   attr.info.info = pointer(&info);
-  if (call(BPF_OBJ_GET_INFO_BY_FD, attr) != 0) {
+  if (command(BPF_OBJ_GET_INFO_BY_FD, attr) != 0) {
     return errno_status(errno, fmt::format("bpf(BPF_OBJ_GET_INFO_BY_FD, {})", link));
   }
   return static_cast<int>(info.ifindex);
@@ -154,7 +111,7 @@ absl::Status pin(int object, const std::string& path) {
   bpf_attr attr{};
   attr.pathname = pointer(path.c_str());
   attr.bpf_fd = static_cast<uint32_t>(object);
-  if (call(BPF_OBJ_PIN, attr) != 0) {
+  if (command(BPF_OBJ_PIN, attr) != 0) {
     return errno_status(errno, fmt::format("bpf(BPF_OBJ_PIN, \"{}\")", path));
   }
   return absl::OkStatus();
@@ -163,7 +120,7 @@ absl::Status pin(int object, const std::string& path) {
 absl::StatusOr<UniqueFd> open_pinned(const std::string& path) {
   bpf_attr attr{};
   attr.pathname = pointer(path.c_str());
-  const long fd = call(BPF_OBJ_GET, attr);
+  const long fd = command(BPF_OBJ_GET, attr);
   if (fd < 0) return errno_status(errno, fmt::format("bpf(BPF_OBJ_GET, \"{}\")", path));
   return UniqueFd(static_cast<int>(fd));
 }

@@ -1,6 +1,5 @@
-// The few commands of bpf(2) that a gate and an option watch need, spoken directly: no libbpf, no
-// compiler at run time. TCX links are from Linux 6.6; the system's headers know neither them nor
-// their numbers.
+// What a gate and an option watch need of bpf(2) besides kernel/bpf.h. TCX links are from Linux
+// 6.6; the system's headers know neither them nor their numbers.
 #ifndef GODWIT_NETWORK_BPF_H_
 #define GODWIT_NETWORK_BPF_H_
 
@@ -12,8 +11,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
+#include "kernel/bpf.h"
+#include "kernel/bpf_instructions.h"
 
 namespace godwit::network::bpf {
+using namespace kernel::bpf;
 
 // include/uapi/linux/bpf.h, enum bpf_attach_type (6.6).
 inline constexpr uint32_t kTcxIngress = 46;
@@ -22,8 +24,6 @@ inline constexpr uint32_t kTcxEgress = 47;
 inline constexpr int32_t kTcxNext = -1;
 inline constexpr int32_t kTcxDrop = 2;
 
-// One value of `value_size` bytes that can be mmapped (BPF_F_MMAPABLE, 5.5).
-absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size);
 // Loads a BPF_PROG_TYPE_SCHED_CLS program. On refusal the error has the verifier's words.
 absl::StatusOr<UniqueFd> load_classifier(const char* name, std::span<const bpf_insn> program);
 

@@ -11,7 +11,6 @@
 
 #include "base/status.h"
 #include "network/bpf.h"
-#include "network/bpf_instructions.h"
 
 namespace godwit::network {
 

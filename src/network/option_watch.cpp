@@ -17,7 +17,6 @@
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "network/bpf.h"
-#include "network/bpf_instructions.h"
 
 namespace godwit::network {
 namespace {

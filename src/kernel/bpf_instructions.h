@@ -1,14 +1,14 @@
 // BPF instructions by the names of the kernel's manual
 // (Documentation/bpf/standardization/instruction-set.rst), for programs written out in place.
-#ifndef GODWIT_NETWORK_BPF_INSTRUCTIONS_H_
-#define GODWIT_NETWORK_BPF_INSTRUCTIONS_H_
+#ifndef GODWIT_KERNEL_BPF_INSTRUCTIONS_H_
+#define GODWIT_KERNEL_BPF_INSTRUCTIONS_H_
 
 #include <linux/bpf.h>
 
 #include <cstdint>
 #include <vector>
 
-namespace godwit::network::bpf {
+namespace godwit::kernel::bpf {
 
 inline bpf_insn insn(int code, int dst, int src, int offset, int32_t imm) {
   bpf_insn i{};
@@ -18,6 +18,12 @@ inline bpf_insn insn(int code, int dst, int src, int offset, int32_t imm) {
   i.off = static_cast<int16_t>(offset);
   i.imm = imm;
   return i;
+}
+inline bpf_insn load(int size, int dst, int src, int at) {
+  return insn(BPF_LDX | BPF_MEM | size, dst, src, at, 0);
+}
+inline bpf_insn store(int size, int dst, int src, int at) {
+  return insn(BPF_STX | BPF_MEM | size, dst, src, at, 0);
 }
 inline bpf_insn load16(int dst, int src, int at) {
   return insn(BPF_LDX | BPF_MEM | BPF_H, dst, src, at, 0);
@@ -64,6 +70,6 @@ inline void load_number(std::vector<bpf_insn>& program, int dst, uint64_t number
   program.push_back(insn(0, 0, 0, 0, static_cast<int32_t>(number >> 32)));
 }
 
-}  // namespace godwit::network::bpf
+}  // namespace godwit::kernel::bpf
 
-#endif  // GODWIT_NETWORK_BPF_INSTRUCTIONS_H_
+#endif  // GODWIT_KERNEL_BPF_INSTRUCTIONS_H_
