@@ -3,6 +3,10 @@
 The gap is the longest time from one answer to the next during a move, as the client sees it; the
 freeze is the source's own figure. Undisturbed: the same client's longest gap in a second without
 a move, just before.
+
+Other connections ask once a second each, spread over the second: some have a request under way at
+any time, and so in the freeze. All at once, as it was, a thousand answers came in one burst of
+some ten milliseconds, which was the gap without a move, and between two bursts all were idle.
 """
 
 import time

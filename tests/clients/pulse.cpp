@@ -4,14 +4,16 @@
 //         [--interval-us U] [--bytes B] [--seconds S]
 //
 // On each connection one request at a time; the next one U microseconds after the one before was
-// sent (at once if its answer took longer). The gap is the time from one answer to the next on the
-// same connection. A line on stdin prints a JSON line with what happened since the line before;
-// the end of stdin (or of S seconds) prints the totals and ends it. Exit code 1 if an answer was
-// wrong or lost.
+// sent (at once if its answer took longer). The first ones are spread over U microseconds, so that
+// many connections are a steady load and no burst every U microseconds. The gap is the time from
+// one answer to the next on the same connection. A line on stdin prints a JSON line with what
+// happened since the line before; the end of stdin (or of S seconds) prints the totals and ends it.
+// Exit code 1 if an answer was wrong or lost.
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,8 +25,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <functional>
 #include <memory>
+#include <queue>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -178,6 +183,7 @@ struct Connection {
   std::string unsent;
   std::string reply;
   bool waiting = false;
+  bool watched_for_room = false;  // EPOLLOUT
   int64_t sent_ns = 0;
   int64_t answered_ns = 0;
   bool dead = false;
@@ -235,15 +241,22 @@ class Client {
 
   int run() {
     ::prctl(PR_SET_TIMERSLACK, 1);
-    for (int i = 0; i < options_.connections; ++i) {
-      Connection& one = connections_.emplace_back();
+    epoll_ = ::epoll_create1(EPOLL_CLOEXEC);
+    connections_.resize(static_cast<size_t>(options_.connections));
+    for (uint32_t i = 0; i < connections_.size(); ++i) {
+      Connection& one = connections_[i];
       one.fd = open_connection(options_);
       if (one.fd < 0) return 2;
       one.protocol = make();
       if (!one.protocol) return 2;
+      watch(EPOLL_CTL_ADD, one.fd, EPOLLIN, i);
     }
-    const int64_t end = options_.seconds > 0 ? now_ns() + options_.seconds * 1'000'000'000 : 0;
-    polls_.resize(connections_.size() + 1);
+    // What cannot be waited for (a file, /dev/null) is at its end.
+    if (options_.seconds == 0 && !watch(EPOLL_CTL_ADD, STDIN_FILENO, EPOLLIN, kStdin)) done_ = true;
+    const int64_t begin = now_ns();
+    for (uint32_t i = 0; i < connections_.size(); ++i)
+      due_.emplace(begin + options_.interval_ns * i / options_.connections, i);
+    const int64_t end = options_.seconds > 0 ? begin + options_.seconds * 1'000'000'000 : 0;
     while (!done_ && (end == 0 || now_ns() < end)) step();
     finish_waiting();
     report();
@@ -260,56 +273,72 @@ class Client {
     return nullptr;
   }
 
+  static constexpr uint32_t kStdin = UINT32_MAX;
+
+  bool watch(int operation, int fd, uint32_t events, uint32_t number) const {
+    epoll_event event{};
+    event.events = events;
+    event.data.u32 = number;
+    return ::epoll_ctl(epoll_, operation, fd, &event) == 0;
+  }
+
   void step() {
     const int64_t now = now_ns();
     int64_t next = now + 100'000'000;
-    for (size_t i = 0; i < connections_.size(); ++i) {
-      Connection& one = connections_[i];
-      if (!one.dead && !one.waiting) {
-        if (one.sent_ns + options_.interval_ns <= now)
-          ask(static_cast<int>(i), one, now);
-        else
-          next = std::min(next, one.sent_ns + options_.interval_ns);
-      }
-      const int events = POLLIN | (one.unsent.empty() ? 0 : POLLOUT);
-      polls_[i] = {one.dead ? -1 : one.fd, static_cast<short>(events), 0};
+    while (!due_.empty() && due_.top().first <= now) {
+      const uint32_t number = due_.top().second;
+      due_.pop();
+      if (!connections_[number].dead) ask(number, connections_[number], now);
     }
-    polls_.back() = {options_.seconds > 0 ? -1 : STDIN_FILENO, POLLIN, 0};
+    if (!due_.empty()) next = std::min(next, due_.top().first);
     const int64_t wait = std::max<int64_t>(0, next - now_ns());
     const timespec timeout{wait / 1'000'000'000, wait % 1'000'000'000};
-    if (::ppoll(polls_.data(), polls_.size(), &timeout, nullptr) <= 0) return;
-    for (size_t i = 0; i < connections_.size(); ++i) {
-      if ((polls_[i].revents & POLLOUT) != 0) flush(connections_[i]);
-      if ((polls_[i].revents & (POLLIN | POLLERR | POLLHUP)) != 0) take(connections_[i]);
+    epoll_event events[64];
+    const int ready = ::epoll_pwait2(epoll_, events, 64, &timeout, nullptr);
+    for (int i = 0; i < ready; ++i) {
+      const uint32_t number = events[i].data.u32;
+      if (number == kStdin) {
+        command();
+        continue;
+      }
+      if ((events[i].events & EPOLLOUT) != 0) flush(number, connections_[number]);
+      if ((events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0)
+        take(number, connections_[number]);
     }
-    if (polls_.back().revents != 0) command();
   }
 
-  void ask(int number, Connection& one, int64_t now) {
-    one.unsent = one.protocol->next(number, one.sequence++);
+  void ask(uint32_t number, Connection& one, int64_t now) {
+    one.unsent = one.protocol->next(static_cast<int>(number), one.sequence++);
     one.reply.clear();
     one.waiting = true;
     one.sent_ns = now;
     if (one.answered_ns == 0) one.answered_ns = now;
-    flush(one);
+    flush(number, one);
   }
 
-  void flush(Connection& one) {
+  void flush(uint32_t number, Connection& one) {
+    if (one.dead) return;
     const ssize_t n =
         ::send(one.fd, one.unsent.data(), one.unsent.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0)
       one.unsent.erase(0, static_cast<size_t>(n));
     else if (n < 0 && errno != EAGAIN && errno != EINTR)
-      broken(one, "send");
+      return broken(one, "send");
+    const bool waits = !one.unsent.empty();
+    if (waits == one.watched_for_room) return;
+    one.watched_for_room = waits;
+    watch(EPOLL_CTL_MOD, one.fd, waits ? EPOLLIN | EPOLLOUT : EPOLLIN, number);
   }
 
-  void take(Connection& one) {
+  void take(uint32_t number, Connection& one) {
+    if (one.dead) return;
     char bytes[65536];
     const ssize_t n = ::recv(one.fd, bytes, sizeof bytes, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) return broken(one, n == 0 ? "closed by the service" : "recv");
     one.reply.append(bytes, static_cast<size_t>(n));
-    const int verdict = one.waiting ? one.protocol->check(one.reply) : -1;
+    const bool asked = one.waiting;
+    const int verdict = asked ? one.protocol->check(one.reply) : -1;
     if (verdict == 0) return;
     const int64_t now = now_ns();
     ++window_.checked;
@@ -324,11 +353,13 @@ class Client {
       window_.latencies_us.push_back(static_cast<uint32_t>((now - one.sent_ns) / 1000));
     one.answered_ns = now;
     one.waiting = false;
+    if (asked) due_.emplace(std::max(now, one.sent_ns + options_.interval_ns), number);
   }
 
   void broken(Connection& one, const char* why) {
     std::fprintf(stderr, "pulse: connection broken: %s: %s\n", why, std::strerror(errno));
     one.dead = true;
+    ::epoll_ctl(epoll_, EPOLL_CTL_DEL, one.fd, nullptr);
     ++window_.lost;
     ++total_lost_;
   }
@@ -347,10 +378,11 @@ class Client {
   // Requests that are on their way must be answered too.
   void finish_waiting() {
     const int64_t deadline = now_ns() + 3'000'000'000;
-    for (Connection& one : connections_) {
+    for (uint32_t i = 0; i < connections_.size(); ++i) {
+      Connection& one = connections_[i];
       while (one.waiting && !one.dead && now_ns() < deadline) {
         pollfd wait{one.fd, POLLIN, 0};
-        if (::poll(&wait, 1, 100) > 0) take(one);
+        if (::poll(&wait, 1, 100) > 0) take(i, one);
       }
       if (one.waiting && !one.dead) broken(one, "no answer within 3 s");
     }
@@ -365,7 +397,10 @@ class Client {
 
   Options options_;
   std::vector<Connection> connections_;
-  std::vector<pollfd> polls_;
+  int epoll_ = -1;
+  // When a connection asks next; those that wait for an answer are not in it.
+  using Due = std::pair<int64_t, uint32_t>;
+  std::priority_queue<Due, std::vector<Due>, std::greater<>> due_;
   Window window_;
   uint64_t total_checked_ = 0;
   uint64_t total_wrong_ = 0;
