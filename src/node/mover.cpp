@@ -85,13 +85,14 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
 // heap for this thread and one for all others (mallopt(3)), which grow ahead and give nothing back.
 void keep_memory() {
   ::mallopt(M_ARENA_MAX, 2);
-  ::mallopt(M_TOP_PAD, 1 << 20);
+  ::mallopt(M_TOP_PAD, 4 << 20);
   ::mallopt(M_TRIM_THRESHOLD, 32 << 20);
 }
 
 }  // namespace
 
 int mover_main(int, char**) {
+  keep_memory();
   ::signal(SIGPIPE, SIG_IGN);
   // In every thread: who waits for a tracee's stop waits for this (tracee/ptrace_calls.cpp).
   sigset_t child_stopped;
