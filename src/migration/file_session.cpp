@@ -104,6 +104,7 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
     return failed(OUTCOME_UNKNOWN, undone);
   }
   const absl::Status ended = start.leave_running() ? workload.withdraw() : workload.commit();
+  if (!start.leave_running()) workload.finish();
   if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);
   finished.set_outcome(OUTCOME_SAVED);
   finished.mutable_statistics()->set_strategy("checkpoint");

@@ -234,6 +234,7 @@ class SourceSession {
       PeerMessage end;
       end.set_held_end(true);
       (void)messages_->send(end);
+      workload_.finish();
       return absl::OkStatus();
     }
   }

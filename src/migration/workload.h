@@ -49,8 +49,11 @@ class SourceWorkload {
   virtual absl::Status thaw() = 0;
   // Rollback, after thaw(): nothing of ours stays in it.
   virtual absl::Status withdraw() = 0;
-  // Committed elsewhere: never runs here again; the caller removes it.
+  // Committed elsewhere: never runs here again. Its clients are waiting for the frames that
+  // take_held_frames() has yet.
   virtual absl::Status commit() = 0;
+  // After commit(), when nobody waits any more: lets go of it; the caller removes it.
+  virtual void finish() = 0;
   // Who owns it is not known here: it stays frozen behind its gate, whatever becomes of us.
   virtual void leave_frozen() = 0;
   // A round or final_pages() under way returns soon, with kCancelled. From any thread.

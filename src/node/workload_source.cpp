@@ -92,6 +92,7 @@ absl::Status ServiceSource::watch_options() {
 }
 
 // Once in a freeze it is asked whether sysctls are as they were: nothing runs that would write one.
+// And once in a round, whose finding the freeze makes good.
 bool ServiceSource::options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port) {
   if (!options_ || options_->netns_cookie() != netns) return true;
   if (defaults_ == Defaults::kUnknown)
@@ -150,6 +151,7 @@ absl::Status ServiceSource::send_files(stream::Writer& writer, bool frozen) {
 }
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
+  defaults_ = Defaults::kUnknown;
   const auto extra = [&]() -> absl::Status {
     GW_RETURN_IF_ERROR(send_layer(writer, false));
     return send_files(writer, false);
@@ -230,9 +232,7 @@ absl::Status ServiceSource::withdraw() {
 }
 
 absl::Status ServiceSource::commit() {
-  const absl::Status down = port_->port.set_phase(network::PortPhase::kSourceCommitted);
-  source_->finish();
-  return down;
+  return port_->port.set_phase(network::PortPhase::kSourceCommitted);
 }
 
 void ServiceSource::describe(migration::Statistics& statistics) {

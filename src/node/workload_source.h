@@ -56,6 +56,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status thaw() override;
   absl::Status withdraw() override;
   absl::Status commit() override;
+  void finish() override { source_->finish(); }
   void leave_frozen() override { source_->finish(); }
   void interrupt() override { source_->control().cancel(); }
   void describe(migration::Statistics& statistics) override;
@@ -77,7 +78,8 @@ class ServiceSource final : public migration::SourceWorkload {
   std::optional<OpenedPort> port_;
   std::unique_ptr<network::OptionWatch> options_;
   enum class Defaults { kUnknown, kSame, kChanged };
-  std::atomic<Defaults> defaults_ = Defaults::kUnknown;  // of socket options, in this freeze
+  std::atomic<Defaults> defaults_ =
+      Defaults::kUnknown;  // of socket options, in this round or freeze
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
   std::function<void(int)> on_hold_ = [](int) {};
