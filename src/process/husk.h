@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -92,6 +93,7 @@ class Husk {
   // What it has been brought to.
   resource::MemoryMapState memory_map;
   resource::FdTableState fd_table;
+  std::string fd_table_bytes;  // the section that it was filled from whole; empty: none
 
  private:
   Husk(ImagePid pid, tracee::StubArea area) : pid_(pid), area_(std::move(area)) {}

@@ -3,11 +3,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "process/replica_context.h"
 #include "resource/registry.h"
+#include "resource/tcp_socket/tcp_socket.pb.h"
 #include "tracee/remote_syscalls.h"
 
 namespace godwit::process {
@@ -93,6 +95,7 @@ absl::Status Replica::apply_sections() {
   FAULT_POINT("replica.apply_sections");
   sections_applied_ = true;
   if (final_) spans_.mark("receive state");
+  GW_RETURN_IF_ERROR(read_clock());
   GW_RETURN_IF_ERROR(build_tree());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
@@ -113,17 +116,36 @@ absl::Status Replica::apply_sections() {
   return absl::OkStatus();
 }
 
+absl::Status Replica::read_clock() {
+  source_clock_ns_ = monotonic_ns();
+  const std::string* bytes = wanted("tcp_clock", 0);
+  if (!final_ || bytes == nullptr) return absl::OkStatus();
+  resource::TcpClockState clock;
+  if (!clock.ParseFromString(*bytes) || clock.monotonic_ns() < 0)
+    return make_error(absl::StatusCode::kDataLoss, "section tcp_clock is not valid");
+  source_clock_ns_ = clock.monotonic_ns();
+  return absl::OkStatus();
+}
+
 absl::Status Replica::make_ready() {
   FAULT_POINT("replica.make_ready");
   if (!final_ || in_epoch_)
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "the replica has no complete final epoch");
-  GW_RETURN_IF_ERROR(restore_last());
-  spans_.mark("registers");
   // A duplicate kept here would keep sockets open after the program closes them.
-  descriptions_.clear();
   context_->drop_stash();
   objects_.clear();
+  const auto close_duplicates = [this] {
+    descriptions_.clear();
+    return absl::OkStatus();
+  };
+  if (completer_)
+    completer_->start(close_duplicates);
+  else
+    GW_RETURN_IF_ERROR(close_duplicates());
+  GW_RETURN_IF_ERROR(restore_last());
+  spans_.mark("registers");
+  if (completer_) GW_RETURN_IF_ERROR(completer_->wait());
   spans_.mark("close duplicates");
   return absl::OkStatus();
 }

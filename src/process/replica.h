@@ -95,6 +95,8 @@ class Replica {
     std::string state;
     UniqueFd fd;
     uint64_t made_in_epoch = 0;
+    const resource::FileKind* of = nullptr;
+    bool finishes = true;
   };
 
   // What one husk has to do for its final state, all in one run, and what is checked afterwards.
@@ -106,6 +108,7 @@ class Replica {
 
   explicit Replica(ReplicaHost host);
   absl::Status apply_sections();
+  absl::Status read_clock();
   absl::Status build_tree();
   absl::Status build_threads();
   absl::Status run_step(const resource::TreeStep& step);
@@ -114,6 +117,7 @@ class Replica {
   absl::Status map_memory();
   absl::Status map_memory_of(Husk& husk);
   absl::Status make_descriptions();
+  bool stands(const resource::FileKind& kind, uint64_t id, const std::string& state) const;
   struct WantedDescription;
   absl::Status make_some(std::span<const WantedDescription> some);
   absl::Status make_description(const WantedDescription& wanted);
@@ -123,6 +127,7 @@ class Replica {
   absl::Status move_channel();
   absl::Status fill_tables();
   absl::Status fill_table_of(Husk& husk);
+  bool table_stands(const Husk& husk, const std::string& bytes) const;
   absl::Status restore_tasks();
   absl::Status add_task_calls(Restoring& one);
   absl::Status add_finish_calls(Restoring& one, std::set<uint64_t>& done);
@@ -163,6 +168,7 @@ class Replica {
   bool final_ = false;
   bool sections_applied_ = false;
   uint64_t epoch_ = 0;
+  int64_t source_clock_ns_ = 0;
   uint64_t vdso_syscall_offset_ = 0;
   std::unique_ptr<WakefulCpus> cpus_;
   std::unique_ptr<Hurry> hurry_;

@@ -43,6 +43,7 @@ class Replica::Context final : public resource::RestoreContext {
       return make_error(absl::StatusCode::kNotFound, "process {} is not in the replica", pid.value);
     return found->second.tasks().front().task.tid();
   }
+  int64_t source_clock_ns() const override { return replica_.source_clock_ns_; }
   // Ends of pairs that nobody took: what had no holder at the source has none here.
   void drop_stash() { stash_.clear(); }
 

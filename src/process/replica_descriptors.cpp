@@ -35,15 +35,18 @@ absl::Status Replica::make_descriptions() {
     const stream::SectionKey from{std::string(kind->name()), 0};
     for (auto at = sections_.lower_bound(from);
          at != sections_.end() && at->first.kind == kind->name(); ++at)
-      list.push_back({kind, at->first.id, kind->rank(at->second), &at->second});
+      if (!stands(*kind, at->first.id, at->second))
+        list.push_back({kind, at->first.id, kind->rank(at->second), &at->second});
     std::stable_sort(list.begin() + first, list.end(),
                      [](const auto& a, const auto& b) { return a.rank < b.rank; });
   }
   std::erase_if(descriptions_, [&](const auto& entry) {
-    return !sections_.contains({entry.second.kind, entry.first});
+    if (sections_.contains({entry.second.kind, entry.first})) return false;
+    entry.second.of->retire(entry.second.fd.get());
+    return true;
   });
   // Threads are made before the freeze, never in it.
-  if (!final_ && !pool_ && list.size() >= kWorthThreads) {
+  if (!final_ && !pool_ && sections_.size() >= kWorthThreads) {
     constexpr size_t kThreads = 4;
     pool_ = std::make_unique<pages::WorkPool>(
         std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));
@@ -60,6 +63,14 @@ absl::Status Replica::make_descriptions() {
   return absl::OkStatus();
 }
 
+// Files and the like are looked at again in any case; a kind whose descriptions have nothing to do
+// with each other has nothing but its state.
+bool Replica::stands(const resource::FileKind& kind, uint64_t id, const std::string& state) const {
+  if (final_ && !kind.concurrent()) return false;
+  const auto found = descriptions_.find(id);
+  return found != descriptions_.end() && found->second.of == &kind && found->second.state == state;
+}
+
 // Of one kind and rank: in no order among themselves.
 absl::Status Replica::make_some(std::span<const WantedDescription> some) {
   struct Update {
@@ -74,9 +85,7 @@ absl::Status Replica::make_some(std::span<const WantedDescription> some) {
     const auto found = descriptions_.find(wanted.id);
     if (found == descriptions_.end() || found->second.kind != wanted.kind->name())
       anew.push_back(&wanted);
-    else if (found->second.state != *wanted.state || (final_ && !wanted.kind->concurrent()))
-      // Files and the like are looked at again in any case; a kind whose descriptions have nothing
-      // to do with each other has nothing but its state.
+    else
       updates.push_back({&found->second, &wanted, false});
   }
   const auto update = [&](size_t i) {
@@ -93,10 +102,12 @@ absl::Status Replica::make_some(std::span<const WantedDescription> some) {
   };
   for (Update& one : updates) {
     if (!one.done.ok()) return annotate(one.done.status(), describe(*one.wanted));
-    if (*one.done)
+    if (*one.done) {
       one.have->state = *one.wanted->state;
-    else
+      one.have->finishes = one.wanted->kind->finishes(one.have->state);
+    } else {
       anew.push_back(one.wanted);
+    }
   }
   for (const WantedDescription* wanted : anew) {
     const absl::Status made = make_description(*wanted);
@@ -107,10 +118,14 @@ absl::Status Replica::make_some(std::span<const WantedDescription> some) {
 
 absl::Status Replica::make_description(const WantedDescription& wanted) {
   // What was there may hold an address that the new one needs.
-  descriptions_.erase(wanted.id);
+  if (const auto before = descriptions_.find(wanted.id); before != descriptions_.end()) {
+    before->second.of->retire(before->second.fd.get());
+    descriptions_.erase(before);
+  }
   GW_ASSIGN_OR_RETURN(UniqueFd fd, wanted.kind->create(wanted.id, *wanted.state, *context_));
-  descriptions_.insert_or_assign(wanted.id, Description{std::string(wanted.kind->name()),
-                                                        *wanted.state, std::move(fd), epoch_});
+  descriptions_.insert_or_assign(
+      wanted.id, Description{std::string(wanted.kind->name()), *wanted.state, std::move(fd), epoch_,
+                             wanted.kind, wanted.kind->finishes(*wanted.state)});
   return absl::OkStatus();
 }
 
@@ -126,7 +141,7 @@ void Replica::run_all(size_t count, absl::FunctionRef<void(size_t)> item) {
 void Replica::start_completing() {
   const auto complete = [this]() -> absl::Status {
     for (const auto& [id, description] : descriptions_) {
-      const resource::FileKind* kind = resource::find_file_kind(description.kind);
+      const resource::FileKind* kind = description.of;
       const absl::Status done = kind->complete(description.fd.get(), description.state, *context_);
       if (!done.ok())
         return annotate(done,
@@ -183,6 +198,7 @@ absl::Status Replica::fill_tables() {
 absl::Status Replica::fill_table_of(Husk& husk) {
   const std::string* bytes = wanted("fd_table", static_cast<uint64_t>(husk.pid().value));
   resource::FdTableState state;
+  if (bytes != nullptr && table_stands(husk, *bytes)) return absl::OkStatus();
   // In a round: it ended after the tree had been read.
   if (bytes == nullptr && !final_) return absl::OkStatus();
   if (bytes == nullptr || !state.ParseFromString(*bytes))
@@ -212,18 +228,27 @@ absl::Status Replica::fill_table_of(Husk& husk) {
         {descriptions_.at(entry.description()).fd.get(), entry.fd(), entry.close_on_exec()});
   GW_RETURN_IF_ERROR(husk.place(channel_, std::move(placements)));
   husk.fd_table = std::move(possible);
+  husk.fd_table_bytes =
+      husk.fd_table.entries_size() == state.entries_size() ? *bytes : std::string();
   return absl::OkStatus();
+}
+
+// It has all of its entries, and none of them has been made anew since.
+bool Replica::table_stands(const Husk& husk, const std::string& bytes) const {
+  return !husk.fd_table_bytes.empty() && husk.fd_table_bytes == bytes &&
+         std::none_of(descriptions_.begin(), descriptions_.end(),
+                      [&](const auto& one) { return one.second.made_in_epoch == epoch_; });
 }
 
 // Each description once, in the first process that holds it: `done` has those that were.
 absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done) {
   for (const auto& entry : one.husk->fd_table.entries()) {
-    if (!done.insert(entry.description()).second) continue;
     const Description& description = descriptions_.at(entry.description());
-    const resource::FileKind* kind = resource::find_file_kind(description.kind);
-    GW_ASSIGN_OR_RETURN(resource::FileKind::Check check,
-                        kind->finish(description.fd.get(), description.state, one.husk->pid(),
-                                     entry.fd(), one.batches[0], *context_));
+    if (!description.finishes || !done.insert(entry.description()).second) continue;
+    GW_ASSIGN_OR_RETURN(
+        resource::FileKind::Check check,
+        description.of->finish(description.fd.get(), description.state, one.husk->pid(), entry.fd(),
+                               one.batches[0], *context_));
     if (check) one.checks.emplace_back(0, std::move(check));
   }
   return absl::OkStatus();

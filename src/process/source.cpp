@@ -21,6 +21,7 @@
 #include "process/timeouts.h"
 #include "resource/registry.h"
 #include "resource/rseq/rseq.h"
+#include "resource/tcp_socket/tcp_socket.h"
 #include "tracee/memory.h"
 #include "tracee/remote_syscalls.h"
 
@@ -204,7 +205,7 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
 absl::Status Source::start_tracking() {
   FAULT_POINT("source.start_tracking");
   if (!scanner_) scanner_ = std::make_unique<Background>();
-  settled_.clear();  // options_changed() tells of what happens from here on
+  known_files_.clear();  // options_changed() tells of what happens from here on
   // Else what a mover left that was killed before us would travel along.
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
   GW_RETURN_IF_ERROR(remove_left_over(members, *translate_));
@@ -394,6 +395,9 @@ absl::StatusOr<RoundResult> Source::final_pages(stream::Writer& writer) {
 }
 
 void Source::finish() {
+  // Else their ends would have the kernel look after them until it gives them up.
+  if (descriptors_ && settler_ && settler_->wait().ok())
+    descriptors_->for_untaken(resource::tcp_silence).IgnoreError();
   // The tasks stay frozen by their cgroup when our ptrace ends; whoever committed kills them.
   frozen_.clear();
   if (settler_) settler_->wait().IgnoreError();

@@ -21,10 +21,10 @@
 #include <future>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
@@ -148,11 +148,18 @@ class Source {
   static void cut_out_area(SourceProcess& process);
   std::vector<resource::FdHolder> holders() const;
   absl::Status read_descriptors();
+  absl::Status look_at_descriptors();
+  void begin_reading();
+  absl::Status give_up_reading();
+  absl::Status await_descriptors();
   absl::Status settle_descriptors();
+  absl::Status take_what_is_not_seen();
+  absl::Status clock_section(stream::Writer& writer);
   void run_all(size_t count, absl::FunctionRef<void(size_t)> item);
 
   void begin_sections(bool final);
   absl::Status section(stream::Writer& writer, std::string kind, uint64_t id, std::string state);
+  bool note_same(const resource::Descriptors::Description& one);
   absl::Status end_sections(stream::Writer& writer);
   absl::Status tree_section(stream::Writer& writer);
   absl::Status memory_sections(stream::Writer& writer);
@@ -179,18 +186,25 @@ class Source {
   std::unique_ptr<resource::PidTranslator> translate_;
   resource::ProcessTree tree_;
   std::map<int32_t, SourceProcess> processes_;
-  std::map<stream::SectionKey, std::string> sent_;
-  std::set<stream::SectionKey> seen_;
+  struct Sent {
+    std::string state;
+    uint64_t seen = 0;  // in which pass
+  };
+  absl::flat_hash_map<stream::SectionKey, Sent> sent_;
+  uint64_t pass_ = 0;
   // Copies of the userfaultfds of processes with several threads: see inherited_by().
   std::vector<UniqueFd> perhaps_inherited_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<resource::Descriptors> descriptors_;
-  resource::FileRanks file_ranks_;  // of the last reading while it ran
-  resource::Descriptors::Settled settled_;
+  resource::FileRanks file_ranks_;                   // of the last reading while it ran
+  resource::Descriptors::KnownFiles known_files_;    // of the last round
+  std::unique_ptr<resource::FileViews> file_views_;  // for many descriptors
+  bool without_views_ = false;                       // this kernel has none
   std::unique_ptr<pages::WorkPool> pool_;  // what is done in the freeze for many descriptors
   std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;
   std::vector<std::pair<stream::SectionKey, std::string>> file_states_;
+  std::vector<stream::SectionKey> same_states_;      // those that the replica has
   std::map<std::string, std::string> own_sections_;  // of the caller
   std::vector<FileInUse> open_files_;
   bool final_ = false;
@@ -205,6 +219,8 @@ class Source {
   std::unique_ptr<Hurry> hurry_;       // from freeze() to thaw() or finish()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
+  bool reading_ = false;               // by the settler
+  std::promise<absl::Status> read_;    // by it: tables, before it looks at each description
   std::promise<absl::Status> looked_;  // by the scanner: maps and files, before it scans
 };
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -34,6 +35,7 @@ absl::Status Source::freeze() {
   spans_.mark("stop");
   GW_RETURN_IF_ERROR(adopt_stopped(std::move(stopped)));
   spans_.mark("adopt");
+  begin_reading();
   GW_RETURN_IF_ERROR(run_capture_batches());
   spans_.mark("batches");
   holding_ = true;
@@ -100,13 +102,38 @@ void Source::start_last_scan() {
   });
 }
 
+// Beside the making of batches, where there are enough descriptors to gain by another thread.
+void Source::begin_reading() {
+  if (!settler_ || !file_views_) return;
+  read_ = std::promise<absl::Status>();
+  reading_ = true;
+  settler_->start([this] {
+    const absl::Status read = read_descriptors();
+    read_.set_value(read);
+    return read.ok() ? descriptors_->settle(*context_, known_files_) : read;
+  });
+}
+
+// The tree is not the one that is being read.
+absl::Status Source::give_up_reading() {
+  if (!std::exchange(reading_, false)) return absl::OkStatus();
+  return settler_->wait();
+}
+
+// Tables are known and descriptors taken; capture_descriptions() waits until all are looked at.
+absl::Status Source::await_descriptors() {
+  if (std::exchange(reading_, false)) return read_.get_future().get();
+  GW_RETURN_IF_ERROR(read_descriptors());
+  return settle_descriptors();
+}
+
 // Beside the batches where there are enough descriptors to gain by another thread;
 // capture_descriptions() does what is left.
 absl::Status Source::settle_descriptors() {
   constexpr size_t kMany = 64;
   if (!settler_ || descriptors_->descriptions().size() < kMany)
-    return descriptors_->settle(*context_, settled_);
-  settler_->start([this] { return descriptors_->settle(*context_, settled_); });
+    return descriptors_->settle(*context_, known_files_);
+  settler_->start([this] { return descriptors_->settle(*context_, known_files_); });
   return absl::OkStatus();
 }
 
@@ -190,10 +217,12 @@ absl::Status Source::run_capture_batches() {
   }
   spans_.mark("start batches");
   const bool stands = tree_stands();
-  if (!stands) GW_RETURN_IF_ERROR(read_frozen_tree());
+  if (!stands) {
+    GW_RETURN_IF_ERROR(give_up_reading());
+    GW_RETURN_IF_ERROR(read_frozen_tree());
+  }
   spans_.mark("read tree");
-  GW_RETURN_IF_ERROR(read_descriptors());
-  GW_RETURN_IF_ERROR(settle_descriptors());
+  GW_RETURN_IF_ERROR(await_descriptors());
   spans_.mark("take descriptors");
   for (size_t i = 0; i < all.size(); ++i)
     GW_RETURN_IF_ERROR(annotate(started[i].finish(), describe(*all[i].frozen)));

@@ -2,15 +2,18 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <thread>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "process/source.h"
 #include "process/source_context.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
 #include "resource/shared_object/shared_object.pb.h"
+#include "resource/tcp_socket/tcp_socket.pb.h"
 
 namespace godwit::process {
 namespace {
@@ -47,28 +50,36 @@ absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
 
 void Source::begin_sections(bool final) {
   final_ = final;
-  seen_.clear();
+  ++pass_;
 }
 
 absl::Status Source::section(stream::Writer& writer, std::string kind, uint64_t id,
                              std::string state) {
   stream::SectionKey key{std::move(kind), id};
-  seen_.insert(key);
-  std::string& sent = sent_[key];
-  if (sent == state && !state.empty()) return absl::OkStatus();
+  Sent& sent = sent_[key];
+  sent.seen = pass_;
+  if (sent.state == state && !state.empty()) return absl::OkStatus();
   GW_RETURN_IF_ERROR(writer.section(key, state));
-  sent = std::move(state);
+  sent.state = std::move(state);
   return absl::OkStatus();
+}
+
+// False: its state has never been sent.
+bool Source::note_same(const resource::Descriptors::Description& one) {
+  stream::SectionKey key{std::string(one.kind->name()), one.file.id};
+  if (!sent_.contains(key)) return false;
+  same_states_.push_back(std::move(key));
+  return true;
 }
 
 absl::Status Source::end_sections(stream::Writer& writer) {
   for (auto at = sent_.begin(); at != sent_.end();) {
-    if (seen_.contains(at->first)) {
+    if (at->second.seen == pass_) {
       ++at;
       continue;
     }
     GW_RETURN_IF_ERROR(writer.section_removed(at->first));
-    at = sent_.erase(at);
+    sent_.erase(at++);
   }
   return absl::OkStatus();
 }
@@ -173,43 +184,76 @@ absl::Status Source::read_descriptors() {
     pool_ = std::make_unique<pages::WorkPool>(
         std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));
   if (!settler_ && !final_) settler_ = std::make_unique<Background>();
-  GW_ASSIGN_OR_RETURN(resource::Descriptors read,
-                      resource::Descriptors::read(holders(), file_ranks_));
+  if (file_views_) file_views_->forget();
+  resource::Descriptors::Hints hints;
+  hints.ranks = &file_ranks_;
+  if (final_ && file_views_) {
+    hints.views = file_views_.get();
+    hints.known = &known_files_;
+    hints.context = context_.get();
+  }
+  GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders(), hints));
   descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
-  if (final_) return absl::OkStatus();
+  return final_ ? absl::OkStatus() : look_at_descriptors();
+}
+
+// In a round.
+absl::Status Source::look_at_descriptors() {
   file_ranks_ = descriptors_->ranks();
-  return descriptors_->look(
-      [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); });
+  GW_RETURN_IF_ERROR(descriptors_->look(
+      [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); }));
+  // To make them ready takes some milliseconds.
+  constexpr uint32_t kWorthViews = 128;
+  const size_t most = descriptors_->largest_table();
+  if (without_views_ || most < kWorthViews) return absl::OkStatus();
+  if (!file_views_ || file_views_->capacity() < most) {
+    // With room for what is opened until the freeze.
+    auto views = resource::FileViews::open(static_cast<uint32_t>(std::bit_ceil(most + most / 4)));
+    if (!views.ok()) {
+      log_info("descriptors are read one by one: {}", message_of(views.status()));
+      without_views_ = true;
+      return absl::OkStatus();
+    }
+    file_views_ = *std::move(views);
+  }
+  // A view that fails is missing, no more.
+  descriptors_->see(*file_views_).IgnoreError();
+  return absl::OkStatus();
 }
 
 absl::Status Source::capture_descriptions() {
   file_states_.clear();
+  same_states_.clear();
   counts_.connections = 0;
   if (final_ && settler_) {
-    const absl::Status helped = descriptors_->settle(*context_, settled_);
+    const absl::Status helped = descriptors_->settle(*context_, known_files_);
     GW_RETURN_IF_ERROR(settler_->wait());
     GW_RETURN_IF_ERROR(helped);
     spans_.mark("settle descriptions");
   }
   const auto& all = descriptors_->descriptions();
+  if (final_) GW_RETURN_IF_ERROR(take_what_is_not_seen());
   std::vector<absl::StatusOr<std::string>> states(all.size(), std::string());
+  std::vector<bool> sent(all.size());
+  for (size_t i = 0; i < all.size(); ++i) sent[i] = all[i].same && note_same(all[i]);
   const auto wanted = [&](size_t i) {
-    return all[i].kind != nullptr && (final_ || all[i].kind->early());
+    return all[i].kind != nullptr && (final_ || all[i].kind->early()) && !sent[i];
   };
   std::vector<size_t> together;
   for (size_t i = 0; i < all.size(); ++i) {
     if (!wanted(i)) continue;
-    if (all[i].kind->concurrent())
+    if (final_ && all[i].still)
+      states[i] = *all[i].still;
+    else if (all[i].kind->concurrent())
       together.push_back(i);
     else
       states[i] = all[i].kind->capture(all[i].file, *context_);
   }
   run_all(together.size(), [&](size_t i) {
     const auto& one = all[together[i]];
-    if (!final_) descriptors_->settle_one(together[i], *context_);
+    if (!final_) descriptors_->settle_one(together[i], *context_, known_files_);
     states[together[i]] = one.kind->capture(one.file, *context_);
   });
-  if (!final_) settled_ = descriptors_->take_settled();
   for (size_t i = 0; i < all.size(); ++i) {
     const resource::OpenFile& file = all[i].file;
     const auto where = [&] {
@@ -219,16 +263,34 @@ absl::Status Source::capture_descriptions() {
     if (final_ && all[i].kind == nullptr)
       return make_error(absl::StatusCode::kFailedPrecondition,
                         "{}: this kind of descriptor is not known", where());
+    if (all[i].kind != nullptr && all[i].kind->name() == "tcp_socket") ++counts_.connections;
     if (!wanted(i)) continue;
     if (!states[i].ok()) {
       // It may change under us while the program runs; only the last capture has to succeed.
       if (!final_) continue;
       return annotate(states[i].status(), where());
     }
-    if (all[i].kind->name() == "tcp_socket") ++counts_.connections;
     file_states_.push_back({{std::string(all[i].kind->name()), file.id}, *std::move(states[i])});
   }
   return absl::OkStatus();
+}
+
+// The gate is closed: what is seen now stays.
+absl::Status Source::take_what_is_not_seen() {
+  const auto& all = descriptors_->descriptions();
+  const auto untaken = [](const auto& one) { return !one.duplicate; };
+  if (std::none_of(all.begin(), all.end(), untaken)) return absl::OkStatus();
+  const bool seen = descriptors_->see(*file_views_).ok();
+  for (size_t i = 0; i < all.size(); ++i)
+    if (untaken(all[i]) && !(seen && all[i].kind->seen_whole(*all[i].file.view)))
+      GW_RETURN_IF_ERROR(descriptors_->take(i));
+  return absl::OkStatus();
+}
+
+absl::Status Source::clock_section(stream::Writer& writer) {
+  resource::TcpClockState clock;
+  clock.set_monotonic_ns(monotonic_ns());
+  return section(writer, "tcp_clock", 0, clock.SerializeAsString());
 }
 
 absl::Status Source::descriptor_sections(stream::Writer& writer) {
@@ -239,7 +301,9 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
   }
   for (auto& [key, state] : file_states_)
     GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
+  for (const stream::SectionKey& key : same_states_) sent_.at(key).seen = pass_;
   file_states_.clear();
+  same_states_.clear();
   counts_.descriptors = 0;
   for (const auto& [tgid, table] : descriptors_->tables()) {
     counts_.descriptors += static_cast<uint32_t>(table.entries_size());
@@ -248,9 +312,14 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
     GW_RETURN_IF_ERROR(
         section(writer, "fd_table", static_cast<uint64_t>(tgid.value), table.SerializeAsString()));
   }
-  if (!final_) note_open_files();
+  if (final_) {
+    if (counts_.connections > 0) GW_RETURN_IF_ERROR(clock_section(writer));
+    return absl::OkStatus();
+  }
+  note_open_files();
+  known_files_ = descriptors_->take_known();
   // A duplicate of ours would keep what the program closes open.
-  if (!final_) descriptors_.reset();
+  descriptors_.reset();
   return absl::OkStatus();
 }
 

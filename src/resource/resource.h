@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "resource/fd_table/file_view.h"
 #include "tracee/batch.h"
 #include "tracee/task.h"
 
@@ -109,7 +110,8 @@ struct SocketIdentity {
 // One open file description of the source, with a duplicate of it in our own table.
 struct OpenFile {
   uint64_t id = 0;  // of the description, stable through the move
-  int fd = -1;      // pidfd_getfd duplicate: shares offset and flags with the target's
+  int fd = -1;      // pidfd_getfd duplicate: shares offset and flags with the target's; -1: only
+                    // `view` is known, and by it what a round found stands (FileKind::stands())
   ImagePid tgid;    // a process that has it open
   HostPid host_tgid;
   int remote_fd = -1;  // its number there
@@ -121,6 +123,7 @@ struct OpenFile {
   std::optional<SocketIdentity> socket;  // asked once for all kinds of sockets
   std::string settled;                   // what its kind's settle() gave, for capture()
   std::string_view settled_before;       // in the freeze: what it gave in the last round, if it did
+  const FileView* view = nullptr;        // of a TCP socket, where there are views
 };
 
 // What a kind may ask while it captures.
@@ -165,6 +168,8 @@ class RestoreContext {
   virtual int stdio(int stream) const = 0;
   // Of a restored process here.
   virtual absl::StatusOr<HostPid> host_pid(ImagePid pid) const = 0;
+  // CLOCK_MONOTONIC of the source when it captured the final epoch; before that any time.
+  virtual int64_t source_clock_ns() const = 0;
 };
 
 class FileKind {
@@ -189,9 +194,25 @@ class FileKind {
     return {};
   }
 
+  // In the freeze, of a description that was `before` in the last round: all that settle() found
+  // then is as it was, as `now` proves.
+  virtual bool stands(const OpenFile& /*before*/, const FileView& /*now*/,
+                      const CaptureContext& /*context*/) const {
+    return false;
+  }
+  // For one that stands: capture() needs no descriptor, since the view says the rest.
+  virtual bool seen_whole(const FileView& /*now*/) const { return false; }
+
   // True if different descriptions of this kind may be settled, captured, updated and completed on
   // several threads at once.
   virtual bool concurrent() const { return false; }
+
+  // True if nothing but the program changes it: in the freeze capture() need not wait until the
+  // gate is closed. Only asked of kinds that are concurrent().
+  virtual bool still() const { return false; }
+
+  // False if finish() would add nothing and check nothing, of which any kind may have many.
+  virtual bool finishes(std::string_view /*state*/) const { return true; }
 
   // True if create() may run from a non-final epoch (context.final() says which it is) and
   // update() brings it to the final state.
@@ -210,6 +231,10 @@ class FileKind {
   // Brings a description made from `before` to `now`. false: must be made anew.
   virtual absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
                                       RestoreContext& context) const = 0;
+
+  // It has ended at the source; husks may hold it for a while yet. Gives back what another may
+  // need: an address.
+  virtual void retire(int /*fd*/) const {}
 
   // In the final epoch, when all descriptions have been made, before finish() and beside what is
   // done in the husks.

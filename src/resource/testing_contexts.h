@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "kernel/proc/fdinfo.h"
 #include "kernel/syscalls.h"
@@ -102,6 +103,7 @@ class FakeRestoreContext final : public RestoreContext {
     const auto found = pids.find(pid.value);
     return found == pids.end() ? HostPid{pid.value} : found->second;
   }
+  int64_t source_clock_ns() const override { return monotonic_ns(); }
 
   size_t stashed_count() const { return stashed_.size(); }
   // As process/replica does when all descriptions are made: what nobody took is closed.

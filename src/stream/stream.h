@@ -60,6 +60,10 @@ struct SectionKey {
   std::string kind;
   uint64_t id = 0;
   auto operator<=>(const SectionKey&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const SectionKey& key) {
+    return H::combine(std::move(h), key.kind, key.id);
+  }
 };
 
 struct Preamble {

@@ -19,6 +19,8 @@ class EpollKind final : public FileKind {
                         std::vector<Refusal>& refusals) const override;
   absl::StatusOr<std::string> capture(const OpenFile& file,
                                       const CaptureContext& context) const override;
+  bool concurrent() const override { return true; }
+  bool still() const override { return true; }
   bool early() const override { return true; }
   absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                   RestoreContext& context) const override;

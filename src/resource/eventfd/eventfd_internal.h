@@ -20,6 +20,8 @@ class EventfdKind final : public FileKind {
   absl::StatusOr<std::string> capture(const OpenFile& file,
                                       const CaptureContext& context) const override;
   bool concurrent() const override { return true; }
+  bool still() const override { return true; }
+  bool finishes(std::string_view) const override { return false; }
   bool early() const override { return true; }
   absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                   RestoreContext& context) const override;

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "base/status.h"
 #include "kernel/proc/fdinfo.h"
 #include "kernel/syscalls.h"
 #include "resource/fd_table/fd_table.h"
+#include "resource/fd_table/reading.h"
 #include "resource/registry.h"
 #include "resource/socket_options/options.h"
 
@@ -37,7 +39,7 @@ bool is_socket(const OpenFile& file) {
 // The same number for the same description in every epoch as long as its first holder keeps it;
 // never 0. Another id for an unchanged description only costs making it again.
 uint64_t id_of(const OpenFile& file) {
-  if (is_socket(file)) return (uint64_t{1} << 62) | file.stat.st_ino;
+  if (is_socket(file)) return id_of_socket(file.stat.st_ino);
   return (static_cast<uint64_t>(file.tgid.value) << 32) | static_cast<uint32_t>(file.remote_fd + 1);
 }
 
@@ -56,9 +58,10 @@ absl::StatusOr<std::string> read_at(int dir, int number) {
     const ssize_t n = ::read(fd.get(), text.data() + used, text.size() - used);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return errno_status(errno, fmt::format("read(fdinfo of {})", number));
-    if (n == 0) break;
     used += static_cast<size_t>(n);
-    if (used == text.size()) text.resize(2 * used);
+    // One record (single_open(), fs/proc/fd.c): what does not fill the buffer is its end.
+    if (used < text.size()) break;
+    text.resize(2 * used);
   }
   text.resize(used);
   return text;
@@ -107,10 +110,30 @@ absl::Status look_at(Descriptors::Description& description, const OwnFolders& fo
 
 }  // namespace
 
+uint64_t id_of_socket(uint64_t inode) { return (uint64_t{1} << 62) | inode; }
+
+absl::StatusOr<OpenFile> file_of(const FdHolder& holder, int fd, int duplicate) {
+  OpenFile file;
+  file.fd = duplicate;
+  file.tgid = holder.tgid;
+  file.host_tgid = holder.host_tgid;
+  file.remote_fd = fd;
+  if (::fstat(duplicate, &file.stat) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
+  file.status_flags = ::fcntl(duplicate, F_GETFL);
+  file.id = id_of(file);
+  return file;
+}
+
 absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processes,
-                                              const FileRanks& before) {
+                                              const Hints& hints) {
+  static const FileRanks none;
   Descriptors result;
-  result.before_ = &before;
+  result.processes_.assign(processes.begin(), processes.end());
+  result.before_ = hints.ranks != nullptr ? hints.ranks : &none;
+  if (hints.views != nullptr) {
+    GW_ASSIGN_OR_RETURN(const bool seen, result.read_views(processes, hints));
+    if (seen) return result;
+  }
   // A running program closes descriptors, and its processes end, between a listing and a look.
   const auto has_gone = [](const absl::Status& status) {
     const int error = errno_of(status);
@@ -129,9 +152,6 @@ absl::StatusOr<Descriptors> Descriptors::read(std::span<const FdHolder> processe
     }
   }
   result.before_ = nullptr;
-  for (auto& [tgid, table] : result.tables_)
-    for (auto& entry : *table.mutable_entries())
-      entry.set_description(result.descriptions_[entry.description()].file.id);
   return result;
 }
 
@@ -144,23 +164,30 @@ absl::Status Descriptors::look(RunAll run_all) {
   return absl::OkStatus();
 }
 
-absl::Status Descriptors::settle(const CaptureContext& context, const Settled& before) {
+absl::Status Descriptors::settle(const CaptureContext& context, const KnownFiles& before) {
   GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
   for (size_t i = (*next_to_settle_)++; i < descriptions_.size(); i = (*next_to_settle_)++) {
     Description& one = descriptions_[i];
+    if (!one.duplicate) continue;  // stands
     GW_RETURN_IF_ERROR(look_at(one, folders));
     if (one.kind == nullptr || !one.kind->concurrent()) continue;
     if (const auto known = before.find(one.file.id); known != before.end())
-      one.file.settled_before = known->second;
+      one.file.settled_before = known->second.file.settled;
     one.file.settled = one.kind->settle(one.file, context);
+    if (one.kind->still()) one.still = one.kind->capture(one.file, context);
   }
   return absl::OkStatus();
 }
 
-Descriptors::Settled Descriptors::take_settled() {
-  Settled all;
+Descriptors::KnownFiles Descriptors::take_known() {
+  KnownFiles all;
   for (Description& one : descriptions_)
-    if (!one.file.settled.empty()) all[one.file.id] = std::move(one.file.settled);
+    if (!one.file.settled.empty()) {
+      const uint64_t id = one.file.id;
+      const FileView* view = std::exchange(one.file.view, nullptr);  // which may be read anew
+      all[id] = {std::move(one.file), one.kind,
+                 view != nullptr ? std::optional(view->tcp) : std::nullopt};
+    }
   return all;
 }
 
@@ -169,21 +196,19 @@ absl::Status Descriptors::add(const FdHolder& holder, int fd) {
   // O_PATH descriptors too: pidfd_getfd takes them as they are.
   if (!duplicate.ok()) return duplicate.status();
   GW_ASSIGN_OR_RETURN(const size_t index, find_or_add(holder, fd, *std::move(duplicate)));
+  add_entry(holder, fd, index);
+  return absl::OkStatus();
+}
+
+void Descriptors::add_entry(const FdHolder& holder, int fd, size_t index) {
   auto* entry = tables_[holder.tgid].add_entries();
   entry->set_fd(fd);
-  entry->set_description(index);  // becomes the id when all are known
-  return absl::OkStatus();
+  entry->set_description(descriptions_[index].file.id);
 }
 
 absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
                                                 UniqueFd duplicate) {
-  OpenFile file;
-  file.fd = duplicate.get();
-  file.tgid = holder.tgid;
-  file.host_tgid = holder.host_tgid;
-  file.remote_fd = fd;
-  if (::fstat(file.fd, &file.stat) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
-  file.status_flags = ::fcntl(file.fd, F_GETFL);
+  GW_ASSIGN_OR_RETURN(OpenFile file, file_of(holder, fd, duplicate.get()));
   const size_t index = descriptions_.size();
   auto& [indexes, order] = by_inode_[{file.stat.st_dev, file.stat.st_ino}];
   if (is_socket(file)) {
@@ -198,8 +223,7 @@ absl::StatusOr<size_t> Descriptors::find_or_add(const FdHolder& holder, int fd,
     if (same) return *same;
   }
   indexes.push_back(index);
-  file.id = id_of(file);
-  descriptions_.push_back({std::move(file), std::move(duplicate), nullptr});
+  descriptions_.push_back({std::move(file), std::move(duplicate), nullptr, std::nullopt, nullptr});
   return index;
 }
 
@@ -259,6 +283,12 @@ const FdTableState& Descriptors::table(ImagePid tgid) const {
   static const FdTableState none;
   const auto found = tables_.find(tgid);
   return found == tables_.end() ? none : found->second;
+}
+
+size_t Descriptors::largest_table() const {
+  int most = 0;
+  for (const auto& [tgid, table] : tables_) most = std::max(most, table.entries_size());
+  return static_cast<size_t>(most);
 }
 
 uint64_t Descriptors::description_at(ImagePid tgid, int fd) const {

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,30 +39,57 @@ using RunAll = absl::FunctionRef<void(size_t count, absl::FunctionRef<void(size_
 // Every description of a tree, with our duplicates, and every table.
 class Descriptors {
  public:
+  // By the description's id, what the last round found of those whose kind settles.
+  struct Known {
+    OpenFile file;
+    const FileKind* kind = nullptr;
+    std::optional<TcpView> tcp;  // by its view then
+  };
+  using KnownFiles = absl::flat_hash_map<uint64_t, Known>;
+
   struct Description {
-    OpenFile file;  // file.fd is owned by `duplicate`
-    UniqueFd duplicate;
+    OpenFile file;                   // file.fd is owned by `duplicate`
+    UniqueFd duplicate;              // none: see OpenFile::fd
     const FileKind* kind = nullptr;  // null: nobody recognises it
+    // Of a kind that is still(): what capture() gave in settle().
+    std::optional<absl::StatusOr<std::string>> still;
+    // Of one that stands: as it was in the last round, and whether its view is the same by now, so
+    // that its state is.
+    const Known* known = nullptr;
+    bool same = false;
   };
 
-  // Takes the descriptors of all processes. close_on_exec is not filled: see below. `before`:
-  // ranks() of an earlier reading, to be faster by.
-  static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes,
-                                          const FileRanks& before);
+  // What a reading may be faster by.
+  struct Hints {
+    const FileRanks* ranks = nullptr;  // of an earlier reading
+    // In the freeze: views, and what they may prove unchanged. All three or none.
+    FileViews* views = nullptr;
+    const KnownFiles* known = nullptr;
+    const CaptureContext* context = nullptr;
+  };
+  // Takes the descriptors of all processes, but for those that stand. close_on_exec is not filled:
+  // see below.
+  static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes, const Hints& hints);
+  // Of its TCP sockets, as they are now.
+  absl::Status see(FileViews& views);
+  // Of a description that stood: a duplicate after all. Any thread, for different ones.
+  absl::Status take(size_t index);
+  // Every such duplicate, given to `use`.
+  absl::Status for_untaken(absl::FunctionRef<absl::Status(int)> use) const;
   // What read() leaves out: link, kind and fdinfo of each description. Any thread may do it.
   absl::Status look(RunAll run_all);
-  // By the description's id, what FileKind::settle() gave.
-  using Settled = absl::flat_hash_map<uint64_t, std::string>;
   // In the freeze: look() and FileKind::settle(), on every thread that calls it together, until all
   // are done or taken by another. `before`: of the last round.
-  absl::Status settle(const CaptureContext& context, const Settled& before);
-  // In a round, after look(): settle() of one description.
-  void settle_one(size_t index, const CaptureContext& context) {
+  absl::Status settle(const CaptureContext& context, const KnownFiles& before);
+  // In a round, after look(): settle() of one description. `before`: of an earlier round.
+  void settle_one(size_t index, const CaptureContext& context, const KnownFiles& before) {
     Description& one = descriptions_[index];
+    if (const auto known = before.find(one.file.id); known != before.end())
+      one.file.settled_before = known->second.file.settled;
     one.file.settled = one.kind->settle(one.file, context);
   }
-  // What settle_one() gave: the descriptions are without it afterwards.
-  Settled take_settled();
+  // Those with what settle_one() gave; nothing else may be asked of them afterwards.
+  KnownFiles take_known();
   FileRanks ranks() const;
 
   const std::vector<Description>& descriptions() const { return descriptions_; }
@@ -77,12 +105,16 @@ class Descriptors {
 
   // Of the table's entries, in their order.
   std::vector<int> numbers(ImagePid tgid) const;
+  size_t largest_table() const;
   uint64_t description_at(ImagePid tgid, int fd) const;
   std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const;
 
  private:
+  absl::StatusOr<bool> read_views(std::span<const FdHolder> processes, const Hints& hints);
+  absl::StatusOr<size_t> add_seen(const FdHolder& holder, const FileView& view, const Hints& hints);
   absl::Status add(const FdHolder& holder, int fd);
   absl::StatusOr<size_t> find_or_add(const FdHolder& holder, int fd, UniqueFd duplicate);
+  void add_entry(const FdHolder& holder, int fd, size_t index);
   std::vector<Description> descriptions_;
   absl::flat_hash_map<ImagePid, FdTableState> tables_;
   struct SameInode {
@@ -91,6 +123,7 @@ class Descriptors {
   };
   absl::flat_hash_map<std::pair<uint64_t, uint64_t>, SameInode> by_inode_;
   const FileRanks* before_ = nullptr;  // while reading
+  std::vector<FdHolder> processes_;
   std::unique_ptr<std::atomic<size_t>> next_to_settle_ = std::make_unique<std::atomic<size_t>>(0);
 };
 

@@ -5,8 +5,11 @@
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include <map>
 
 #include "kernel/syscalls.h"
 
@@ -48,6 +51,102 @@ TEST(CompareTest, WhatWasRemadeIsPlacedAgain) {
   EXPECT_THAT(numbers(change.place), ElementsAre(5));
 }
 
+// One of every sort, some of them twice.
+std::vector<UniqueFd> some_files() {
+  std::vector<UniqueFd> fds;
+  const auto add = [&](int fd) { fds.emplace_back(fd); };
+  add(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  add(::open("/", O_PATH | O_CLOEXEC));
+  add(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  add(::eventfd(3, EFD_CLOEXEC));
+  add(::eventfd(3, EFD_CLOEXEC | EFD_NONBLOCK));
+  add(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  add(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  add(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  for (size_t i = 0, n = fds.size(); i < n; ++i) add(::fcntl(fds[i].get(), F_DUPFD_CLOEXEC, 0));
+  return fds;
+}
+
+TEST(FileViewsTest, ShowWhatSystemCallsSay) {
+  const auto views = FileViews::open(512);
+  if (!views.ok()) GTEST_SKIP() << "no views of files here: " << views.status();
+  const std::vector<UniqueFd> fds = some_files();
+  ASSERT_EQ(::fchown(fds[5].get(), 7, 8), 0);
+  ASSERT_EQ(::fcntl(fds[7].get(), F_SETOWN, ::getpid()), 0);
+  const HostPid self{::getpid()};
+  const auto all = (*views)->read(self);
+  ASSERT_TRUE(all.ok()) << all.status();
+  std::map<int, const FileView*> by_number;
+  int last = -1;
+  for (const FileView& view : *all) {
+    EXPECT_GT(static_cast<int>(view.fd), last);
+    last = static_cast<int>(view.fd);
+    by_number[last] = &view;
+  }
+  for (size_t i = 0; i < fds.size(); ++i) {
+    const int fd = fds[i].get();
+    ASSERT_TRUE(by_number.contains(fd));
+    const FileView& view = *by_number[fd];
+    struct stat stat {};
+    ASSERT_EQ(::fstat(fd, &stat), 0);
+    EXPECT_EQ(static_cast<int>(view.flags), ::fcntl(fd, F_GETFL)) << i;
+    EXPECT_EQ(view.mode, stat.st_mode) << i;
+    EXPECT_EQ(view.uid, stat.st_uid) << i;
+    EXPECT_EQ(view.gid, stat.st_gid) << i;
+    EXPECT_EQ(view.is_tcp, i % 8 == 7) << i;
+    EXPECT_EQ(view.owner != 0, i % 8 == 7) << i;
+    if (S_ISSOCK(stat.st_mode)) {
+      EXPECT_EQ(view.inode, stat.st_ino) << i;
+    }
+    for (const UniqueFd& other : fds) {
+      bool same = false;
+      ASSERT_TRUE(kernel::kcmp_same_file(self, fd, self, other.get(), same).ok());
+      EXPECT_EQ(view.file == by_number[other.get()]->file, same);
+    }
+  }
+}
+
+TEST(FileViewsTest, TooManyFilesAreAnErrorAndNoneAreLost) {
+  const auto few = FileViews::open(4);
+  if (!few.ok()) GTEST_SKIP() << "no views of files here: " << few.status();
+  const std::vector<UniqueFd> fds = some_files();
+  EXPECT_EQ((*few)->read({::getpid()}).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+class NoCapture final : public CaptureContext {
+ public:
+  bool final() const override { return true; }
+  uint64_t description_at(ImagePid, int) const override { return 0; }
+  std::vector<const OpenFile*> with_inode(dev_t, ino_t) const override { return {}; }
+  ino_t stdio_inode(int) const override { return 0; }
+  absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const override {
+    return action();
+  }
+  HostPid init_pid() const override { return {::getpid()}; }
+};
+
+TEST(DescriptorsTest, AReadingByViewsIsTheSame) {
+  const auto views = FileViews::open(512);
+  if (!views.ok()) GTEST_SKIP() << "no views of files here: " << views.status();
+  const std::vector<UniqueFd> fds = some_files();
+  const HostPid self{::getpid()};
+  const auto pidfd = kernel::pidfd_open(self);
+  ASSERT_TRUE(pidfd.ok()) << pidfd.status();
+  const FdHolder holders[] = {{{self.value}, self, pidfd->get()}};
+  const NoCapture context;
+  const Descriptors::KnownFiles known;
+  const auto by_views =
+      Descriptors::read(holders, {.views = views->get(), .known = &known, .context = &context});
+  ASSERT_TRUE(by_views.ok()) << by_views.status();
+  const auto one_by_one = Descriptors::read(holders, {});
+  ASSERT_TRUE(one_by_one.ok()) << one_by_one.status();
+  for (const UniqueFd& fd : fds) {
+    const uint64_t id = by_views->description_at({self.value}, fd.get());
+    EXPECT_NE(id, 0U);
+    EXPECT_EQ(id, one_by_one->description_at({self.value}, fd.get()));
+  }
+}
+
 // However many opens of one inode, and whatever an earlier reading says of them.
 TEST(DescriptorsTest, ManyFilesOfOneInodeAreToldApart) {
   std::vector<UniqueFd> fds;
@@ -64,7 +163,7 @@ TEST(DescriptorsTest, ManyFilesOfOneInodeAreToldApart) {
   const FdHolder holders[] = {{pid, self, pidfd->get()}};
   FileRanks ranks;
   const auto check = [&] {
-    auto read = Descriptors::read(holders, ranks);
+    auto read = Descriptors::read(holders, {.ranks = &ranks});
     ASSERT_TRUE(read.ok()) << read.status();
     for (const UniqueFd& a : fds)
       for (const UniqueFd& b : fds) {
@@ -101,7 +200,7 @@ TEST(DescriptorsTest, ThePathOfASocketIsNoSocket) {
   const auto pidfd = kernel::pidfd_open(self);
   ASSERT_TRUE(pidfd.ok()) << pidfd.status();
   const FdHolder holders[] = {{pid, self, pidfd->get()}};
-  auto read = Descriptors::read(holders, FileRanks());
+  auto read = Descriptors::read(holders, {});
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_NE(read->description_at(pid, a.get()), read->description_at(pid, b.get()));
 }
@@ -116,7 +215,7 @@ TEST(DescriptorsTest, DuplicatesShareADescriptionAndSeparateOpensDoNot) {
   const auto pidfd = kernel::pidfd_open(self);
   ASSERT_TRUE(pidfd.ok()) << pidfd.status();
   const FdHolder holders[] = {{{self.value}, self, pidfd->get()}};
-  auto descriptors = Descriptors::read(holders, FileRanks());
+  auto descriptors = Descriptors::read(holders, {});
   ASSERT_TRUE(descriptors.ok()) << descriptors.status();
   ASSERT_TRUE(descriptors->read_close_on_exec(holders).ok());
   const ImagePid pid{self.value};

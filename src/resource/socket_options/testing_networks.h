@@ -124,6 +124,7 @@ class NetworkRestore final : public RestoreContext {
   UniqueFd take(std::string_view name) override { return files_.take(name); }
   int stdio(int stream) const override { return files_.stdio(stream); }
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override { return files_.host_pid(pid); }
+  int64_t source_clock_ns() const override { return files_.source_clock_ns(); }
 
  private:
   const Network& network_;

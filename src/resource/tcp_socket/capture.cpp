@@ -10,6 +10,7 @@
 #include <array>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "resource/state_codec.h"
@@ -120,8 +121,13 @@ absl::Status capture_connection(int fd, const tcp_info& info, TcpSocketState& st
   GW_ASSIGN_OR_RETURN(const int mss, get_int_option(fd, IPPROTO_TCP, TCP_MAXSEG));
   connection.set_mss_clamp(static_cast<uint32_t>(mss));  // in repair mode it is mss_clamp
   if (connection.timestamps()) {
+    // Read before: that the offset becomes too great by a tick is better than too small.
+    const int64_t now_ns = monotonic_ns();
     GW_ASSIGN_OR_RETURN(const int timestamp, get_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
-    connection.set_timestamp(static_cast<uint32_t>(timestamp));
+    connection.set_timestamp_us((timestamp & 1) != 0);
+    // In milliseconds the lowest bit has been lost.
+    connection.set_timestamp_offset((static_cast<uint32_t>(timestamp) | 1) -
+                                    timestamp_clock(now_ns, connection.timestamp_us()));
   }
   tcp_repair_window window{};
   socklen_t size = sizeof window;
@@ -163,6 +169,18 @@ absl::Status enter_repair(int fd, int reuse) {
   return set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, reuse);
 }
 
+// Of one that stands (settled_stands()) and is idle.
+absl::StatusOr<std::string> capture_seen(const OpenFile& file) {
+  const std::optional<std::string_view> settled = settled_state(file.settled_before, true);
+  if (!settled || !file.view || !is_idle(file.view->tcp))
+    return make_error(absl::StatusCode::kInternal, "TCP socket {} was not taken", file.remote_fd);
+  std::string bytes(*settled);
+  TcpSocketState state;
+  connection_of(file.view->tcp, negotiated_of(file.settled_before), state);
+  state.AppendToString(&bytes);
+  return bytes;
+}
+
 }  // namespace
 
 absl::Status tcp_precheck(const OpenFile& file, const CaptureContext&,
@@ -187,13 +205,13 @@ absl::Status tcp_precheck(const OpenFile& file, const CaptureContext&,
 std::string tcp_settle(const OpenFile& file, const CaptureContext& context) {
   const auto info = info_of(file.fd);
   if (!info.ok()) return {};
-  const bool connected = is_connected(static_cast<TcpState>(info->tcpi_state));
-  auto part = capture_settled(file, context, connected);
+  auto part = capture_settled(file, context, *info);
   return part.ok() ? *std::move(part) : std::string();
 }
 
 // Messages, one behind the other: reading them merges them.
 absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureContext& context) {
+  if (file.fd < 0) return capture_seen(file);
   GW_ASSIGN_OR_RETURN(tcp_info info, info_of(file.fd));
   if (context.final()) GW_RETURN_IF_ERROR(check_transient(file, info));
   TcpSocketState state;
@@ -202,11 +220,15 @@ absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureConte
   std::optional<std::string_view> settled = settled_state(file.settled, connected);
   std::string read_now;
   if (!settled) {
-    GW_ASSIGN_OR_RETURN(read_now, capture_settled(file, context, connected));
+    GW_ASSIGN_OR_RETURN(read_now, capture_settled(file, context, info));
     settled = settled_state(read_now, connected);
   }
   std::string bytes(*settled);
   if (state.state() == TCP_STATE_LISTEN) state.set_backlog(info.tcpi_sacked);
+  const Negotiated negotiated = negotiated_of(file.settled);
+  if (connected && !context.final() && file.view && file.view->is_tcp != 0 && negotiated.known &&
+      is_idle(file.view->tcp))
+    connection_of(file.view->tcp, negotiated, state);
   if (connected && context.final()) {
     GW_ASSIGN_OR_RETURN(const int reuse, get_int_option(file.fd, SOL_SOCKET, SO_REUSEADDR));
     GW_RETURN_IF_ERROR(enter_repair(file.fd, reuse));
@@ -218,6 +240,10 @@ absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureConte
   }
   state.AppendToString(&bytes);
   return bytes;
+}
+
+absl::Status tcp_silence(int fd) {
+  return set_int_option(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON);
 }
 
 absl::Status tcp_end_capture(int fd) {

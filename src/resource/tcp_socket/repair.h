@@ -26,15 +26,41 @@ absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureConte
 absl::StatusOr<UniqueFd> tcp_create(const TcpSocketState& state, RestoreContext& context);
 absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpSocketState& now,
                                 RestoreContext& context);
+void tcp_retire(int fd);
 absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& context);
 
 // The part of a state that is settled before the gate closes, in settled.cpp: what only the program
 // changes. For a connection (`connected`) or another socket; with how it was read in front, which
 // settled_state() takes off.
 absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
-                                            bool connected);
+                                            const tcp_info& info);
 // Nothing if `settled` was taken in the other case.
 std::optional<std::string_view> settled_state(std::string_view settled, bool connected);
+
+// What both ends have agreed upon when they connected.
+struct Negotiated {
+  bool known = false;
+  bool window_scaling = false;
+  bool sack = false;
+  bool timestamps = false;
+  bool timestamp_us = false;
+  uint8_t send_scale = 0;
+  uint8_t receive_scale = 0;
+};
+// Of a settled part.
+Negotiated negotiated_of(std::string_view settled);
+// The settled part `before` holds now, too, as the view shows.
+bool settled_stands(const OpenFile& before, const FileView& now, const CaptureContext& context);
+
+// The clock of RFC 7323's timestamps (tcp_clock_ts(), net/tcp.h).
+inline uint32_t timestamp_clock(int64_t monotonic_ns, bool microseconds) {
+  return static_cast<uint32_t>(monotonic_ns / (microseconds ? 1'000 : 1'000'000));
+}
+
+// In seen.cpp: an established connection without anything in its queues or under way, whose numbers
+// are all in the view.
+bool is_idle(const TcpView& view);
+void connection_of(const TcpView& view, const Negotiated& negotiated, TcpSocketState& state);
 
 // True for the states that TCP_REPAIR can make: those with a peer.
 bool is_connected(TcpState state);

@@ -1,6 +1,7 @@
 // The destination's side. The order below is the one that works (TCP_REPAIR, net/ipv4/tcp.c):
 // sequence numbers only while the socket is closed, options after connect(), window last.
 #include <algorithm>
+#include <cstring>
 
 #include "base/status.h"
 #include "resource/tcp_socket/repair.h"
@@ -29,9 +30,14 @@ SocketUse use_of(const TcpSocketState& state) {
 
 absl::Status bind_to(int fd, const InternetAddress& local, RestoreContext& context) {
   GW_ASSIGN_OR_RETURN(const KernelAddress address, decode(local, context));
-  if (::bind(fd, address.get(), address.size) != 0)
-    return errno_status(errno, fmt::format("bind({})", text_of(local)));
-  return absl::OkStatus();
+  if (::bind(fd, address.get(), address.size) == 0) return absl::OkStatus();
+  const int error = errno;
+  // EINVAL: it is bound already, by an attempt before this one.
+  const auto bound = local_address(fd);
+  if (error == EINVAL && bound.ok() && bound->size == address.size &&
+      std::memcmp(&bound->storage, &address.storage, address.size) == 0)
+    return absl::OkStatus();
+  return errno_status(error, fmt::format("bind({})", text_of(local)));
 }
 
 absl::Status set_congestion(int fd, const std::string& name) {
@@ -74,6 +80,16 @@ absl::Status make_room(int fd, const TcpConnection& connection, const SocketComm
   return restore_buffers(fd, wide);
 }
 
+// Never behind what the source has sent.
+absl::Status set_timestamp(int fd, const TcpConnection& connection, RestoreContext& context) {
+  if (!connection.timestamps()) return absl::OkStatus();
+  const uint32_t clock = timestamp_clock(context.source_clock_ns(), connection.timestamp_us());
+  uint32_t timestamp = connection.timestamp_offset() + clock;
+  // The lowest bit says in which unit it is.
+  timestamp = connection.timestamp_us() ? timestamp | 1 : (timestamp + 1) & ~1U;
+  return set_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP, static_cast<int>(timestamp));
+}
+
 absl::Status set_repair_options(int fd, const TcpConnection& connection) {
   tcp_repair_opt options[4];
   size_t count = 0;
@@ -86,8 +102,7 @@ absl::Status set_repair_options(int fd, const TcpConnection& connection) {
   if (::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options,
                    static_cast<socklen_t>(count * sizeof options[0])) != 0)
     return errno_status(errno, "setsockopt(TCP_REPAIR_OPTIONS)");
-  if (!connection.timestamps()) return absl::OkStatus();
-  return set_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP, static_cast<int>(connection.timestamp()));
+  return absl::OkStatus();
 }
 
 absl::Status set_window(int fd, const TcpConnection& connection) {
@@ -142,16 +157,52 @@ absl::Status seed_round_trip(int fd, const TcpSocketState& state, RestoreContext
   const TcpConnection& connection = state.connection();
   GW_RETURN_IF_ERROR(select_queue(fd, TCP_SEND_QUEUE));
   GW_RETURN_IF_ERROR(put(fd, std::string_view("\0", 1), 1));
-  const bool microseconds = (connection.timestamp() & 1) != 0;
   const uint32_t round_trip =
-      microseconds ? connection.round_trip_us() : connection.round_trip_us() / 1000;
+      connection.timestamp_us() ? connection.round_trip_us() : connection.round_trip_us() / 1000;
   GW_ASSIGN_OR_RETURN(const int now, get_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
   const uint32_t receive_next = connection.receive_next() - (fin_received(state.state()) ? 1 : 0);
   return inject(state, false, receive_next, send_start(state), context,
                 static_cast<uint32_t>(now) - round_trip);
 }
 
-// Everything but leaving repair mode.
+// What can be connected before the freeze, since an idle connection mostly is the same in it.
+bool is_idle(const TcpSocketState& state) {
+  const TcpConnection& connection = state.connection();
+  return state.has_connection() && state.state() == TCP_STATE_ESTABLISHED &&
+         connection.receive_queue().empty() && connection.send_queue().empty();
+}
+
+absl::StatusOr<TcpState> state_of(int fd) {
+  tcp_info info{};
+  socklen_t size = sizeof info.tcpi_state;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+    return errno_status(errno, fmt::format("getsockopt({}, TCP_INFO)", fd));
+  return static_cast<TcpState>(info.tcpi_state);
+}
+
+// Back to a bound socket, without a word (tcp_disconnect(), net/ipv4/tcp.c): its numbers can be
+// set and it can be connected anew. Its options stay, the error that this leaves is taken away.
+absl::Status disconnect(int fd) {
+  const sockaddr nobody{.sa_family = AF_UNSPEC, .sa_data = {}};
+  if (::connect(fd, &nobody, sizeof nobody) != 0)
+    return errno_status(errno, fmt::format("connect({}, AF_UNSPEC)", fd));
+  return get_int_option(fd, SOL_SOCKET, SO_ERROR).status();
+}
+
+int64_t option_of(const TcpSocketState& state, int level, int name) {
+  for (const SocketOption& option : state.common().options())
+    if (option.level() == level && option.name() == name) return option.value();
+  return 0;
+}
+
+absl::Status set_sizes(int fd, const TcpSocketState& state) {
+  GW_RETURN_IF_ERROR(select_queue(fd, TCP_NO_QUEUE));
+  GW_RETURN_IF_ERROR(set_window(fd, state.connection()));
+  return set_int_option(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP,
+                        static_cast<int>(state.connection().window_clamp()));
+}
+
+// Everything but leaving repair mode; of an idle connection all that go_live_idle() does not do.
 absl::Status rebuild(int fd, const TcpSocketState& state, RestoreContext& context) {
   const TcpConnection& connection = state.connection();
   GW_ASSIGN_OR_RETURN(const KernelAddress remote, decode(state.remote(), context));
@@ -167,12 +218,68 @@ absl::Status rebuild(int fd, const TcpSocketState& state, RestoreContext& contex
   if (::connect(fd, remote.get(), remote.size) != 0)
     return errno_status(errno, fmt::format("connect({}) in repair mode", text_of(state.remote())));
   GW_RETURN_IF_ERROR(set_repair_options(fd, connection));
+  GW_RETURN_IF_ERROR(set_timestamp(fd, connection, context));
   // Still selected: the receive queue.
   GW_RETURN_IF_ERROR(put(fd, connection.receive_queue(), kReceiveChunk));
   if (seed) GW_RETURN_IF_ERROR(seed_round_trip(fd, state, context));
+  if (is_idle(state)) {
+    GW_RETURN_IF_ERROR(set_sizes(fd, state));
+    return restore_buffers(fd, state.common());
+  }
   if (sent_part(connection).empty()) return absl::OkStatus();
   GW_RETURN_IF_ERROR(select_queue(fd, TCP_SEND_QUEUE));
   return put(fd, sent_part(connection), SIZE_MAX);
+}
+
+// In a round keepalive would probe, and give up, behind a closed gate: it waits for go_live().
+absl::Status withhold_keepalive(int fd, const TcpSocketState& state) {
+  return option_of(state, SOL_SOCKET, SO_KEEPALIVE) == 0
+             ? absl::OkStatus()
+             : set_int_option(fd, SOL_SOCKET, SO_KEEPALIVE, 0);
+}
+
+// What fails now, as for want of an address that another still has, is tried again in
+// go_live_idle().
+absl::Status rebuild_early(int fd, const TcpSocketState& state, RestoreContext& context) {
+  GW_RETURN_IF_ERROR(withhold_keepalive(fd, state));
+  if (!rebuild(fd, state, context).ok()) return disconnect(fd);
+  return absl::OkStatus();
+}
+
+// The very last, out of repair mode, which has cleared SO_REUSEADDR. Not bound to its device
+// before: segments that are handed to it come by the loopback device.
+absl::Status restore_withheld(int fd, const TcpSocketState& state) {
+  if (option_of(state, SOL_SOCKET, SO_KEEPALIVE) != 0)
+    GW_RETURN_IF_ERROR(set_int_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1));
+  GW_RETURN_IF_ERROR(restore_device(fd, state.common()));
+  const int64_t reuse = option_of(state, SOL_SOCKET, SO_REUSEADDR);
+  return reuse == 0 ? absl::OkStatus()
+                    : set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, static_cast<int>(reuse));
+}
+
+// Of a connection that is idle, made now or in a round.
+absl::Status go_live_idle(int fd, const TcpSocketState& state, RestoreContext& context) {
+  GW_ASSIGN_OR_RETURN(const TcpState now, state_of(fd));
+  if (now != TCP_STATE_ESTABLISHED) GW_RETURN_IF_ERROR(rebuild(fd, state, context));
+  GW_RETURN_IF_ERROR(set_timestamp(fd, state.connection(), context));
+  GW_RETURN_IF_ERROR(set_int_option(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP));
+  return restore_withheld(fd, state);
+}
+
+// Its numbers can only be set while it is closed: one that was connected in a round and has been
+// used since is disconnected first.
+absl::Status update_connection(int fd, const TcpSocketState& before, const TcpSocketState& now,
+                               RestoreContext& context) {
+  if (!context.final()) GW_RETURN_IF_ERROR(withhold_keepalive(fd, now));
+  if (!context.final() && !is_idle(now)) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(const TcpState state, state_of(fd));
+  if (state == TCP_STATE_ESTABLISHED) {
+    if (before.connection().SerializeAsString() == now.connection().SerializeAsString() &&
+        before.remote().SerializeAsString() == now.remote().SerializeAsString())
+      return restore_buffers(fd, now.common());
+    GW_RETURN_IF_ERROR(disconnect(fd));
+  }
+  return context.final() ? rebuild(fd, now, context) : rebuild_early(fd, now, context);
 }
 
 absl::Status listen_early(int fd, const TcpSocketState& state) {
@@ -207,7 +314,10 @@ absl::StatusOr<UniqueFd> tcp_create(const TcpSocketState& state, RestoreContext&
       restore_common(fd.get(), use_of(state), state.family(), nullptr, state.common()));
   GW_RETURN_IF_ERROR(set_congestion(fd.get(), state.congestion()));
   if (is_connected(state.state())) {
-    if (context.final()) GW_RETURN_IF_ERROR(rebuild(fd.get(), state, context));
+    if (context.final())
+      GW_RETURN_IF_ERROR(rebuild(fd.get(), state, context));
+    else if (is_idle(state))
+      GW_RETURN_IF_ERROR(rebuild_early(fd.get(), state, context));
     return fd;
   }
   GW_RETURN_IF_ERROR(restore_buffers(fd.get(), state.common()));
@@ -222,7 +332,9 @@ absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpS
   GW_RETURN_IF_ERROR(check_state(now));
   const bool connected = is_connected(now.state());
   if (connected != is_connected(before.state()) || before.family() != now.family()) return false;
-  if (!connected) {
+  if (connected) {
+    if (before.local().SerializeAsString() != now.local().SerializeAsString()) return false;
+  } else {
     // A bound or listening socket cannot be bound elsewhere, nor stop listening and stay bound.
     if (before.local().SerializeAsString() != now.local().SerializeAsString()) return false;
     if (before.state() == TCP_STATE_LISTEN && now.state() != TCP_STATE_LISTEN) return false;
@@ -232,7 +344,7 @@ absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpS
   if (before.congestion() != now.congestion())
     GW_RETURN_IF_ERROR(set_congestion(fd, now.congestion()));
   if (connected) {
-    if (context.final()) GW_RETURN_IF_ERROR(rebuild(fd, now, context));
+    GW_RETURN_IF_ERROR(update_connection(fd, before, now, context));
     return true;
   }
   GW_RETURN_IF_ERROR(restore_buffers(fd, now.common()));
@@ -242,7 +354,13 @@ absl::StatusOr<bool> tcp_update(int fd, const TcpSocketState& before, const TcpS
   return true;
 }
 
+void tcp_retire(int fd) {
+  const auto state = state_of(fd);
+  if (state.ok() && *state == TCP_STATE_ESTABLISHED) disconnect(fd).IgnoreError();
+}
+
 absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& context) {
+  if (is_idle(state)) return go_live_idle(fd, state, context);
   const TcpConnection& connection = state.connection();
   const bool fin_out_later = connection.fin_unsent() || connection.unsent() > 0;
   const uint32_t first_unacknowledged = send_start(state);
@@ -264,10 +382,7 @@ absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& co
     if (state.state() == TCP_STATE_CLOSING)
       GW_RETURN_IF_ERROR(inject(state, true, their_fin, first_unacknowledged, context));
   }
-  GW_RETURN_IF_ERROR(select_queue(fd, TCP_NO_QUEUE));
-  GW_RETURN_IF_ERROR(set_window(fd, connection));
-  GW_RETURN_IF_ERROR(set_int_option(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP,
-                                    static_cast<int>(connection.window_clamp())));
+  GW_RETURN_IF_ERROR(set_sizes(fd, state));
   // From here on the connection sends. No window probe: the peer would answer it.
   GW_RETURN_IF_ERROR(set_int_option(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP));
   if (connection.unsent() > 0)
@@ -281,12 +396,7 @@ absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& co
       GW_RETURN_IF_ERROR(inject(state, true, their_fin, first_unacknowledged, context));
   }
   GW_RETURN_IF_ERROR(restore_buffers(fd, state.common()));
-  // Not before: injected segments come by the loopback device.
-  GW_RETURN_IF_ERROR(restore_device(fd, state.common()));
-  for (const SocketOption& option : state.common().options())
-    if (option.level() == SOL_SOCKET && option.name() == SO_REUSEADDR)  // repair mode cleared it
-      return set_int_option(fd, SOL_SOCKET, SO_REUSEADDR, static_cast<int>(option.value()));
-  return absl::OkStatus();
+  return restore_withheld(fd, state);
 }
 
 }  // namespace godwit::resource

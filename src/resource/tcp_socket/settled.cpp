@@ -1,9 +1,10 @@
 // What of a TCP socket's state only the program can change, packets cannot: read in the rounds, and
 // in the freeze before the gate is closed.
 //
-// The some fifty options of a connection are most of a freeze with many of them. In the freeze
-// those of the last round stand for a connection (the description is known by the socket's inode)
-// if all of this holds, and are read anew else:
+// The some fifty options of a connection are most of a freeze, and of a round, with many of them.
+// Those of the first round stand for a connection (the description is known by the socket's inode)
+// as long as all of this holds, and are read anew else; what is done to it while a round looks at
+// it the next round or the freeze sees:
 //
 //   - it has the same addresses, and nobody has called setsockopt(2) for a socket with its ports
 //     since before the rounds, nor for one without a peer, which could have become this one by
@@ -13,6 +14,9 @@
 //   - SO_PEEK_OFF is off (recv(2) moves it), and it is not bound to a device (whose name can
 //     change);
 //   - IPV6_UNICAST_HOPS is the same, which follows the route while it is not set.
+//
+// Where the kernel shows its view of the connection (fd_table/file_view.h) all of this is known
+// without a descriptor: settled_stands().
 //
 // Read in the freeze in any case: the addresses, the signal owner (fcntl(2), ioctl(2)), and with
 // the descriptor the status flags (fcntl(2)) and the inode's owner and mode (fchown(2), fchmod(2)).
@@ -37,6 +41,9 @@ struct Head {
   uint64_t netns_cookie = 0;
   uint32_t options_size = 0;
   uint32_t addresses_size = 0;
+  // Of a connection, as in a TcpView.
+  TcpView::Addresses addresses{};
+  Negotiated negotiated;
 };
 
 char mark_of(bool connected) { return connected ? 'c' : 'i'; }
@@ -54,20 +61,45 @@ std::optional<Head> head_of(std::string_view settled) {
   return head;
 }
 
-struct Ports {
-  uint16_t local = 0;
-  uint16_t remote = 0;
-};
+// getsockname(2) and getpeername(2) as the kernel has them; a mapped address of IPv4 is one of
+// IPv6.
+TcpView::Addresses raw_addresses(const KernelAddress& local, const KernelAddress& remote) {
+  TcpView::Addresses raw{};
+  raw.family = local.storage.ss_family;
+  raw.num = port_of(local);
+  if (raw.family == AF_INET) {
+    sockaddr_in from{}, to{};
+    std::memcpy(&from, &local.storage, sizeof from);
+    std::memcpy(&to, &remote.storage, sizeof to);
+    raw.rcv_saddr = from.sin_addr.s_addr;
+    raw.daddr = to.sin_addr.s_addr;
+    raw.dport = to.sin_port;
+  } else {
+    sockaddr_in6 from{}, to{};
+    std::memcpy(&from, &local.storage, sizeof from);
+    std::memcpy(&to, &remote.storage, sizeof to);
+    std::memcpy(&raw.v6_rcv_saddr, &from.sin6_addr, sizeof raw.v6_rcv_saddr);
+    std::memcpy(&raw.v6_daddr, &to.sin6_addr, sizeof raw.v6_daddr);
+    raw.dport = to.sin6_port;
+  }
+  return raw;
+}
+
+bool same_ends(const TcpView::Addresses& a, const TcpView::Addresses& b) {
+  if (a.family != b.family || a.num != b.num || a.dport != b.dport) return false;
+  return a.family == AF_INET ? a.daddr == b.daddr && a.rcv_saddr == b.rcv_saddr
+                             : a.v6_daddr == b.v6_daddr && a.v6_rcv_saddr == b.v6_rcv_saddr;
+}
 
 absl::StatusOr<std::string> capture_addresses(const OpenFile& file, const CaptureContext& context,
-                                              bool connected, int& family, Ports& ports) {
+                                              bool connected, int& family,
+                                              TcpView::Addresses& raw) {
   const InCapsule in_capsule = [&](absl::FunctionRef<absl::Status()> action) {
     return context.in_capsule(action);
   };
   TcpSocketState state;
   GW_ASSIGN_OR_RETURN(const KernelAddress local, local_address(file.fd));
   family = local.storage.ss_family;
-  ports.local = port_of(local);
   state.set_family(local.storage.ss_family);
   GW_RETURN_IF_ERROR(encode_address(local, in_capsule, *state.mutable_local()));
   if (!connected) return state.SerializeAsString();
@@ -75,7 +107,7 @@ absl::StatusOr<std::string> capture_addresses(const OpenFile& file, const Captur
   remote.size = sizeof remote.storage;
   if (::getpeername(file.fd, remote.get(), &remote.size) != 0)
     return errno_status(errno, fmt::format("getpeername({})", file.fd));
-  ports.remote = port_of(remote);
+  raw = raw_addresses(local, remote);
   GW_RETURN_IF_ERROR(encode_address(remote, in_capsule, *state.mutable_remote()));
   return state.SerializeAsString();
 }
@@ -85,21 +117,25 @@ absl::StatusOr<int> hops_of(int fd, int family) {
   return get_int_option(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS);
 }
 
-// The options of the last round, if they stand.
+// The options of an earlier round, if they stand; `head` then says of them what it said there.
 absl::StatusOr<std::optional<std::string_view>> options_before(const OpenFile& file,
                                                                const CaptureContext& context,
-                                                               int family, Ports ports,
-                                                               std::string_view addresses) {
-  const std::string_view before = file.settled_before;
-  const std::optional<Head> head = head_of(before);
-  if (!context.final() || !head || head->mark != mark_of(true) || !head->may_stand)
-    return std::nullopt;
-  if (before.substr(sizeof *head + head->options_size, head->addresses_size) != addresses ||
-      context.options_changed(head->netns_cookie, ports.local, ports.remote))
+                                                               int family,
+                                                               std::string_view addresses,
+                                                               Head& head) {
+  const std::string_view text = file.settled_before;
+  const std::optional<Head> before = head_of(text);
+  if (!before || before->mark != mark_of(true) || !before->may_stand) return std::nullopt;
+  if (text.substr(sizeof *before + before->options_size, before->addresses_size) != addresses ||
+      context.options_changed(before->netns_cookie, head.addresses.num,
+                              ntohs(head.addresses.dport)))
     return std::nullopt;
   GW_ASSIGN_OR_RETURN(const int hops, hops_of(file.fd, family));
-  if (hops != head->hops) return std::nullopt;
-  return before.substr(sizeof *head, head->options_size);
+  if (hops != before->hops) return std::nullopt;
+  head.may_stand = true;
+  head.hops = hops;
+  head.netns_cookie = before->netns_cookie;
+  return text.substr(sizeof *before, before->options_size);
 }
 
 // And whether they may stand for those of the freeze.
@@ -123,19 +159,36 @@ absl::StatusOr<std::string> read_options(const OpenFile& file, int family, bool 
   return state.SerializeAsString();
 }
 
+absl::StatusOr<Negotiated> read_negotiated(int fd, const tcp_info& info) {
+  Negotiated all;
+  all.known = true;
+  all.window_scaling = (info.tcpi_options & TCPI_OPT_WSCALE) != 0;
+  all.sack = (info.tcpi_options & TCPI_OPT_SACK) != 0;
+  all.timestamps = (info.tcpi_options & TCPI_OPT_TIMESTAMPS) != 0;
+  all.send_scale = info.tcpi_snd_wscale;
+  all.receive_scale = info.tcpi_rcv_wscale;
+  if (!all.timestamps) return all;
+  GW_ASSIGN_OR_RETURN(const int timestamp, get_int_option(fd, IPPROTO_TCP, TCP_TIMESTAMP));
+  all.timestamp_us = (timestamp & 1) != 0;
+  return all;
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
-                                            bool connected) {
+                                            const tcp_info& info) {
+  const bool connected = is_connected(static_cast<TcpState>(info.tcpi_state));
   Head head;
   head.mark = mark_of(connected);
   int family = 0;
-  Ports ports;
   GW_ASSIGN_OR_RETURN(const std::string addresses,
-                      capture_addresses(file, context, connected, family, ports));
+                      capture_addresses(file, context, connected, family, head.addresses));
   std::optional<std::string_view> options;
   if (connected) {
-    GW_ASSIGN_OR_RETURN(options, options_before(file, context, family, ports, addresses));
+    GW_ASSIGN_OR_RETURN(options, options_before(file, context, family, addresses, head));
+    if (!context.final()) {
+      GW_ASSIGN_OR_RETURN(head.negotiated, read_negotiated(file.fd, info));
+    }
   }
   std::string read_now;
   if (!options) {
@@ -156,6 +209,26 @@ std::optional<std::string_view> settled_state(std::string_view settled, bool con
   const std::optional<Head> head = head_of(settled);
   if (!head || head->mark != mark_of(connected)) return std::nullopt;
   return settled.substr(sizeof *head);
+}
+
+Negotiated negotiated_of(std::string_view settled) {
+  const std::optional<Head> head = head_of(settled);
+  return head ? head->negotiated : Negotiated();
+}
+
+// IPV6_UNICAST_HOPS of a connection that speaks IPv4 means nothing while it does.
+bool settled_stands(const OpenFile& before, const FileView& now, const CaptureContext& context) {
+  const std::optional<Head> head = head_of(before.settled);
+  if (!head || head->mark != mark_of(true) || !head->may_stand || !head->negotiated.known)
+    return false;
+  const TcpView::Addresses& ends = now.tcp.addresses;
+  const bool mapped =
+      ends.v6_daddr[0] == 0 && ends.v6_daddr[1] == 0 && ends.v6_daddr[2] == htonl(0xffff);
+  const bool own_hops = ends.family != AF_INET6 || mapped || ends.hop_limit >= 0;
+  return own_hops && same_ends(ends, head->addresses) && now.owner == 0 &&
+         now.flags == static_cast<uint32_t>(before.status_flags) && now.uid == before.stat.st_uid &&
+         now.gid == before.stat.st_gid && now.mode == before.stat.st_mode &&
+         !context.options_changed(head->netns_cookie, ends.num, ntohs(ends.dport));
 }
 
 absl::StatusOr<std::string> tcp_name_option(int fd, int name) {

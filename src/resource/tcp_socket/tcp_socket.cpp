@@ -60,6 +60,11 @@ class TcpSocketKind final : public FileKind {
   std::string settle(const OpenFile& file, const CaptureContext& context) const override {
     return tcp_settle(file, context);
   }
+  bool stands(const OpenFile& before, const FileView& now,
+              const CaptureContext& context) const override {
+    return settled_stands(before, now, context);
+  }
+  bool seen_whole(const FileView& now) const override { return is_idle(now.tcp); }
   bool concurrent() const override { return true; }
   bool early() const override { return true; }
 
@@ -82,10 +87,17 @@ class TcpSocketKind final : public FileKind {
     return tcp_update(fd, old_state, new_state, context);
   }
 
+  void retire(int fd) const override { tcp_retire(fd); }
+
   // From here on a connection sends, so that its other end must exist, if that is in the tree too.
   absl::Status complete(int fd, std::string_view state, RestoreContext& context) const override {
     GW_ASSIGN_OR_RETURN(const auto now, parse_state<TcpSocketState>(state, name()));
     return now.has_connection() ? tcp_go_live(fd, now, context) : absl::OkStatus();
+  }
+
+  bool finishes(std::string_view state) const override {
+    const auto now = parse_state<TcpSocketState>(state, name());
+    return !now.ok() || now->common().has_owner();
   }
 
   absl::StatusOr<Check> finish(int, std::string_view state, ImagePid, int remote_fd,

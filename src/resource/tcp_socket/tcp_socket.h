@@ -1,8 +1,10 @@
 // TCP sockets (tcp(7); TCP_REPAIR: linux/tcp.h, Linux 3.5, net/ipv4/tcp.c of 6.18).
 //
 //   source                                   destination (gate closed, address present)
-//   rounds: identity and options, untouched  create(): socket, options; listeners listen
+//   rounds: identity and options, untouched  create(): socket, options; listeners listen; idle
+//                                            connections are connected, in repair mode
 //   final:  repair mode on: silent, queues   update(): queues and numbers, still in repair mode
+//           (idle ones are only looked at)
 //   commit: closed in repair mode: no FIN    complete(): half-closed states, repair mode off,
 //   rollback: tcp_end_capture()                        what was unsent goes out
 //
@@ -31,8 +33,12 @@ const FileKind& tcp_socket_kind();
 // capture may have died half way.
 absl::Status tcp_end_capture(int fd);
 
-// The same for descriptors of the process behind `pidfd`; goes on after errors, returns the first.
-// Descriptors that are no sockets or are gone are passed over.
+// A connection of a source that is about to be ended: it closes without a word, as one in repair
+// mode does, and nothing of it stays behind.
+absl::Status tcp_silence(int fd);
+
+// The same as tcp_end_capture() for descriptors of the process behind `pidfd`; goes on after
+// errors, returns the first. Descriptors that are no sockets or are gone are passed over.
 absl::Status tcp_end_capture_of(int pidfd, std::span<const int> remote_fds);
 
 }  // namespace godwit::resource

@@ -81,6 +81,30 @@ inline int bytes_in(int fd, unsigned long request) {
   return bytes;
 }
 
+// Knows what an option watch tells.
+class WatchedCapture final : public CaptureContext {
+ public:
+  explicit WatchedCapture(CaptureContext& rest) : rest_(rest) {}
+  bool is_final = false;
+  bool changed = false;
+  bool final() const override { return is_final; }
+  uint64_t description_at(ImagePid tgid, int fd) const override {
+    return rest_.description_at(tgid, fd);
+  }
+  std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const override {
+    return rest_.with_inode(dev, ino);
+  }
+  ino_t stdio_inode(int stream) const override { return rest_.stdio_inode(stream); }
+  absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const override {
+    return rest_.in_capsule(action);
+  }
+  HostPid init_pid() const override { return rest_.init_pid(); }
+  bool options_changed(uint64_t, uint16_t, uint16_t) const override { return changed; }
+
+ private:
+  CaptureContext& rest_;
+};
+
 class TcpSocketTest : public ::testing::Test {
  protected:
   UniqueFd listener(const std::string& ip, int port, bool at_source = true) {
@@ -154,7 +178,7 @@ class TcpSocketTest : public ::testing::Test {
     ASSERT_TRUE(tcp_end_capture(there.get()).ok());
     TcpSocketState first = state_, second = parsed(*again);
     for (TcpSocketState* s : {&first, &second}) {
-      s->mutable_connection()->clear_timestamp();
+      s->mutable_connection()->clear_timestamp_offset();
       s->mutable_connection()->clear_unsent();
       s->mutable_connection()->clear_round_trip_us();
       s->mutable_connection()->clear_fin_unsent();
