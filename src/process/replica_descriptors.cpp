@@ -30,13 +30,16 @@ struct Replica::WantedDescription {
 // In the registry's order of their kinds, then by rank, then by id.
 absl::Status Replica::make_descriptions() {
   std::vector<WantedDescription> list;
+  size_t count = 0;
   for (const resource::FileKind* kind : resource::file_kinds()) {
     const auto first = static_cast<std::ptrdiff_t>(list.size());
     const stream::SectionKey from{std::string(kind->name()), 0};
     for (auto at = sections_.lower_bound(from);
-         at != sections_.end() && at->first.kind == kind->name(); ++at)
+         at != sections_.end() && at->first.kind == kind->name(); ++at) {
+      ++count;
       if (!stands(*kind, at->first.id, at->second))
         list.push_back({kind, at->first.id, kind->rank(at->second), &at->second});
+    }
     std::stable_sort(list.begin() + first, list.end(),
                      [](const auto& a, const auto& b) { return a.rank < b.rank; });
   }
@@ -46,7 +49,7 @@ absl::Status Replica::make_descriptions() {
     return true;
   });
   // Threads are made before the freeze, never in it.
-  if (!final_ && !pool_ && sections_.size() >= kWorthThreads) {
+  if (!final_ && !pool_ && count >= kWorthThreads) {
     constexpr size_t kThreads = 4;
     pool_ = std::make_unique<pages::WorkPool>(
         std::clamp<size_t>(std::thread::hardware_concurrency(), 1, kThreads));

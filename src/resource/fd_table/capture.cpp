@@ -184,6 +184,7 @@ Descriptors::KnownFiles Descriptors::take_known() {
   for (Description& one : descriptions_)
     if (!one.file.settled.empty()) {
       const uint64_t id = one.file.id;
+      one.file.settled_before = {};
       const FileView* view = std::exchange(one.file.view, nullptr);  // which may be read anew
       all[id] = {std::move(one.file), one.kind,
                  view != nullptr ? std::optional(view->tcp) : std::nullopt};

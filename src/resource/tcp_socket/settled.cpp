@@ -44,6 +44,7 @@ struct Head {
   // Of a connection, as in a TcpView.
   TcpView::Addresses addresses{};
   Negotiated negotiated;
+  bool owned = false;  // somebody gets its signals
 };
 
 char mark_of(bool connected) { return connected ? 'c' : 'i'; }
@@ -197,6 +198,7 @@ absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureC
   }
   TcpSocketState rest;
   GW_RETURN_IF_ERROR(capture_owners(file, *rest.mutable_common()));
+  head.owned = rest.common().has_owner();
   head.options_size = static_cast<uint32_t>(options->size());
   head.addresses_size = static_cast<uint32_t>(addresses.size());
   std::string settled = with_head(head);
@@ -219,7 +221,8 @@ Negotiated negotiated_of(std::string_view settled) {
 // IPV6_UNICAST_HOPS of a connection that speaks IPv4 means nothing while it does.
 bool settled_stands(const OpenFile& before, const FileView& now, const CaptureContext& context) {
   const std::optional<Head> head = head_of(before.settled);
-  if (!head || head->mark != mark_of(true) || !head->may_stand || !head->negotiated.known)
+  if (!head || head->mark != mark_of(true) || !head->may_stand || head->owned ||
+      !head->negotiated.known)
     return false;
   const TcpView::Addresses& ends = now.tcp.addresses;
   const bool mapped =
