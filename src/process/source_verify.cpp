@@ -48,7 +48,7 @@ absl::Status Source::send_hashes_of(const FrozenProcess& frozen, stream::Writer&
       const auto sent =
           sent_.find({std::string(resource->name()), static_cast<uint64_t>(tid.value)});
       if (sent == sent_.end()) continue;
-      for (const resource::AddressRange& range : resource->written_by_kernel(sent->second))
+      for (const resource::AddressRange& range : resource->written_by_kernel(sent->second.state))
         left_out.push_back(range);
     }
   }
