@@ -4,7 +4,6 @@ Both nodes, the client and everything else share this machine, so figures are me
 one run, and what they are compared with is measured in the same run.
 """
 
-import contextlib
 import os
 import statistics
 import subprocess
@@ -41,35 +40,70 @@ def memory_server(lab, name, mib, dirty=0, threads=0, files=0):
     return lab.start(name, *map(str, command), port=PORT, timeout=120)
 
 
-@contextlib.contextmanager
-def warm(mib):
-    """Memory that is taken in here was touched before (see warm.py)."""
-    holder = subprocess.Popen([sys.executable, os.path.join(os.path.dirname(__file__), "warm.py"),
-                               str(mib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        holder.stdout.readline()
-        yield
-    finally:
-        holder.stdin.close()
-        holder.wait(60)
+def wait_until_the_host_is_quiet():
+    """Where the kernel says how much freed memory went to the host: until no more does."""
+    end = time.monotonic() + 90
+    last, since = None, 0
+    while time.monotonic() < end:
+        try:
+            with open("/sys/module/page_reporting/parameters/reported_kib") as text:
+                reported = text.read()
+        except OSError:
+            return
+        if reported != last:
+            last, since = reported, time.monotonic()
+        if time.monotonic() - since > 4.5:
+            return
+        time.sleep(0.1)
+
+
+class Warmth:
+    """What a move takes was touched before, and the host of a virtual machine takes little of it
+    back meanwhile (see warm.py). Elsewhere nothing is held."""
+
+    def __init__(self, mib):
+        self.holder = None
+        with open("/proc/cpuinfo") as text:
+            virtual = any(line.startswith("flags") and " hypervisor" in line for line in text)
+        if virtual:
+            self.holder = subprocess.Popen(
+                [sys.executable, os.path.join(os.path.dirname(__file__), "warm.py"), str(mib)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+                start_new_session=True)
+        self.hold()
+
+    def __enter__(self):
+        return self
+
+    def hold(self):
+        """As much as at first."""
+        if self.holder is not None:
+            self.holder.stdin.write("\n")
+            self.holder.stdout.readline()
+
+    def __exit__(self, kind, value, trace):
+        if self.holder is not None:
+            self.holder.stdin.close()
+            self.holder.wait(60)
 
 
 def moves(lab, name, client, mib, count=MOVES, options=()):
-    """Moves there and back, each into memory that is warm; the first two do not count: what the
-    service got at its start are small pages, afterwards they are what a move makes. Up to 2 GiB what
-    the move before gave back is still warm, and keeping more so would disturb the client."""
+    """Moves there and back; the first two do not count: what the service got at its start are
+    small pages, afterwards they are what a move makes."""
     results = []
-    for i in range(count + 2):
-        with warm(mib + 512) if mib > 2048 else contextlib.nullcontext():
+    with Warmth(mib + 256) as memory:
+        wait_until_the_host_is_quiet()
+        for i in range(count + 2):
+            memory.hold()
             client.mark()
             moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *options, timeout=300)
-        time.sleep(0.2)
-        seen = client.mark()
-        if seen["wrong"] or seen["lost"]:
-            raise godwit_lab.Failure("wrong or lost answers: %s" % seen)
-        moved["gap_ns"] = seen["longest_gap_us"] * 1000
-        if i >= 2:
-            results.append(moved)
+            time.sleep(0.05)
+            seen = client.mark()
+            if seen["wrong"] or seen["lost"]:
+                raise godwit_lab.Failure("wrong or lost answers: %s" % seen)
+            moved["gap_ns"] = seen["longest_gap_us"] * 1000
+            if i >= 2:
+                results.append(moved)
     return results
 
 
