@@ -64,7 +64,7 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_flag("--verify", o.verify,
                     "before it runs there, compare every page and mapping of every process with "
                     "the source's, and go back if one differs: a diagnostic, the service stands "
-                    "still for as long as that takes (about 2 s a GiB)");
+                    "still for as long as that takes (0.5 s and more a GiB)");
   command->add_flag("--json", o.json, "print the result as JSON, without a progress line");
   command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
   command->add_flag("-q,--quiet", o.quiet, "no progress line");
