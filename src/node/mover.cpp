@@ -85,6 +85,8 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
 // heap for this thread and one for all others (mallopt(3)), which grow ahead and give nothing back.
 void keep_memory() {
   ::mallopt(M_ARENA_MAX, 2);
+  // The most that is taken; unless set it would stay at 128 KiB once one of the others is.
+  ::mallopt(M_MMAP_THRESHOLD, 32 << 20);
   ::mallopt(M_TOP_PAD, 4 << 20);
   ::mallopt(M_TRIM_THRESHOLD, 32 << 20);
 }
