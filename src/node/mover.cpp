@@ -12,6 +12,7 @@
 #include "node/workload_replica.h"
 #include "node/workload_source.h"
 #include "process/left_over.h"
+#include "process/priority.h"
 
 namespace godwit::node {
 namespace {
@@ -95,6 +96,8 @@ void keep_memory() {
 
 int mover_main(int, char**) {
   keep_memory();
+  // A restore too: other services run beside it.
+  process::give_way();
   ::signal(SIGPIPE, SIG_IGN);
   // In every thread: who waits for a tracee's stop waits for this (tracee/ptrace_calls.cpp).
   sigset_t child_stopped;
