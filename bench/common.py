@@ -94,6 +94,7 @@ def moves(lab, name, client, mib, count=MOVES, options=()):
     with Warmth(mib + 256) as memory:
         wait_until_the_host_is_quiet()
         for i in range(count + 2):
+            time.sleep(0.3 + mib / 8192)  # until the source of the move before is gone
             memory.hold()
             client.mark()
             moved = lab.move(name, "n2" if i % 2 == 0 else "n1", *options, timeout=300)
