@@ -104,6 +104,7 @@ class Replica {
     Husk* husk;
     std::vector<tracee::Batch> batches;  // of its tasks, in their order
     std::vector<std::pair<size_t, std::function<absl::Status(const tracee::Batch&)>>> checks;
+    tracee::Batch::Data fault_action = {};  // SIGSEGV's, as it is in the end
   };
 
   explicit Replica(ReplicaHost host);
@@ -116,6 +117,7 @@ class Replica {
   int descriptor_of_object(uint64_t object) const;
   absl::Status map_memory();
   absl::Status map_memory_of(Husk& husk);
+  absl::Status set_exe(Husk& husk, const resource::MemoryMapState& state);
   absl::Status make_descriptions();
   bool stands(const resource::FileKind& kind, uint64_t id, const std::string& state) const;
   struct WantedDescription;
@@ -170,6 +172,7 @@ class Replica {
   uint64_t epoch_ = 0;
   int64_t source_clock_ns_ = 0;
   uint64_t vdso_syscall_offset_ = 0;
+  std::set<int32_t> ignoring_faults_;  // processes whose action for SIGSEGV is to ignore it
   std::unique_ptr<WakefulCpus> cpus_;
   std::unique_ptr<Hurry> hurry_;
   Spans spans_;

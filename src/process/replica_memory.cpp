@@ -97,6 +97,7 @@ absl::Status Replica::map_memory_of(Husk& husk) {
     for (auto& [object, number] : lent) number = numbers[i++];
   }
 
+  if (husk.memory_map.exe().empty()) GW_RETURN_IF_ERROR(set_exe(husk, state));
   tracee::Batch batch;
   FilesInHusk files(batch);
   GW_RETURN_IF_ERROR(resource::add_memory_map_calls(
@@ -112,27 +113,31 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   GW_RETURN_IF_ERROR(husk.run(batch));
   GW_RETURN_IF_ERROR(batch.check_all());
 
-  // The fields name ranges that must be mapped by now. The exe link changes only while none of the
-  // old executable is mapped, which is so since the husk was emptied.
-  const bool first = husk.memory_map.exe().empty();
-  tracee::Batch exe;
-  size_t opened = 0;
-  if (first) {
-    opened =
-        exe.call(SYS_openat, {AT_FDCWD, path_data(state.exe(), exe), O_RDONLY | O_CLOEXEC}, true);
-    GW_RETURN_IF_ERROR(husk.run(exe));
-    GW_RETURN_IF_ERROR(exe.check_all());
-  }
   tracee::Batch fields;
-  const int exe_fd = first ? static_cast<int>(exe.result(opened)) : -1;
-  resource::add_mm_fields_call(state, exe_fd, fields);
-  if (first) fields.call(SYS_close, {exe_fd}, true);
+  resource::add_mm_fields_call(state, -1, fields);
   GW_RETURN_IF_ERROR(husk.run(fields));
   GW_RETURN_IF_ERROR(fields.check_all());
   husk.memory_map = std::move(state);
   const auto applier = appliers_.find(husk.pid().value);
   if (applier != appliers_.end()) applier->second.allow_huge(huge_ranges(husk));
   return absl::OkStatus();
+}
+
+// Before anything is mapped: the link changes only while nothing of the old executable is
+// (replace_mm_exe_file(), kernel/fork.c), and a husk that was forked by another one has that one's,
+// which is most likely its own as well.
+absl::Status Replica::set_exe(Husk& husk, const resource::MemoryMapState& state) {
+  tracee::Batch open;
+  const size_t opened =
+      open.call(SYS_openat, {AT_FDCWD, path_data(state.exe(), open), O_RDONLY | O_CLOEXEC}, true);
+  GW_RETURN_IF_ERROR(husk.run(open));
+  GW_RETURN_IF_ERROR(open.check_all());
+  const int fd = static_cast<int>(open.result(opened));
+  tracee::Batch set;
+  resource::add_mm_fields_call(state, fd, set);
+  set.call(SYS_close, {fd}, true);
+  GW_RETURN_IF_ERROR(husk.run(set));
+  return set.check_all();
 }
 
 // Where pages may come as huge ones. Not where the machine wants none at all.
