@@ -64,10 +64,12 @@ SwapService::~SwapService() {
   ending_ = true;
   ::shutdown(listener_.get(), SHUT_RDWR);  // accept(2) returns with EINVAL
   accepting_.join();
-  for (Connection& each : connections_) {
-    ::shutdown(each.fd.get(), SHUT_RDWR);
-    each.thread.join();
+  {
+    std::lock_guard lock(mutex_);
+    for (const Connection& each : connections_)
+      if (each.fd) ::shutdown(each.fd.get(), SHUT_RDWR);
   }
+  for (Connection& each : connections_) each.thread.join();
 }
 
 grpc::Status SwapService::OpenSwaps(grpc::ServerContext*, const OpenSwapsRequest*,
@@ -90,12 +92,16 @@ void SwapService::accept_loop() {
       continue;
     }
     if (connections_.size() >= kMaxConnections) continue;
+    std::lock_guard lock(mutex_);
     Connection& made = connections_.emplace_back();
     made.fd = std::move(fd);
-    made.thread = std::thread([this, &made] {
+    made.thread = std::thread([this, &made, number = made.fd.get()] {
       // Whoever breaks it off has its own to say about it.
-      serve(made.fd.get()).IgnoreError();
-      ::shutdown(made.fd.get(), SHUT_RDWR);
+      serve(number).IgnoreError();
+      {
+        std::lock_guard closing(mutex_);
+        made.fd.reset();
+      }
       made.ended = true;
     });
   }

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <string>
 #include <thread>
 
@@ -50,6 +50,7 @@ class SwapService final : public GodwitSwaps::Service {
   UniqueFd listener_;
   uint16_t port_ = 0;
   std::atomic<bool> ending_ = false;
+  std::mutex mutex_;                   // of the descriptors in it
   std::list<Connection> connections_;  // the accepting thread's
   std::thread accepting_;
 };
