@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/status.h"
 #include "process/timeouts.h"
@@ -155,7 +156,11 @@ absl::StatusOr<tracee::StubArea::Started> Husk::start_in_tasks(std::span<tracee:
   return area_.start_all(runs, Deadline::in(kTargetTimeout));
 }
 
-absl::Status Husk::remove_stub(uint64_t vdso_offset) {
+absl::Status Husk::start_removing_stub(bool ignores_faults, uint64_t vdso_offset) {
+  if (!ignores_faults) {
+    removing_stub_ = true;
+    return area_.start_unmap_below(leader());
+  }
   const auto& mappings = memory_map.mappings();
   const auto vdso = std::find_if(mappings.begin(), mappings.end(),
                                  [](const auto& mapping) { return mapping.path() == "[vdso]"; });
@@ -167,6 +172,11 @@ absl::Status Husk::remove_stub(uint64_t vdso_offset) {
     area_.set_syscall_instruction(RemoteAddress{vdso->start() + vdso_offset});
   }
   return area_.unmap(leader());
+}
+
+absl::Status Husk::finish_removing_stub() {
+  if (!std::exchange(removing_stub_, false)) return absl::OkStatus();
+  return area_.finish_unmap_below(leader(), Deadline::in(kTargetTimeout));
 }
 
 absl::Status Husk::release_from_mover() {

@@ -78,9 +78,10 @@ class Husk {
   // Puts descriptors at any numbers; the caller closes them by batch.
   absl::StatusOr<std::vector<int>> lend(const DescriptorChannel& channel, std::span<const int> fds);
 
-  // The last thing done in it: the stub's area goes, through the `syscall` instruction that stands
-  // at `vdso_offset` in its restored vDSO.
-  absl::Status remove_stub(uint64_t vdso_offset);
+  // The last thing done in it, in two halves: the stub's area goes. Where it ignores SIGSEGV,
+  // through the `syscall` instruction that stands at `vdso_offset` in its restored vDSO.
+  absl::Status start_removing_stub(bool ignores_faults, uint64_t vdso_offset);
+  absl::Status finish_removing_stub();
   // From here on the mover's death lets the husk run instead of ending it.
   absl::Status release_from_mover();
   // Lets every task run.
@@ -101,6 +102,7 @@ class Husk {
   ImagePid pid_;
   std::vector<HuskTask> tasks_;  // leader first
   tracee::StubArea area_;
+  bool removing_stub_ = false;
 };
 
 }  // namespace godwit::process

@@ -1,6 +1,8 @@
 // State of tasks: everything that is neither memory nor descriptor.
+#include <signal.h>
 #include <sys/syscall.h>
 
+#include <cstring>
 #include <functional>
 #include <set>
 #include <utility>
@@ -14,6 +16,14 @@
 
 namespace godwit::process {
 namespace {
+
+// struct kernel_sigaction of x86-64 (include/linux/signal_types.h).
+struct KernelAction {
+  uint64_t handler;
+  uint64_t flags;
+  uint64_t restorer;
+  uint64_t mask;
+};
 
 resource::TaskView view_of(Husk& husk, HuskTask& task) {
   resource::TaskView view;
@@ -34,7 +44,7 @@ absl::Status Replica::restore_tasks() {
   std::set<uint64_t> finished;
   for (auto& [pid, husk] : husks_) {
     Restoring& one =
-        all.emplace_back(Restoring{&husk, std::vector<tracee::Batch>(husk.tasks().size()), {}});
+        all.emplace_back(Restoring{&husk, std::vector<tracee::Batch>(husk.tasks().size()), {}, {}});
     GW_RETURN_IF_ERROR(annotate(add_finish_calls(one, finished), fmt::format("process {}", pid)));
     GW_RETURN_IF_ERROR(annotate(add_task_calls(one), fmt::format("process {}", pid)));
   }
@@ -53,9 +63,14 @@ absl::Status Replica::restore_tasks() {
     }
     for (tracee::StubArea::Started& run : started) GW_RETURN_IF_ERROR(run.finish());
   }
+  ignoring_faults_.clear();
   for (const Restoring& one : all) {
-    const auto check_all = [&one]() -> absl::Status {
+    const auto check_all = [&]() -> absl::Status {
       for (const tracee::Batch& batch : one.batches) GW_RETURN_IF_ERROR(batch.check_all());
+      KernelAction fault{};
+      std::memcpy(&fault, one.batches[0].bytes(one.fault_action).data(), sizeof fault);
+      if (fault.handler == reinterpret_cast<uint64_t>(SIG_IGN))
+        ignoring_faults_.insert(one.husk->pid().value);
       for (const auto& [task, check] : one.checks) GW_RETURN_IF_ERROR(check(one.batches[task]));
       return absl::OkStatus();
     };
@@ -84,15 +99,20 @@ absl::Status Replica::add_task_calls(Restoring& one) {
                                 });
     }
   }
+  one.fault_action = one.batches[0].reserve(sizeof(KernelAction));
+  one.batches[0].call(SYS_rt_sigaction, {SIGSEGV, 0, one.fault_action, sizeof(uint64_t)}, true);
   // The channel goes with the last batch: no descriptor of ours stays.
   one.batches[0].call(SYS_close, {channel_.husk_number}, true);
   return absl::OkStatus();
 }
 
 absl::Status Replica::restore_last() {
-  for (auto& [pid, husk] : husks_) {
+  for (auto& [pid, husk] : husks_)
     GW_RETURN_IF_ERROR(
-        annotate(husk.remove_stub(vdso_syscall_offset_), fmt::format("process {}", pid)));
+        annotate(husk.start_removing_stub(ignoring_faults_.contains(pid), vdso_syscall_offset_),
+                 fmt::format("process {}", pid)));
+  for (auto& [pid, husk] : husks_) {
+    GW_RETURN_IF_ERROR(annotate(husk.finish_removing_stub(), fmt::format("process {}", pid)));
     for (HuskTask& task : husk.tasks()) {
       for (const resource::TaskResource* resource : resource::task_resources()) {
         if (resource->phase() != resource::Phase::kLast) continue;

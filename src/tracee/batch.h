@@ -198,6 +198,13 @@ class StubArea {
 
   // Removes the mapping: the last thing done in a task.
   absl::Status unmap(StoppedTask& task);
+  // The same for a husk, which needs no healing, with one stop instead of three, and in two halves:
+  // the call is made by the area's own instruction, which goes with it, so that the fault which
+  // follows says that it was made. The task must not ignore SIGSEGV: such a fault would reset its
+  // action (force_sig_info_to_task(), kernel/signal.c). Its registers and its mask are the caller's
+  // to set afterwards.
+  absl::Status start_unmap_below(StoppedTask& task) const;
+  absl::Status finish_unmap_below(StoppedTask& task, Deadline deadline) const;
 
   // Of what a killed tracer left: whether the copy of the stub in the vDSO's page (home_) is there,
   // and whether an instruction belongs to it.

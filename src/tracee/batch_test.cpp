@@ -381,5 +381,36 @@ TEST(BatchTest, StopSignalInABatchTakesEffectAfterIt) {
   EXPECT_TRUE(child.wait_word(0, before + 1000));
 }
 
+// As in a husk: afterwards it goes on with registers and a mask that it is given.
+TEST(BatchTest, AnAreaThatUnmapsItself) {
+  Child child(count_for_ever);
+  auto task = stop_task(child.pid());
+  GW_ASSERT_OK(task.status());
+  const auto registers = task->registers();
+  const auto mask = task->signal_mask();
+  GW_ASSERT_OK(registers.status());
+  GW_ASSERT_OK(mask.status());
+  auto area = StubArea::map(*task, child.image_pid(), 4096);
+  GW_ASSERT_OK(area.status());
+  const std::string at = fmt::format("{:x}-", area->address().value);
+  const auto mapped = [&] {
+    std::ifstream maps(fmt::format("/proc/{}/maps", child.pid().value));
+    std::string line;
+    while (std::getline(maps, line))
+      if (line.starts_with(at)) return true;
+    return false;
+  };
+  EXPECT_TRUE(mapped());
+  GW_ASSERT_OK(area->start_unmap_below(*task));
+  GW_ASSERT_OK(area->finish_unmap_below(*task, soon()));
+  EXPECT_FALSE(mapped());
+  GW_ASSERT_OK(task->set_registers(*registers));
+  GW_ASSERT_OK(task->set_signal_mask(*mask));
+  const uint64_t before = child.word(0);
+  GW_ASSERT_OK(std::move(*task).detach());
+  // It counts on: the fault was no signal to it.
+  EXPECT_TRUE(child.wait_word(0, before + 1));
+}
+
 }  // namespace
 }  // namespace godwit::tracee

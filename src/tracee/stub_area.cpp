@@ -2,6 +2,7 @@
 // its mapping has VM_MAYWRITE, so a forced write gives the process a private copy of a page
 // (arch/x86/entry/vdso/vma.c).
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -207,6 +208,41 @@ absl::Status StubArea::unmap(StoppedTask& task) {
   if (home_.value == 0) return absl::OkStatus();
   const std::vector<std::byte> zeros(home_size());
   return write_memory_forced(task.tid(), home_, zeros);
+}
+
+absl::Status StubArea::start_unmap_below(StoppedTask& task) const {
+  const HostPid tid = task.tid();
+  Registers registers;
+  GW_RETURN_IF_ERROR(internal::get_registers(tid, registers));
+  registers.rip = own_syscall_instruction().value;
+  registers.rax = SYS_munmap;
+  registers.rdi = address_.value;
+  registers.rsi = size_;
+  registers.orig_rax = internal::kAllSignals;  // -1: not in a system call
+  GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
+  constexpr uint64_t kFault = uint64_t{1} << (SIGSEGV - 1);
+  GW_RETURN_IF_ERROR(internal::set_signal_mask(tid, internal::kAllSignals & ~kFault));
+  return internal::proceed(tid, PTRACE_CONT, 0);
+}
+
+absl::Status StubArea::finish_unmap_below(StoppedTask& task, Deadline deadline) const {
+  const HostPid tid = task.tid();
+  for (;;) {
+    GW_ASSIGN_OR_RETURN(const internal::Stop stop, internal::wait_stop(tid, deadline));
+    if (stop.is_group_stop()) task.group_stop_ = true;
+    if (stop.is_signal_delivery() && stop.signal == SIGSEGV) break;
+    // Everything else is blocked: SIGSTOP, or news of a group stop.
+    GW_RETURN_IF_ERROR(
+        internal::proceed(tid, PTRACE_CONT, stop.is_signal_delivery() ? stop.signal : 0));
+  }
+  constexpr uint64_t kSyscallBytes = 2;
+  Registers now;
+  GW_RETURN_IF_ERROR(internal::get_registers(tid, now));
+  if (now.rip == own_syscall_instruction().value + kSyscallBytes && now.rax == 0)
+    return absl::OkStatus();
+  return make_error(absl::StatusCode::kInternal,
+                    "task {}: the stub's area was not unmapped: rip {:#x}, rax {:#x}", tid.value,
+                    uint64_t{now.rip}, uint64_t{now.rax});
 }
 
 absl::StatusOr<bool> StubArea::used_home(HostPid pid) {
