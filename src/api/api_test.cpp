@@ -74,7 +74,10 @@ class ApiTest : public ::testing::Test {
   absl::Status ask(const std::shared_ptr<grpc::Channel>& channel) {
     return RemoteStore(channel, absl::Seconds(5)).list("").status();
   }
-  Keeper keeper() const { return {peer_channel(n2_, "n1", address_), "n1", "127.0.0.1"}; }
+  Keeper keeper() const {
+    return {peer_channel(n2_, "n1", address_), "n1", "127.0.0.1",
+            std::make_shared<const TlsContext>(*TlsContext::make(n2_))};
+  }
 
   std::string folder_, address_;
   int port_ = 0;
@@ -146,7 +149,7 @@ TEST_F(ApiTest, TheStoreKeepsItsMeaningOverTheWire) {
 }
 
 TEST_F(ApiTest, AStreamOfSwapsMeansTheSame) {
-  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   const auto made = (*stream)->compare_and_swap("a", store::kMustNotExist, "x");
   ASSERT_TRUE(made.ok()) << made.status();
@@ -164,7 +167,7 @@ TEST_F(ApiTest, ManySwapStreamsAtOnce) {
   const Keeper to = keeper();
   for (int i = 0; i < 20; ++i)
     clients.emplace_back([&] {
-      const auto stream = SwapStream::open(to, n2_, absl::Seconds(20));
+      const auto stream = SwapStream::open(to, absl::Seconds(20));
       ASSERT_TRUE(stream.ok()) << stream.status();
       if ((*stream)->compare_and_swap("one", store::kMustNotExist, "x").ok()) ++won;
     });
@@ -182,7 +185,7 @@ TEST_F(ApiTest, AStreamOfSwapsNeedsAKeeper) {
   builder.RegisterService(none->get());
   server_ = builder.BuildAndStart();
   address_ = "127.0.0.1:" + std::to_string(port_);
-  const auto keeps_none = SwapStream::open(keeper(), n2_, absl::Seconds(5));
+  const auto keeps_none = SwapStream::open(keeper(), absl::Seconds(5));
   EXPECT_EQ(keeps_none.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_NE(std::string(keeps_none.status().message()).find("does not keep"), std::string::npos);
   server_->Shutdown(std::chrono::system_clock::now());
@@ -230,7 +233,7 @@ TEST_F(ApiTest, OnlyNodesOfTheClusterMaySwap) {
 }
 
 TEST_F(ApiTest, AStreamWhoseKeeperHasGoneIsUnavailable) {
-  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   server_->Shutdown(std::chrono::system_clock::now());
   server_.reset();
@@ -281,7 +284,7 @@ TEST_F(ApiTest, TheUnixSocketLetsRootInAndNobodyElse) {
 TEST_F(ApiTest, CommitOverTheWireIsTimed) {
   const auto channel = peer_channel(n2_, "n1", address_);
   RemoteStore remote(channel, absl::Seconds(5));
-  const auto stream = SwapStream::open(keeper(), n2_, absl::Seconds(5));
+  const auto stream = SwapStream::open(keeper(), absl::Seconds(5));
   ASSERT_TRUE(stream.ok()) << stream.status();
   auto revision = remote.compare_and_swap("k", store::kMustNotExist, "v");
   ASSERT_TRUE(revision.ok());

@@ -126,7 +126,6 @@ absl::Status SwapService::serve(int fd) {
 }
 
 absl::StatusOr<std::unique_ptr<SwapStream>> SwapStream::open(const Keeper& keeper,
-                                                             const Identity& identity,
                                                              absl::Duration timeout) {
   grpc::ClientContext call;
   call.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
@@ -134,11 +133,10 @@ absl::StatusOr<std::unique_ptr<SwapStream>> SwapStream::open(const Keeper& keepe
   const absl::Status told =
       from_grpc(GodwitSwaps::NewStub(keeper.channel)->OpenSwaps(&call, OpenSwapsRequest(), &reply));
   if (!told.ok()) return annotate(told, fmt::format("the store's keeper, node {}", keeper.node));
-  GW_ASSIGN_OR_RETURN(TlsContext context, TlsContext::make(identity));
-  std::unique_ptr<SwapStream> stream(new SwapStream(std::move(context)));
+  std::unique_ptr<SwapStream> stream(new SwapStream);
   GW_ASSIGN_OR_RETURN(
       stream->connection_,
-      TlsConnection::connect(stream->context_, keeper.host, static_cast<uint16_t>(reply.port()),
+      TlsConnection::connect(*keeper.context, keeper.host, static_cast<uint16_t>(reply.port()),
                              keeper.node, timeout));
   GW_RETURN_IF_ERROR(stream->ask(SwapRequest()).status());
   return stream;

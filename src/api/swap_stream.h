@@ -60,6 +60,8 @@ struct Keeper {
   std::shared_ptr<grpc::Channel> channel;
   std::string node;
   std::string host;
+  // Ours; made once, since parsing keys takes 2 ms.
+  std::shared_ptr<const TlsContext> context;
 };
 
 // A connection to the keeper. One thread uses it.
@@ -67,7 +69,6 @@ class SwapStream {
  public:
   // Opens it and waits for a first answer, so that everything on the way is warm.
   static absl::StatusOr<std::unique_ptr<SwapStream>> open(const Keeper& keeper,
-                                                          const Identity& identity,
                                                           absl::Duration timeout);
 
   // As Store::compare_and_swap(). After kUnavailable it is of no more use.
@@ -75,10 +76,9 @@ class SwapStream {
                                                    const std::string& value);
 
  private:
-  explicit SwapStream(TlsContext context) : context_(std::move(context)) {}
+  SwapStream() = default;
   absl::StatusOr<SwapReply> ask(const SwapRequest& request);
 
-  TlsContext context_;
   std::unique_ptr<TlsConnection> connection_;  // null: it has failed
 };
 

@@ -65,9 +65,11 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
     GW_ASSIGN_OR_RETURN(node->local_store_, store::SqliteStore::open(config.store_path));
     node->records_ = std::make_unique<Records>(node->local_store_.get());
   } else {
-    node->keeper_ = api::Keeper{
-        api::peer_channel(node->identity_, config.join_node, config.join_address), config.join_node,
-        config.join_address.substr(0, config.join_address.rfind(':'))};
+    GW_ASSIGN_OR_RETURN(api::TlsContext context, api::TlsContext::make(node->identity_));
+    node->keeper_ =
+        api::Keeper{api::peer_channel(node->identity_, config.join_node, config.join_address),
+                    config.join_node, config.join_address.substr(0, config.join_address.rfind(':')),
+                    std::make_shared<const api::TlsContext>(std::move(context))};
     node->remote_store_ = std::make_unique<api::RemoteStore>(node->keeper_->channel, kStoreTimeout);
     node->records_ = std::make_unique<Records>(node->remote_store_.get());
   }
@@ -251,7 +253,7 @@ absl::Status Node::remove_service(const std::string& name) {
 
 std::unique_ptr<api::SwapStream> Node::open_swaps() const {
   if (!keeper_) return nullptr;
-  auto stream = api::SwapStream::open(*keeper_, identity_, kStoreTimeout);
+  auto stream = api::SwapStream::open(*keeper_, kStoreTimeout);
   if (stream.ok()) return *std::move(stream);
   log_warning("{}", message_of(stream.status()));
   return nullptr;

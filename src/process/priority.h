@@ -85,10 +85,14 @@ class FirstPriority {
 // one: where all CPUs have been busy, as they are in rounds on a small machine, a thread that is
 // woken is queued behind whoever woke it although another CPU is idle by then (select_idle_cpu(),
 // kernel/sched/fair.c, SIS_UTIL), and a helper there helps nobody.
+//
+// Threads that are born meanwhile inherit the mask: not where there were no rounds to make them in,
+// as in a cold move, whose freeze is long and wants all CPUs.
 class OneCpu {
  public:
-  OneCpu() {
+  explicit OneCpu(bool bind) {
     CPU_ZERO(&others_);
+    if (!bind) return;
     const int cpu = ::sched_getcpu();
     if (cpu < 0 || ::sched_getaffinity(0, sizeof before_, &before_) != 0) return;
     others_ = before_;
@@ -136,6 +140,7 @@ class WakefulCpus {
 
 // What the freeze needs, for the thread that makes it.
 struct Hurry {
+  explicit Hurry(bool one_cpu) : cpu(one_cpu) {}
   FirstSession session;
   FirstPriority first;
   OneCpu cpu;

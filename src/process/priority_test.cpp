@@ -44,7 +44,7 @@ int in_a_mover() {
     helper.wait().IgnoreError();
   };
   {
-    const Hurry hurry;
+    const Hurry hurry(true);
     helper.keep_off(hurry.cpu);
     if (nice_of(0) != kFreezeNice) return 4;
     if (grouped && session() != kFreezeNice) return 5;
@@ -62,7 +62,10 @@ int in_a_mover() {
   if (grouped && session() != kRoundsNice) return 10;
   if (slices && kernel::set_slice(0, kRoundsSlice) != kRoundsSlice) return 11;
   const cpu_set_t after = cpus_of_this_thread();
-  return CPU_EQUAL(&everywhere, &after) ? 0 : 12;
+  if (!CPU_EQUAL(&everywhere, &after)) return 12;
+  const Hurry without_rounds(false);
+  const cpu_set_t meanwhile = cpus_of_this_thread();
+  return nice_of(0) == kFreezeNice && CPU_EQUAL(&everywhere, &meanwhile) ? 0 : 13;
 }
 
 TEST(PriorityTest, AMoverGivesWayButInTheFreeze) {

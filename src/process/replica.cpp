@@ -169,7 +169,7 @@ void Replica::rest() {
 
 // The program's own priority is set by the resource `scheduling`, which comes last.
 void Replica::hurry() {
-  hurry_ = std::make_unique<Hurry>();
+  hurry_ = std::make_unique<Hurry>(cpus_ != nullptr);
   if (completer_) completer_->keep_off(hurry_->cpu);
   for (auto& [pid, husk] : husks_)
     for (const HuskTask& task : husk.tasks()) go_first(task.task.tid().value);

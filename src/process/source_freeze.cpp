@@ -25,8 +25,9 @@ absl::Status Source::freeze() {
   FAULT_POINT("source.freeze");
   final_ = true;
   if (!scanner_) scanner_ = std::make_unique<Background>();
+  const bool after_rounds = cpus_ != nullptr;
   if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
-  hurry_ = std::make_unique<Hurry>();
+  hurry_ = std::make_unique<Hurry>(after_rounds);
   scanner_->keep_off(hurry_->cpu);
   if (settler_) settler_->keep_off(hurry_->cpu);
   spans_.restart();

@@ -1,5 +1,4 @@
-// struct sched_attr (include/uapi/linux/sched/types.h, Linux 5.3), which the C library does not
-// have.
+// Scheduling policies and I/O priorities of tasks.
 #ifndef GODWIT_RESOURCE_SCHEDULING_SCHED_ATTR_H_
 #define GODWIT_RESOURCE_SCHEDULING_SCHED_ATTR_H_
 
@@ -7,22 +6,11 @@
 
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "kernel/abi/sched_attr.h"
 
 namespace godwit::resource {
 
-struct SchedAttr {
-  uint32_t size;
-  uint32_t policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime;
-  uint64_t deadline;
-  uint64_t period;
-  uint32_t util_min;
-  uint32_t util_max;
-};
-static_assert(sizeof(SchedAttr) == 56);
+using kernel::abi::SchedAttr;
 
 constexpr uint32_t kSchedNormal = 0;
 constexpr uint32_t kSchedFifo = 1;
