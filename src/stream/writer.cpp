@@ -18,6 +18,18 @@ void encode_runs(Encoder& to, std::span<const PageRun> runs) {
   for (const PageRun& run : runs) to.number(run.address).number(run.count).number(uint32_t{0});
 }
 
+// How many there are, if the runs are fit for one frame.
+absl::StatusOr<uint64_t> pages_of(std::span<const PageRun> runs) {
+  if (runs.empty() || runs.size() > kMaxRunsPerFrame) return refuse("wrong number of page runs");
+  uint64_t count = 0;
+  for (const PageRun& run : runs) {
+    if (const auto fault = fault_of_run(run); !fault.empty()) return refuse(fault);
+    count += run.count;
+  }
+  if (count > kMaxPagesPerFrame) return refuse("too many pages for one frame");
+  return count;
+}
+
 }  // namespace
 
 absl::Status Writer::frame(FrameType type, std::span<const std::byte> head,
@@ -123,13 +135,7 @@ absl::Status Writer::pages(uint64_t space, std::span<const PageRun> runs,
                            std::span<const iovec> data) {
   GW_RETURN_IF_ERROR(need_epoch());
   if (runs.empty() && data.empty()) return absl::OkStatus();
-  if (runs.empty() || runs.size() > kMaxRunsPerFrame) return refuse("wrong number of page runs");
-  uint64_t count = 0;
-  for (const PageRun& run : runs) {
-    if (const auto fault = fault_of_run(run); !fault.empty()) return refuse(fault);
-    count += run.count;
-  }
-  if (count > kMaxPagesPerFrame) return refuse("too many pages for one frame");
+  GW_ASSIGN_OR_RETURN(const uint64_t count, pages_of(runs));
   uint64_t bytes = 0;
   for (const iovec& part : data) bytes += part.iov_len;
   if (bytes != count * kPageSize) return refuse("data and runs differ in length");
@@ -175,13 +181,7 @@ absl::Status Writer::end_state() {
 absl::Status Writer::page_hashes(uint64_t space, std::span<const PageRun> runs,
                                  std::span<const PageHash> hashes) {
   GW_RETURN_IF_ERROR(need_epoch());
-  if (runs.empty() || runs.size() > kMaxRunsPerFrame) return refuse("wrong number of page runs");
-  uint64_t count = 0;
-  for (const PageRun& run : runs) {
-    if (const auto fault = fault_of_run(run); !fault.empty()) return refuse(fault);
-    count += run.count;
-  }
-  if (count > kMaxPagesPerFrame) return refuse("too many pages for one frame");
+  GW_ASSIGN_OR_RETURN(const uint64_t count, pages_of(runs));
   if (count != hashes.size()) return refuse("hashes and runs differ in length");
   Encoder to(head_);
   to.number(space).number(static_cast<uint32_t>(runs.size())).number(static_cast<uint32_t>(count));
