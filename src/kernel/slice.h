@@ -8,6 +8,7 @@
 #ifndef GODWIT_KERNEL_SLICE_H_
 #define GODWIT_KERNEL_SLICE_H_
 
+#include <sched.h>
 #include <sys/types.h>
 
 #include "absl/time/time.h"
@@ -17,6 +18,14 @@ namespace godwit::kernel {
 // Of thread `tid`, 0: the caller. Only speed is at stake: what the kernel refuses stays as it is,
 // and a thread of another policy is left alone. Returns the one before; zero: not known.
 absl::Duration set_slice(pid_t tid, absl::Duration slice);
+
+// For loops of a thread that gives way, a fraction of a millisecond apart. Who wakes goes first
+// only if it is the best choice at that very moment (check_preempt_wakeup_fair(),
+// kernel/sched/fair.c): one that is eligible 10 us later, or stands behind a third, waits for the
+// next tick, 4 ms at 250 Hz, and often for the one after. The call makes the choice anew; it costs
+// less than 1 us where nobody waits. Measured, a move of 1 GiB: the longest wait of a client 3.6
+// ms, 5.6 without it, and the move as long.
+inline void let_others_run() { ::sched_yield(); }
 
 // What a thread has that nobody gave one; zero: not known. It depends on the number of CPUs.
 absl::Duration default_slice();

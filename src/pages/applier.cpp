@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/slice.h"
 #include "kernel/syscalls.h"
 
 namespace godwit::pages {
@@ -172,6 +173,7 @@ absl::Status PageApplier::make_huge(std::span<const stream::PageRun> runs,
   // uses remote_ for itself.
   const std::vector<iovec> blocks = remote_;
   GW_RETURN_IF_ERROR(write(pieces_));
+  kernel::let_others_run();
   const int64_t begin = monotonic_ns();
   const ssize_t n =
       ::syscall(SYS_process_madvise, pidfd_.get(), blocks.data(), blocks.size(), kMadvCollapse, 0);
@@ -180,6 +182,7 @@ absl::Status PageApplier::make_huge(std::span<const stream::PageRun> runs,
       monotonic_ns() - begin > kLongForABlock_ns * count) {
     if (++huge_failures_ >= kMaxHugeFailures) huge_.clear();
   }
+  kernel::let_others_run();
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/slice.h"
 
 namespace godwit::pages {
 namespace {
@@ -183,6 +184,7 @@ absl::Status PageSender::send_pipelined(uint64_t space, std::span<const Wanted> 
     changed_.wait(lock, [&] { return read_ > n; });
     lock.unlock();
     status = write(space, batches_[n % kBatches], zero, unreadable);
+    kernel::let_others_run();
     lock.lock();
     written_ = n + 1;
     changed_.notify_all();
@@ -203,6 +205,7 @@ void PageSender::read_loop() {
       if (abandoned_) break;
       lock.unlock();
       read(work_[n], batches_[n % kBatches]);
+      kernel::let_others_run();
       lock.lock();
       read_ = n + 1;
       changed_.notify_all();

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/slice.h"
 #include "kernel/syscalls.h"
 #include "process/replica_context.h"
 #include "resource/registry.h"
@@ -80,7 +81,13 @@ absl::Status Replica::apply(const stream::Frame& frame) {
     return host_.apply_file_blocks(*blocks);
   if (!sections_applied_) GW_RETURN_IF_ERROR(apply_sections());
   if (std::holds_alternative<stream::StateEnd>(frame)) return absl::OkStatus();
-  if (const auto* pages = std::get_if<stream::Pages>(&frame)) return apply_pages(*pages);
+  if (const auto* pages = std::get_if<stream::Pages>(&frame)) {
+    // They were received in one long call, and are applied in another.
+    if (!final_) kernel::let_others_run();
+    GW_RETURN_IF_ERROR(apply_pages(*pages));
+    if (!final_) kernel::let_others_run();
+    return absl::OkStatus();
+  }
   if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
   if (const auto* hashes = std::get_if<stream::PageHashes>(&frame)) return compare(*hashes);
   if (std::holds_alternative<stream::HashesEnd>(frame)) return end_comparison();
