@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "process/replica.h"
+#include "resource/raw_sockets.h"
 
 namespace godwit::process {
 
@@ -20,6 +21,9 @@ class Replica::Context final : public resource::RestoreContext {
     return replica_.host_.in_capsule(action);
   }
   HostPid init_pid() const override { return replica_.host_.init; }
+  absl::StatusOr<int> raw_socket(int family) override {
+    return raw_sockets_.get(family, replica_.host_.in_capsule);
+  }
   int description(uint64_t id) const override {
     const auto found = replica_.descriptions_.find(id);
     return found == replica_.descriptions_.end() ? -1 : found->second.fd.get();
@@ -50,6 +54,7 @@ class Replica::Context final : public resource::RestoreContext {
  private:
   Replica& replica_;
   std::map<std::string, UniqueFd> stash_;
+  resource::RawSockets raw_sockets_;
 };
 
 }  // namespace godwit::process

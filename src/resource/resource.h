@@ -159,6 +159,9 @@ class RestoreContext {
   virtual bool final() const = 0;
   virtual absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const = 0;
   virtual HostPid init_pid() const = 0;
+  // A socket of the capsule's network namespace that sends whole IP packets (SOCK_RAW,
+  // IPPROTO_RAW: raw(7)), made at the first call and kept. Any thread.
+  virtual absl::StatusOr<int> raw_socket(int family) = 0;
   // Our duplicate of a description that was already made, -1 if not (yet).
   virtual int description(uint64_t id) const = 0;
   // Kinds whose descriptions come in pairs leave the other one here under a name of theirs.

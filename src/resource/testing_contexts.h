@@ -18,6 +18,7 @@
 #include "base/status.h"
 #include "kernel/proc/fdinfo.h"
 #include "kernel/syscalls.h"
+#include "resource/raw_sockets.h"
 #include "resource/resource.h"
 
 namespace godwit::resource::testing {
@@ -86,6 +87,10 @@ class FakeRestoreContext final : public RestoreContext {
     return action();
   }
   HostPid init_pid() const override { return {::getpid()}; }
+  absl::StatusOr<int> raw_socket(int family) override {
+    return raw_sockets_.get(family,
+                            [](absl::FunctionRef<absl::Status()> action) { return action(); });
+  }
   int description(uint64_t id) const override {
     const auto found = made.find(id);
     return found == made.end() ? -1 : found->second.get();
@@ -111,6 +116,7 @@ class FakeRestoreContext final : public RestoreContext {
 
  private:
   std::map<std::string, UniqueFd> stashed_;
+  RawSockets raw_sockets_;
 };
 
 }  // namespace godwit::resource::testing

@@ -125,10 +125,15 @@ class NetworkRestore final : public RestoreContext {
   int stdio(int stream) const override { return files_.stdio(stream); }
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override { return files_.host_pid(pid); }
   int64_t source_clock_ns() const override { return files_.source_clock_ns(); }
+  absl::StatusOr<int> raw_socket(int family) override {
+    return raw_sockets_.get(
+        family, [this](absl::FunctionRef<absl::Status()> action) { return network_.in(action); });
+  }
 
  private:
   const Network& network_;
   FakeRestoreContext& files_;
+  RawSockets raw_sockets_;
 };
 
 }  // namespace godwit::resource::testing

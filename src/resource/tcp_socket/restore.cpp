@@ -314,6 +314,8 @@ absl::StatusOr<UniqueFd> tcp_create(const TcpSocketState& state, RestoreContext&
       restore_common(fd.get(), use_of(state), state.family(), nullptr, state.common()));
   GW_RETURN_IF_ERROR(set_congestion(fd.get(), state.congestion()));
   if (is_connected(state.state())) {
+    // Perhaps for inject(), in the freeze.
+    if (!context.final()) GW_RETURN_IF_ERROR(context.raw_socket(state.family()).status());
     if (context.final())
       GW_RETURN_IF_ERROR(rebuild(fd.get(), state, context));
     else if (is_idle(state))

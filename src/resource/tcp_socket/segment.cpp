@@ -66,13 +66,10 @@ static_assert(sizeof(TcpPart) == 32 && sizeof(Packet<iphdr>) == 52 &&
 template <typename Ip>
 absl::Status send_raw(int family, const Packet<Ip>& packet, size_t size, const KernelAddress& to,
                       RestoreContext& context) {
-  return context.in_capsule([&] {
-    const UniqueFd raw(::socket(family, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW));
-    if (!raw) return errno_status(errno, "socket(SOCK_RAW, IPPROTO_RAW)");
-    if (::sendto(raw.get(), &packet, size, 0, to.get(), to.size) < 0)
-      return errno_status(errno, "sendto(a segment that stands for the peer's)");
-    return absl::OkStatus();
-  });
+  GW_ASSIGN_OR_RETURN(const int raw, context.raw_socket(family));
+  if (::sendto(raw, &packet, size, 0, to.get(), to.size) < 0)
+    return errno_status(errno, "sendto(a segment that stands for the peer's)");
+  return absl::OkStatus();
 }
 
 absl::Status send_ipv4(const Segment& segment, RestoreContext& context) {
