@@ -171,7 +171,8 @@ absl::Status enter_repair(int fd, int reuse) {
 
 // Of one that stands (settled_stands()) and is idle.
 absl::StatusOr<std::string> capture_seen(const OpenFile& file) {
-  const std::optional<std::string_view> settled = settled_state(file.settled_before, true);
+  const std::optional<std::string_view> settled =
+      settled_state(file.settled_before, TCP_STATE_ESTABLISHED);
   if (!settled || !file.view || !is_idle(file.view->tcp))
     return make_error(absl::StatusCode::kInternal, "TCP socket {} was not taken", file.remote_fd);
   std::string bytes(*settled);
@@ -217,11 +218,11 @@ absl::StatusOr<std::string> tcp_capture(const OpenFile& file, const CaptureConte
   TcpSocketState state;
   state.set_state(static_cast<TcpState>(info.tcpi_state));
   const bool connected = is_connected(state.state());
-  std::optional<std::string_view> settled = settled_state(file.settled, connected);
+  std::optional<std::string_view> settled = settled_state(file.settled, state.state());
   std::string read_now;
   if (!settled) {
     GW_ASSIGN_OR_RETURN(read_now, capture_settled(file, context, info));
-    settled = settled_state(read_now, connected);
+    settled = settled_state(read_now, state.state());
   }
   std::string bytes(*settled);
   if (state.state() == TCP_STATE_LISTEN) state.set_backlog(info.tcpi_sacked);

@@ -35,7 +35,7 @@ absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& co
 absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
                                             const tcp_info& info);
 // Nothing if `settled` was taken in the other case.
-std::optional<std::string_view> settled_state(std::string_view settled, bool connected);
+std::optional<std::string_view> settled_state(std::string_view settled, TcpState state);
 
 // What both ends have agreed upon when they connected.
 struct Negotiated {

@@ -7,10 +7,10 @@
 // it the next round or the freeze sees:
 //
 //   - it has the same addresses, and nobody has called setsockopt(2) for a socket with its ports
-//     since before the rounds, nor for one without a peer, which could have become this one by
-//     disconnecting and connecting again (CaptureContext::options_changed(), which also tells of
-//     sysctls: TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_LINGER2 and IP_TTL follow one while
-//     they are not set);
+//     since before the rounds, nor for one without a peer, such as one that listens, which could
+//     also have become this one by disconnecting and connecting again
+//     (CaptureContext::options_changed(), which also tells of sysctls: TCP_KEEPIDLE, TCP_KEEPINTVL,
+//     TCP_KEEPCNT, TCP_LINGER2 and IP_TTL follow one while they are not set);
 //   - SO_PEEK_OFF is off (recv(2) moves it), and it is not bound to a device (whose name can
 //     change);
 //   - IPV6_UNICAST_HOPS is the same, which follows the route while it is not set.
@@ -35,7 +35,7 @@ constexpr int kSoNetnsCookie = 71;  // asm-generic/socket.h of Linux 5.14
 
 // In front of a settled part, which is: options, addresses, the rest.
 struct Head {
-  char mark = 0;  // 'c' connected, 'i' idle
+  char mark = 0;  // 'c' connected, 'l' listening, 'i' idle
   bool may_stand = false;
   int hops = -1;
   uint64_t netns_cookie = 0;
@@ -47,7 +47,10 @@ struct Head {
   bool owned = false;  // somebody gets its signals
 };
 
-char mark_of(bool connected) { return connected ? 'c' : 'i'; }
+char mark_of(TcpState state) {
+  if (is_connected(state)) return 'c';
+  return state == TCP_STATE_LISTEN ? 'l' : 'i';
+}
 
 std::string with_head(const Head& head) {
   std::string text(sizeof head, '\0');
@@ -126,7 +129,7 @@ absl::StatusOr<std::optional<std::string_view>> options_before(const OpenFile& f
                                                                Head& head) {
   const std::string_view text = file.settled_before;
   const std::optional<Head> before = head_of(text);
-  if (!before || before->mark != mark_of(true) || !before->may_stand) return std::nullopt;
+  if (!before || before->mark != head.mark || !before->may_stand) return std::nullopt;
   if (text.substr(sizeof *before + before->options_size, before->addresses_size) != addresses ||
       context.options_changed(before->netns_cookie, head.addresses.num,
                               ntohs(head.addresses.dport)))
@@ -147,7 +150,7 @@ absl::StatusOr<std::string> read_options(const OpenFile& file, int family, bool 
   GW_RETURN_IF_ERROR(capture_options(file, connected ? kUseTcpConnection : kUseTcpIdle, family,
                                      /*buffers=*/false, common));
   GW_ASSIGN_OR_RETURN(*state.mutable_congestion(), tcp_name_option(file.fd, TCP_CONGESTION));
-  if (connected) {
+  if (head.mark != 'i') {
     GW_ASSIGN_OR_RETURN(head.hops, hops_of(file.fd, family));
     socklen_t size = sizeof head.netns_cookie;
     const bool known =
@@ -178,18 +181,19 @@ absl::StatusOr<Negotiated> read_negotiated(int fd, const tcp_info& info) {
 
 absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureContext& context,
                                             const tcp_info& info) {
-  const bool connected = is_connected(static_cast<TcpState>(info.tcpi_state));
+  const auto tcp_state = static_cast<TcpState>(info.tcpi_state);
+  const bool connected = is_connected(tcp_state);
   Head head;
-  head.mark = mark_of(connected);
+  head.mark = mark_of(tcp_state);
   int family = 0;
   GW_ASSIGN_OR_RETURN(const std::string addresses,
                       capture_addresses(file, context, connected, family, head.addresses));
   std::optional<std::string_view> options;
-  if (connected) {
+  if (head.mark != 'i') {
     GW_ASSIGN_OR_RETURN(options, options_before(file, context, family, addresses, head));
-    if (!context.final()) {
-      GW_ASSIGN_OR_RETURN(head.negotiated, read_negotiated(file.fd, info));
-    }
+  }
+  if (connected && !context.final()) {
+    GW_ASSIGN_OR_RETURN(head.negotiated, read_negotiated(file.fd, info));
   }
   std::string read_now;
   if (!options) {
@@ -207,9 +211,9 @@ absl::StatusOr<std::string> capture_settled(const OpenFile& file, const CaptureC
   return settled;
 }
 
-std::optional<std::string_view> settled_state(std::string_view settled, bool connected) {
+std::optional<std::string_view> settled_state(std::string_view settled, TcpState state) {
   const std::optional<Head> head = head_of(settled);
-  if (!head || head->mark != mark_of(connected)) return std::nullopt;
+  if (!head || head->mark != mark_of(state)) return std::nullopt;
   return settled.substr(sizeof *head);
 }
 
@@ -221,8 +225,7 @@ Negotiated negotiated_of(std::string_view settled) {
 // IPV6_UNICAST_HOPS of a connection that speaks IPv4 means nothing while it does.
 bool settled_stands(const OpenFile& before, const FileView& now, const CaptureContext& context) {
   const std::optional<Head> head = head_of(before.settled);
-  if (!head || head->mark != mark_of(true) || !head->may_stand || head->owned ||
-      !head->negotiated.known)
+  if (!head || head->mark != 'c' || !head->may_stand || head->owned || !head->negotiated.known)
     return false;
   const TcpView::Addresses& ends = now.tcp.addresses;
   const bool mapped =
