@@ -60,6 +60,7 @@ absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
   GW_RETURN_IF_ERROR(workload.round(writer).status());
   if (daemon.cancelled()) return absl::CancelledError("cancelled; the service runs on");
   const int64_t begin = monotonic_ns();
+  GW_RETURN_IF_ERROR(workload.begin_last_epoch(writer));
   GW_RETURN_IF_ERROR(freeze(workload));
   FAULT_POINT("checkpoint.frozen");
   GW_RETURN_IF_ERROR(workload.final_state(writer));

@@ -73,6 +73,11 @@ class PeerMessages {
   absl::Status send(const PeerMessage& message);
   // kDeadlineExceeded; kUnavailable when the peer has gone.
   absl::StatusOr<PeerMessage> receive(Deadline deadline);
+  // Whether the peer's kernel has acknowledged all that was sent, which ours does at once: the
+  // first 16, and again after a silence of its retransmission time (TCP_MAX_QUICKACKS,
+  // net/ipv4/tcp_input.c).
+  bool acknowledged() const;
+  bool readable() const;
   int fd() const { return fd_.get(); }
 
  private:

@@ -33,6 +33,33 @@ TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
   EXPECT_EQ(received->failed(), "because");
 }
 
+// Although nobody reads it, and although answers went the other way: the kernel would wait 40 ms
+// for another one to send the acknowledgement with.
+TEST(PeerTest, WhatIsSentIsAcknowledgedAtOnce) {
+  auto listener = listen_on("127.0.0.1");
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  absl::StatusOr<Accepted> accepted = absl::UnknownError("");
+  std::thread destination([&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
+  auto fd = connect_to_peer("127.0.0.1", listener->port, kToken, Purpose::kMessages, soon());
+  destination.join();
+  ASSERT_TRUE(fd.ok() && accepted.ok());
+  PeerMessages source(*std::move(fd));
+  PeerMessages other(std::move(accepted->fd));
+  PeerMessage question, answer;
+  question.set_are_you_there(true);
+  answer.set_still_here(true);
+  for (int i = 0; i < 12; ++i) {
+    ASSERT_TRUE(source.send(question).ok());
+    const Deadline deadline = Deadline::in(absl::Milliseconds(30));
+    while (!source.acknowledged()) ASSERT_FALSE(deadline.passed()) << "message " << i;
+    EXPECT_FALSE(source.readable());
+    EXPECT_TRUE(other.readable());
+    ASSERT_TRUE(other.receive(soon()).ok());
+    ASSERT_TRUE(other.send(answer).ok());
+    ASSERT_TRUE(source.receive(soon()).ok());
+  }
+}
+
 TEST(PeerTest, AStrangerGetsNothingAndTheRightOneStillComesThrough) {
   auto listener = listen_on("127.0.0.1");
   ASSERT_TRUE(listener.ok()) << listener.status();

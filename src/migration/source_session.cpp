@@ -143,6 +143,7 @@ class SourceSession {
     if (start_.strategy() != STRATEGY_COLD && !start_.verify())
       set_patience(stream_fd_.get(), kSilence);
     set_patience(messages_->fd(), kSilence);
+    GW_RETURN_IF_ERROR(workload_.begin_last_epoch(*writer_));
     for (int attempt = 1;; ++attempt) {
       freeze_begin_ns_ = monotonic_ns();
       frozen_ = true;
@@ -187,11 +188,13 @@ class SourceSession {
 
   // Asked at the beginning of the freeze and answered while pages were sent. A destination that is
   // out of reach is noticed here, where going back takes nobody's leave; after the end mark only
-  // the store could tell, and it may be as far away.
+  // the store could tell, and it may be as far away. Its kernel's word is enough: a mover that has
+  // ended would have closed the connection, or said why before.
   absl::Status hear_that_it_is_there() {
     if (heard_it_) return absl::OkStatus();
     const Deadline deadline = Deadline::in(kSilence);
     for (;;) {
+      if (!messages_->readable() && messages_->acknowledged()) return absl::OkStatus();
       GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
       if (message.message_case() == PeerMessage::kFailed)
         return absl::AbortedError("the destination: " + message.failed());
@@ -212,6 +215,8 @@ class SourceSession {
       std::array<pollfd, 2> both{pollfd{messages_->fd(), POLLIN, 0},
                                  pollfd{workload_.held_frames_fd(), POLLIN, 0}};
       const int ready = ::poll(both.data(), both.size(), kLookAgainMs);
+      // Only now: on one machine the destination may be waiting for our CPU.
+      workload_.rest();
       if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(peer)");
       if ((both[0].revents & (POLLIN | POLLHUP | POLLERR)) == 0) {
         if (deadline.passed() || silence.passed())

@@ -36,6 +36,8 @@ class SourceWorkload {
   virtual absl::Status prepare() = 0;
   // One epoch while it runs.
   virtual absl::StatusOr<RoundFigures> round(stream::Writer& writer) = 0;
+  // Once, before freeze().
+  virtual absl::Status begin_last_epoch(stream::Writer& writer) = 0;
   // Stands still, cannot be reached, and says nothing to the network from here on. kUnavailable:
   // not now, try again after thaw().
   virtual absl::Status freeze() = 0;
@@ -43,6 +45,8 @@ class SourceWorkload {
   virtual absl::StatusOr<RoundFigures> final_pages(stream::Writer& writer) = 0;
   // Frames that arrived for it since freeze() and were not given yet.
   virtual absl::StatusOr<std::vector<std::string>> take_held_frames() = 0;
+  // The freeze is the destination's now.
+  virtual void rest() = 0;
   // Readable when there are some; -1: it holds none.
   virtual int held_frames_fd() const = 0;
   // Runs on; idempotent, also when freeze() never ran or failed half-way.

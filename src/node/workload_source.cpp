@@ -192,8 +192,6 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Write
 }
 
 absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
-  // Asked for after the end mark.
-  source_->rest();
   network::Frames held;
   GW_RETURN_IF_ERROR(port_->port.drain(held).status());
   std::vector<std::string> frames;

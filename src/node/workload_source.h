@@ -48,10 +48,14 @@ class ServiceSource final : public migration::SourceWorkload {
   }
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
+  absl::Status begin_last_epoch(stream::Writer& writer) override {
+    return process::Source::begin_last_epoch(writer);
+  }
   absl::Status freeze() override;
   absl::Status final_state(stream::Writer& writer) override;
   absl::StatusOr<migration::RoundFigures> final_pages(stream::Writer& writer) override;
   absl::StatusOr<std::vector<std::string>> take_held_frames() override;
+  void rest() override { source_->rest(); }
   int held_frames_fd() const override { return port_->port.hold_fd(); }
   absl::Status thaw() override;
   absl::Status withdraw() override;

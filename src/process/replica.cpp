@@ -58,10 +58,8 @@ absl::Status Replica::apply(const stream::Frame& frame) {
     epoch_ = begin->number;
     sections_applied_ = false;
     changed_.clear();
-    if (final_) {
-      hurry();
-      spans_.restart();
-    }
+    // The source begins it before its freeze.
+    if (final_) hurry();
     return absl::OkStatus();
   }
   if (std::holds_alternative<stream::Preamble>(frame)) return absl::OkStatus();
@@ -69,6 +67,7 @@ absl::Status Replica::apply(const stream::Frame& frame) {
     if (sections_applied_)
       return make_error(absl::StatusCode::kDataLoss, "section {}/{} comes after pages",
                         section->key.kind, section->key.id);
+    if (final_ && changed_.empty()) spans_.restart();
     sections_[section->key] = section->state;
     changed_.insert(section->key);
     return absl::OkStatus();
@@ -183,6 +182,7 @@ void Replica::hurry() {
 }
 
 void Replica::discard() {
+  rest();
   // Children first would matter to nobody: all die by SIGKILL, and init reaps or dies as well.
   for (auto& [pid, husk] : husks_) (void)husk.kill();
   husks_.clear();

@@ -359,9 +359,13 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& e
   return result;
 }
 
+absl::Status Source::begin_last_epoch(stream::Writer& writer) {
+  GW_RETURN_IF_ERROR(writer.begin_epoch(true));
+  return writer.flush();
+}
+
 absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.final_state");
-  GW_RETURN_IF_ERROR(writer.begin_epoch(true));
   begin_sections(true);
   GW_RETURN_IF_ERROR(looked_.get_future().get());
   spans_.mark("wait for maps");

@@ -3,6 +3,7 @@
 //   precheck()        what stands in the way; reads only, the program runs
 //   start_tracking()  a userfaultfd for every address space (one short stop each), pages watched
 //   round(writer)     an epoch while it runs: what changed since the epoch before
+//   begin_last_epoch(writer)
 //   freeze()          every task stopped, state read by batches, the cgroup freezer on
 //   final_state(), final_pages()  the last epoch in two parts: the replica applies the state while
 //                     we scan
@@ -91,6 +92,8 @@ class Source {
   using Extra = std::function<absl::Status()>;
   absl::StatusOr<RoundResult> round(stream::Writer& writer, const Extra& extra);
 
+  // Before freeze(): the replica makes itself ready for what comes.
+  static absl::Status begin_last_epoch(stream::Writer& writer);
   absl::Status freeze();
   // After freeze(), when nothing can arrive any more (the gate is closed): the state of every open
   // file description. kUnavailable: something passing stands in the way (a connection about to be
