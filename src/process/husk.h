@@ -10,6 +10,7 @@
 #define GODWIT_PROCESS_HUSK_H_
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "base/unique_fd.h"
 #include "resource/fd_table/fd_table.pb.h"
 #include "resource/memory_map/memory_map.pb.h"
+#include "resource/resource.h"
 #include "tracee/batch.h"
 #include "tracee/task.h"
 
@@ -28,6 +30,9 @@ namespace godwit::process {
 struct HuskTask {
   ImagePid tid;
   tracee::StoppedTask task;
+  // States that it has of resources that keep in a husk, as captured in a round.
+  std::map<const resource::TaskResource*, std::string> known = {};
+  bool learned = false;
 };
 
 // The socket through which descriptors reach husks: all husks of a replica inherit its far end at

@@ -114,7 +114,7 @@ absl::Status Replica::apply_sections() {
   GW_RETURN_IF_ERROR(fill_tables());
   if (final_) spans_.mark("descriptor tables");
   GW_RETURN_IF_ERROR(build_threads());
-  if (!final_) return absl::OkStatus();
+  if (!final_) return learn_tasks();
   GW_RETURN_IF_ERROR(restore_tasks());
   spans_.mark("tasks");
   GW_RETURN_IF_ERROR(complete_descriptions());

@@ -130,6 +130,8 @@ class Replica {
   absl::Status fill_tables();
   absl::Status fill_table_of(Husk& husk);
   bool table_stands(const Husk& husk, const std::string& bytes) const;
+  absl::Status learn_tasks();
+  static absl::Status learn(Husk& husk, HuskTask& task);
   absl::Status restore_tasks();
   absl::Status add_task_calls(Restoring& one);
   absl::Status add_finish_calls(Restoring& one, std::set<uint64_t>& done);

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "process/replica.h"
 #include "process/replica_context.h"
+#include "process/timeouts.h"
 #include "resource/registry.h"
 
 namespace godwit::process {
@@ -37,6 +38,35 @@ resource::TaskView view_of(Husk& husk, HuskTask& task) {
 }
 
 }  // namespace
+
+// In a round: what husks have, so that the freeze is not for giving them the same.
+absl::Status Replica::learn_tasks() {
+  for (auto& [pid, husk] : husks_)
+    for (HuskTask& task : husk.tasks())
+      if (!std::exchange(task.learned, true))
+        GW_RETURN_IF_ERROR(annotate(learn(husk, task), fmt::format("process {}", pid)));
+  return absl::OkStatus();
+}
+
+absl::Status Replica::learn(Husk& husk, HuskTask& task) {
+  const resource::TaskView view = view_of(husk, task);
+  tracee::Batch batch;
+  std::vector<std::pair<const resource::TaskResource*, resource::TaskResource::Collect>> all;
+  for (const resource::TaskResource* resource : resource::task_resources()) {
+    if (!resource->keeps_in_husk()) continue;
+    if (resource->scope() == resource::Scope::kProcess && !view.leader) continue;
+    auto collect = resource->capture(view, batch);
+    if (!collect.ok()) return annotate(collect.status(), resource->name());
+    all.emplace_back(resource, *std::move(collect));
+  }
+  GW_RETURN_IF_ERROR(husk.area().run(task.task, task.tid, batch, Deadline::in(kTargetTimeout)));
+  for (const auto& [resource, collect] : all) {
+    auto state = collect(batch);
+    // Not to be had: then it is restored whatever it is.
+    if (state.ok()) task.known.emplace(resource, *std::move(state));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Replica::restore_tasks() {
   FAULT_POINT("replica.restore_tasks");
@@ -83,6 +113,7 @@ absl::Status Replica::add_task_calls(Restoring& one) {
   using resource::Phase;
   using resource::Scope;
   Husk& husk = *one.husk;
+  std::vector<bool> disturbed(husk.tasks().size());
   for (const resource::TaskResource* resource : resource::task_resources()) {
     if (resource->phase() == Phase::kLast) continue;
     for (size_t i = 0; i < husk.tasks().size(); ++i) {
@@ -90,7 +121,14 @@ absl::Status Replica::add_task_calls(Restoring& one) {
       if (resource->scope() == Scope::kProcess && i != 0) break;
       const std::string* state = wanted(resource->name(), static_cast<uint64_t>(task.tid.value));
       if (state == nullptr) continue;
-      auto check = resource->restore(*state, view_of(husk, task), one.batches[i]);
+      resource::TaskView view = view_of(husk, task);
+      if (const auto known = task.known.find(resource);
+          known != task.known.end() && !disturbed[i]) {
+        if (known->second == *state) continue;
+        view.known = known->second;
+      }
+      if (resource->disturbs_later()) disturbed[i] = true;
+      auto check = resource->restore(*state, view, one.batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
       if (*check)
         one.checks.emplace_back(i,

@@ -56,6 +56,8 @@ struct TaskView {
   int pidfd = -1;  // of the thread group
   // Null while the program runs (precheck and the rounds): then only /proc is read.
   tracee::StoppedTask* task = nullptr;
+  // For restore(): the state that the husk's task has, where it is known.
+  std::optional<std::string_view> known;
 };
 
 enum class Scope { kInvalid, kProcess, kTask };
@@ -89,6 +91,12 @@ class TaskResource {
   using Check = std::function<absl::Status(const tracee::Batch&)>;
   virtual absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                         tracee::Batch& batch) const = 0;
+
+  // In a husk only restore() changes it. What a husk has is captured in a round then, and in the
+  // freeze restore() is called only for a state that differs.
+  virtual bool keeps_in_husk() const { return false; }
+  // restore() changes what resources behind it in task_resources() are about.
+  virtual bool disturbs_later() const { return false; }
 
   // While the program runs, from /proc only: what of this resource could not be restored.
   virtual absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const = 0;

@@ -105,9 +105,15 @@ class StoppedChild {
     return collect(batch);
   }
 
-  absl::Status restore(const TaskResource& resource, std::string_view state) {
+  // `known` as TaskView has it; the number of calls that it took goes to `calls`.
+  absl::Status restore(const TaskResource& resource, std::string_view state,
+                       std::optional<std::string_view> known = std::nullopt,
+                       size_t* calls = nullptr) {
+    TaskView husk = view();
+    husk.known = known;
     tracee::Batch batch;
-    GW_ASSIGN_OR_RETURN(const TaskResource::Check check, resource.restore(state, view(), batch));
+    GW_ASSIGN_OR_RETURN(const TaskResource::Check check, resource.restore(state, husk, batch));
+    if (calls != nullptr) *calls = batch.size();
     if (resource.phase() != Phase::kLast) GW_RETURN_IF_ERROR(run(batch));
     return check ? check(batch) : absl::OkStatus();
   }

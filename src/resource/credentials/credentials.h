@@ -14,6 +14,9 @@ class CredentialsResource final : public TaskResource {
   std::string_view name() const override { return "credentials"; }
   Scope scope() const override { return Scope::kTask; }
   Phase phase() const override { return Phase::kFinal; }
+  bool keeps_in_husk() const override { return true; }
+  // A change of users clears what task_identity has (commit_creds(), kernel/cred.c).
+  bool disturbs_later() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

@@ -13,6 +13,7 @@ class TaskIdentityResource final : public TaskResource {
   std::string_view name() const override { return "task_identity"; }
   Scope scope() const override { return Scope::kTask; }
   Phase phase() const override { return Phase::kFinal; }
+  bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;
@@ -26,6 +27,7 @@ class ProcessIdentityResource final : public TaskResource {
   std::string_view name() const override { return "process_identity"; }
   Scope scope() const override { return Scope::kProcess; }
   Phase phase() const override { return Phase::kFinal; }
+  bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

@@ -32,18 +32,26 @@ absl::StatusOr<TaskResource::Check> RlimitResource::restore(std::string_view byt
                       state.limits_size());
   std::vector<rlimit> limits;
   for (const Rlimit& limit : state.limits()) limits.push_back({limit.soft(), limit.hard()});
+  RlimitState known;
+  if (husk.known) {
+    GW_ASSIGN_OR_RETURN(known, parse_state<RlimitState>(*husk.known, name()));
+  }
   const tracee::Batch::Data data = batch.data(std::as_bytes(std::span(limits)));
   const tracee::Batch::Data old = batch.reserve(limits.size() * sizeof(rlimit));
-  std::vector<size_t> calls;
+  std::vector<std::pair<size_t, size_t>> calls;  // which limit, which call
   for (size_t i = 0; i < limits.size(); ++i) {
+    if (static_cast<int>(i) < known.limits_size()) {
+      const Rlimit& has = known.limits(static_cast<int>(i));
+      if (has.soft() == limits[i].rlim_cur && has.hard() == limits[i].rlim_max) continue;
+    }
     const size_t at = i * sizeof(rlimit);
     // Read first: a refused call does not say what the old limit was.
     batch.call(SYS_prlimit64, {0, i, 0, slice(old, at, sizeof(rlimit))});
-    calls.push_back(batch.call(SYS_prlimit64, {0, i, slice(data, at, sizeof(rlimit)), 0}));
+    calls.emplace_back(i, batch.call(SYS_prlimit64, {0, i, slice(data, at, sizeof(rlimit)), 0}));
   }
   return Check([=, tgid = husk.tgid](const tracee::Batch& done) {
-    for (size_t i = 0; i < calls.size(); ++i) {
-      const int error = error_in(done.result(calls[i]));
+    for (const auto& [i, call] : calls) {
+      const int error = error_in(done.result(call));
       if (error == EPERM)
         return make_error(absl::StatusCode::kFailedPrecondition,
                           "process {}: its hard limit {} is {}, here only {} can be had without "

@@ -63,6 +63,21 @@ TEST(RlimitTest, EveryLimit) {
   EXPECT_EQ(husk.finish(), 0);
 }
 
+TEST(RlimitTest, OnlyWhatDiffersFromWhatIsKnown) {
+  const auto lower = [](rlim_t soft) {
+    const rlimit limit{soft, 200};
+    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) ::_exit(110);
+  };
+  StoppedChild source([&] { lower(100); });
+  const std::string state = source.capture(rlimit_resource()).value();
+  StoppedChild husk([&] { lower(150); });
+  const std::string known = husk.capture(rlimit_resource()).value();
+  size_t calls = 0;
+  ASSERT_TRUE(husk.restore(rlimit_resource(), state, known, &calls).ok());
+  EXPECT_EQ(calls, 2U);  // the old one, the new one
+  EXPECT_EQ(husk.capture(rlimit_resource()).value(), state);
+}
+
 TEST(RlimitTest, TheSameFromProcWhileItRuns) {
   StoppedChild source(lower_all);
   const std::string state = source.capture(rlimit_resource()).value();

@@ -13,6 +13,7 @@ class RseqResource final : public TaskResource {
   std::string_view name() const override { return "rseq"; }
   Scope scope() const override { return Scope::kTask; }
   Phase phase() const override { return Phase::kFinal; }
+  bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

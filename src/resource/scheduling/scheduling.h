@@ -26,6 +26,7 @@ class OomScoreAdjResource final : public TaskResource {
   std::string_view name() const override { return "oom_score_adj"; }
   Scope scope() const override { return Scope::kProcess; }
   Phase phase() const override { return Phase::kEarly; }
+  bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

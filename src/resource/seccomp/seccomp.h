@@ -12,6 +12,7 @@ class SeccompResource final : public TaskResource {
   std::string_view name() const override { return "seccomp"; }
   Scope scope() const override { return Scope::kTask; }
   Phase phase() const override { return Phase::kEarly; }
+  bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

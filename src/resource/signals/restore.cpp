@@ -1,6 +1,7 @@
 #include <sys/syscall.h>
 
 #include <array>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -19,28 +20,41 @@ TaskResource::Check all_succeeded(std::vector<size_t> calls) {
   };
 }
 
-}  // namespace
+using Actions = std::array<KernelSigaction, kSignals>;
 
-absl::StatusOr<TaskResource::Check> SignalActionsResource::restore(std::string_view bytes,
-                                                                   const TaskView&,
-                                                                   tracee::Batch& batch) const {
-  GW_ASSIGN_OR_RETURN(const SignalActionsState state,
-                      parse_state<SignalActionsState>(bytes, name()));
-  std::array<KernelSigaction, kSignals> actions{};
+absl::StatusOr<Actions> actions_of(std::string_view bytes, std::string_view name) {
+  GW_ASSIGN_OR_RETURN(const SignalActionsState state, parse_state<SignalActionsState>(bytes, name));
+  Actions actions{};
   for (const SignalAction& action : state.actions()) {
     if (action.signal() < 1 || action.signal() > kSignals ||
         !changeable(static_cast<int>(action.signal())))
-      return make_error(absl::StatusCode::kDataLoss, "state of {} names signal {}", name(),
+      return make_error(absl::StatusCode::kDataLoss, "state of {} names signal {}", name,
                         action.signal());
     actions[action.signal() - 1] = {action.handler(), action.flags(), action.restorer(),
                                     action.mask()};
   }
-  // All of them: an earlier state or the husk's parent may have set others.
+  return actions;
+}
+
+}  // namespace
+
+absl::StatusOr<TaskResource::Check> SignalActionsResource::restore(std::string_view bytes,
+                                                                   const TaskView& husk,
+                                                                   tracee::Batch& batch) const {
+  GW_ASSIGN_OR_RETURN(const Actions actions, actions_of(bytes, name()));
+  // Unless it is known what the husk has, all of them: its parent may have set others.
+  std::optional<Actions> known;
+  if (husk.known) {
+    GW_ASSIGN_OR_RETURN(known, actions_of(*husk.known, name()));
+  }
   const tracee::Batch::Data data = batch.data(std::as_bytes(std::span(actions)));
   std::vector<size_t> calls;
   for (int signal = 1; signal <= kSignals; ++signal) {
     if (!changeable(signal)) continue;
-    const size_t at = static_cast<size_t>(signal - 1) * sizeof(KernelSigaction);
+    const auto index = static_cast<size_t>(signal - 1);
+    if (known && std::memcmp(&(*known)[index], &actions[index], sizeof actions[index]) == 0)
+      continue;
+    const size_t at = index * sizeof(KernelSigaction);
     calls.push_back(batch.call(SYS_rt_sigaction, {signal, slice(data, at, sizeof(KernelSigaction)),
                                                   0, kKernelSigsetSize}));
   }

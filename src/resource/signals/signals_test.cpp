@@ -76,6 +76,25 @@ TEST(SignalActionsTest, AnEmptyStateTakesEarlierOnesBack) {
   EXPECT_EQ(husk.capture(signal_actions_resource()).value(), "");
 }
 
+TEST(SignalActionsTest, OnlyWhatDiffersFromWhatIsKnown) {
+  const auto all_default_but = [](int ignored) {
+    for (int signal = 1; signal <= kSignals; ++signal)
+      if (changeable(signal)) ::signal(signal, signal == ignored ? SIG_IGN : SIG_DFL);
+  };
+  StoppedChild source([&] {
+    all_default_but(SIGUSR1);
+    const KernelSigaction action = action_for(SIGTERM);
+    ::syscall(SYS_rt_sigaction, SIGTERM, &action, nullptr, kKernelSigsetSize);
+  });
+  const std::string state = source.capture(signal_actions_resource()).value();
+  StoppedChild husk([&] { all_default_but(SIGUSR2); });
+  const std::string known = husk.capture(signal_actions_resource()).value();
+  size_t calls = 0;
+  ASSERT_TRUE(husk.restore(signal_actions_resource(), state, known, &calls).ok());
+  EXPECT_EQ(calls, 3U);  // SIGUSR1, SIGUSR2, SIGTERM
+  EXPECT_EQ(husk.capture(signal_actions_resource()).value(), state);
+}
+
 TEST(SignalActionsTest, NonsenseIsRefused) {
   StoppedChild husk;
   SignalActionsState state;

@@ -25,6 +25,7 @@ class WorkingDirectory final : public TaskResource {
   std::string_view name() const override { return "working_directory"; }
   Scope scope() const override { return Scope::kProcess; }
   Phase phase() const override { return Phase::kFinal; }
+  bool keeps_in_husk() const override { return true; }
 
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override {
     const auto state = std::make_shared<WorkingDirectoryState>();
