@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #include <memory>
 
@@ -92,6 +93,14 @@ void keep_memory() {
   ::mallopt(M_TRIM_THRESHOLD, 32 << 20);
 }
 
+// A spare one waits as long as it takes (node/spare_mover.h); an error: its daemon has gone.
+absl::StatusOr<migration::DaemonToMover> first_message(migration::DaemonLink& daemon) {
+  while (true) {
+    auto message = daemon.receive(Deadline::in(absl::Hours(24)));
+    if (!absl::IsDeadlineExceeded(message.status())) return message;
+  }
+}
+
 }  // namespace
 
 int mover_main(int, char**) {
@@ -104,11 +113,14 @@ int mover_main(int, char**) {
   ::sigemptyset(&child_stopped);
   ::sigaddset(&child_stopped, SIGCHLD);
   ::pthread_sigmask(SIG_BLOCK, &child_stopped, nullptr);
-  keep_memory();
   migration::DaemonLink daemon{UniqueFd(3), UniqueFd(4)};
-  const auto first = daemon.receive(Deadline::in(absl::Seconds(10)));
+  // What ps(1) calls it: all that can be done without a role is done.
+  ::prctl(PR_SET_NAME, "godwit-spare");
+  const auto first = first_message(daemon);
+  if (absl::IsUnavailable(first.status())) return 0;
   if (!first.ok() || first->message_case() != migration::DaemonToMover::kStart) return 2;
   const MoverStart& start = first->start();
+  ::prctl(PR_SET_NAME, "godwit-mover");
   init_logging(fmt::format("mover {} {}", start.service(), start.node()));
   migration::MoverToDaemon last;
   *last.mutable_finished() = run(start, daemon);

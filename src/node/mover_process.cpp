@@ -107,8 +107,7 @@ absl::StatusOr<pid_t> spawn(int socket, int mark) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start(
-    const migration::MoverStart& start) {
+absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start() {
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
     return errno_status(errno, "socketpair(AF_UNIX, SOCK_SEQPACKET)");
@@ -127,10 +126,13 @@ absl::StatusOr<std::unique_ptr<MoverProcess>> MoverProcess::start(
   // Our child, not reaped yet: the pid cannot be another's.
   GW_ASSIGN_OR_RETURN(mover->pidfd_, kernel::pidfd_open(HostPid{mover->pid_}));
   GW_ASSIGN_OR_RETURN(mover->start_ticks_, start_ticks_of(mover->pid_));
+  return mover;
+}
+
+absl::Status MoverProcess::begin(const migration::MoverStart& start) {
   migration::DaemonToMover message;
   *message.mutable_start() = start;
-  GW_RETURN_IF_ERROR(mover->send(message));
-  return mover;
+  return send(message);
 }
 
 MoverProcess::~MoverProcess() { kill(); }

@@ -34,13 +34,15 @@ struct LeftByMover {
 
 class MoverProcess {
  public:
-  // Starts "/proc/self/exe mover" and sends it `start`. Its stderr is ours.
-  static absl::StatusOr<std::unique_ptr<MoverProcess>> start(const migration::MoverStart& start);
+  // Starts "/proc/self/exe mover", which waits for begin(). Its stderr is ours.
+  static absl::StatusOr<std::unique_ptr<MoverProcess>> start();
   // Kills and reaps it if it still lives.
   ~MoverProcess();
   MoverProcess(const MoverProcess&) = delete;
   MoverProcess& operator=(const MoverProcess&) = delete;
 
+  // Says what it is for; once. An error: it has ended, or it is of no use.
+  absl::Status begin(const migration::MoverStart& start);
   // kOutOfRange: it has ended. kCancelled: interrupt() was called (once answers once).
   // kDeadlineExceeded: nothing came. `attached`: the descriptor that came with it, if one did.
   absl::StatusOr<migration::MoverToDaemon> receive(Deadline deadline, UniqueFd* attached = nullptr);

@@ -22,6 +22,7 @@
 #include "node/peers.h"
 #include "node/records.h"
 #include "node/services.h"
+#include "node/spare_mover.h"
 #include "node/tasks.h"
 #include "store/sqlite_store.h"
 
@@ -58,6 +59,7 @@ class Node {
   Peers& peers() { return *peers_; }
   Busy& busy() { return busy_; }
   Tasks& tasks() { return tasks_; }
+  SpareMover& spare_mover() { return spare_mover_; }
 
   // From here on the end of the capsule that is there now is noticed and recorded; whoever watched
   // an earlier one of that name stops.
@@ -120,6 +122,7 @@ class Node {
   std::unique_ptr<Records> records_;
   std::unique_ptr<Peers> peers_;
   Busy busy_;
+  SpareMover spare_mover_;
   std::atomic<bool> stopping_ = false;
   mutable std::mutex mutex_;
   std::map<std::string, uint64_t> watches_;

@@ -53,6 +53,7 @@ absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
       session->hold_,
       node.busy().hold(request.service(), fmt::format("being moved here from {}", request.source()),
                        Deadline::in(kHoldWait)));
+  session->pause_ = SpareMover::Pause(node.spare_mover());
   GW_RETURN_IF_ERROR(session->prepare());
   node.add_session(session);
   node.tasks().run([session] { session->run(); });
@@ -126,7 +127,7 @@ absl::Status ReplicaSession::start_mover() {
   start.set_listen_host(node_.config().listen_host);
   start.set_token(token);
   start.set_verbose(request_.verbose());
-  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(start));
+  GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   entry_.set_mover_pid(mover_->pid());
   entry_.set_mover_start_ticks(mover_->start_ticks());
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
@@ -171,6 +172,7 @@ void ReplicaSession::run() {
               message_of(settled));
   node_.drop_session(migration_id());
   hold_.release();
+  pause_.end();
   {
     std::lock_guard lock(mutex_);
     has_ended_ = true;

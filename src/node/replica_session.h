@@ -23,6 +23,7 @@
 #include "node/busy.h"
 #include "node/mover_process.h"
 #include "node/records.h"
+#include "node/spare_mover.h"
 
 namespace godwit::node {
 
@@ -62,6 +63,7 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   api::PrepareReplicaRequest request_;
   api::PrepareReplicaReply reply_;
   Busy::Hold hold_;
+  SpareMover::Pause pause_;
   std::optional<capsule::Capsule> capsule_;
   std::unique_ptr<MoverProcess> mover_;
   UniqueFd held_;  // copy of the mover's hold; set before others know this

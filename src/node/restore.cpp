@@ -155,7 +155,8 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   start.set_node(node.config().local());
   start.set_state_dir(node.config().state_dir);
   start.set_file(request.file());
-  GW_ASSIGN_OR_RETURN(mover, MoverProcess::start(start));
+  const SpareMover::Pause pause(node.spare_mover());
+  GW_ASSIGN_OR_RETURN(mover, node.spare_mover().take_or_start(start));
   GW_ASSIGN_OR_RETURN(const migration::Finished finished,
                       follow(*mover, on_progress, cancelled, commit));
   api::MigrateResult result;

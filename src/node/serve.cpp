@@ -74,6 +74,7 @@ absl::Status serve(const NodeConfig& config, int signals) {
     }
     socket->serve(server.get());
     say_ready(config.ready_fd);
+    node->spare_mover().keep_one();
     log_info("ready: {} at {}, users at {}", config.name, config.listen_address(), config.socket);
   });
   signalfd_siginfo info{};

@@ -92,8 +92,9 @@ void Node::clean_up_after_mover(const std::string& service,
   start.set_service(service);
   start.set_node(config_.local());
   start.set_state_dir(config_.state_dir);
+  const SpareMover::Pause pause(spare_mover_);
   const auto clean = [&]() -> absl::Status {
-    GW_ASSIGN_OR_RETURN(const auto mover, MoverProcess::start(start));
+    GW_ASSIGN_OR_RETURN(const auto mover, spare_mover_.take_or_start(start));
     GW_ASSIGN_OR_RETURN(const migration::MoverToDaemon last,
                         mover->receive(Deadline::in(kCleanUpWithin)));
     if (last.finished().error().empty()) return absl::OkStatus();

@@ -37,6 +37,7 @@ std::string random_id() {
 
 absl::Status SourceMigration::check(const std::string& service, const std::string& doing) {
   GW_ASSIGN_OR_RETURN(hold_, node_.busy().hold(service, doing, Deadline::in(kHoldWait)));
+  pause_ = SpareMover::Pause(node_.spare_mover());
   GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
   if (current_.record.owner() != node_.config().name)
     return make_error(absl::StatusCode::kAborted, "service {} has just gone to {}; ask again",
@@ -114,7 +115,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   const absl::Status there =
       api::from_grpc(peer->peer->PrepareReplica(&context, question, &answer));
 
-  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(describe(migration::ROLE_PRECHECK)));
+  GW_ASSIGN_OR_RETURN(mover_,
+                      node_.spare_mover().take_or_start(describe(migration::ROLE_PRECHECK)));
   GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
   api::MigrateResult result;
   result.set_name(request.name());
@@ -202,7 +204,7 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
 
 absl::Status SourceMigration::start_mover(migration::MoverStart start) {
   FAULT_POINT("node.before_mover");
-  GW_ASSIGN_OR_RETURN(mover_, MoverProcess::start(start));
+  GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   entry_.set_mover_pid(mover_->pid());
   entry_.set_mover_start_ticks(mover_->start_ticks());
   return node_.journal().write(entry_);
@@ -344,14 +346,16 @@ void SourceMigration::take_down() {
   // Ending gigabytes takes a while and nobody waits for it; the hold keeps a move back from meeting
   // what is left.
   auto hold = std::make_shared<Busy::Hold>(std::move(hold_));
+  auto pause = std::make_shared<SpareMover::Pause>(std::move(pause_));
   // Closed after its program has gone: nobody waits while the kernel walks its memory.
   auto left = std::make_shared<LeftByMover>(std::move(left_));
-  node_.tasks().run([&node = node_, entry = entry_, hold, left]() mutable {
+  node_.tasks().run([&node = node_, entry = entry_, hold, pause, left]() mutable {
     const auto settled = node.settle_source(entry, Node::Undone::kAll);
     if (!settled.ok() && !absl::IsCancelled(settled.status()))
       log_error("taking {} down after migration {}: {}", entry.service(), entry.id(),
                 message_of(settled.status()));
     hold->release();
+    pause->end();
   });
 }
 

@@ -13,6 +13,7 @@
 #include "node/mover_process.h"
 #include "node/node.h"
 #include "node/records.h"
+#include "node/spare_mover.h"
 
 namespace godwit::node {
 
@@ -50,6 +51,7 @@ class SourceMigration {
   OnProgress on_progress_;
   Cancelled user_cancelled_;
   Busy::Hold hold_;
+  SpareMover::Pause pause_;
   VersionedService current_;
   api::MigrationJournal entry_;
   api::PrepareReplicaReply replica_;

@@ -58,13 +58,16 @@ def copies():
 
 
 def movers(parent=None):
-    """Pids; only those that the daemon `parent` started, if it is named."""
+    """Pids of those at work; only of the daemon `parent`, if it is named."""
     found = []
     ours = b"GODWIT_FAULT=" + os.environb[b"GODWIT_FAULT"]
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             with open(path, "rb") as text:
                 if text.read().split(b"\0")[:2] != [b"godwit", b"mover"]:
+                    continue
+            with open(os.path.join(os.path.dirname(path), "comm")) as text:
+                if text.read().strip() == "godwit-spare":
                     continue
             with open(os.path.join(os.path.dirname(path), "environ"), "rb") as text:
                 if ours not in text.read().split(b"\0"):
