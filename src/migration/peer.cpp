@@ -139,6 +139,13 @@ size_t readable_bytes(int fd) {
 
 }  // namespace
 
+void prepare_proofs() {
+  std::array<char, kNonce> nonce{};
+  // What cannot be made now is asked for again when it is needed.
+  fill_nonce(nonce).IgnoreError();
+  (void)mac_of("", "", 0, {nonce.data(), nonce.size()});
+}
+
 absl::StatusOr<Listener> listen_on(const std::string& host) {
   GW_ASSIGN_OR_RETURN(const Addresses addresses, numeric(host, 0, AI_PASSIVE));
   Listener listener;

@@ -32,6 +32,10 @@ struct Listener {
 };
 absl::StatusOr<Listener> listen_on(const std::string& host);
 
+// What OpenSSL does at its first proof and its first nonce, its configuration and its tables, 2 ms
+// of CPU time; for a process that has time to do it ahead.
+void prepare_proofs();
+
 absl::StatusOr<UniqueFd> connect_to_peer(const std::string& host, uint16_t port,
                                          std::string_view token, Purpose purpose,
                                          Deadline deadline);

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "migration/daemon_link.h"
+#include "migration/peer.h"
 #include "migration/session.h"
 #include "node/workload_replica.h"
 #include "node/workload_source.h"
@@ -114,6 +115,7 @@ int mover_main(int, char**) {
   ::sigaddset(&child_stopped, SIGCHLD);
   ::pthread_sigmask(SIG_BLOCK, &child_stopped, nullptr);
   migration::DaemonLink daemon{UniqueFd(3), UniqueFd(4)};
+  migration::prepare_proofs();
   // What ps(1) calls it: all that can be done without a role is done.
   ::prctl(PR_SET_NAME, "godwit-spare");
   const auto first = first_message(daemon);
