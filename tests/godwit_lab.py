@@ -59,10 +59,13 @@ def machine_state():
             return text.read().splitlines()
 
     processes = set()
-    for status in glob.glob("/proc/[0-9]*/comm"):
+    for status in glob.glob("/proc/[0-9]*/stat"):
         with contextlib.suppress(OSError):
             with open(status) as text:
-                name = text.read().strip()
+                name, _, state = text.read().partition("(")[2].rpartition(") ")
+            # Dead, it is pid 1's that reaps orphans, and some take their time.
+            if state.startswith("Z"):
+                continue
             if name.startswith("godwit") or name in ("redis-server", "nginx", "memcached",
                                                      "memory_server", "pulse"):
                 processes.add("%s %s" % (status.split("/")[2], name))
