@@ -36,18 +36,21 @@ def small_file_system(where, mib):
 
 @contextlib.contextmanager
 def little_memory(lab, node, mib):
-    """The node's daemon and all that it starts from now on have that much."""
+    """The node's daemon and all that it has started or starts from now on have that much."""
     group = os.path.join(MEMORY, "godwit-test-%d" % os.getpid())
     os.mkdir(group)
 
     def move_all(to):
         with open("/run/godwit/%s/%s/pid" % (lab_name(), node)) as text:
-            keeper = int(text.read().split()[0])
-        with open("/proc/%d/task/%d/children" % (keeper, keeper)) as text:
-            pids = [keeper] + [int(each) for each in text.read().split()]
+            pids = [int(text.read().split()[0])]
+        # The keeper, its daemon, and the mover that the daemon has started ahead.
         for pid in pids:
-            with open(os.path.join(to, "cgroup.procs"), "w") as procs:
-                procs.write(str(pid))
+            for thread in glob.glob("/proc/%d/task/*/children" % pid):
+                with open(thread) as text:
+                    pids += [int(each) for each in text.read().split()]
+            with contextlib.suppress(ProcessLookupError):
+                with open(os.path.join(to, "cgroup.procs"), "w") as procs:
+                    procs.write(str(pid))
     try:
         with open(os.path.join(group, "memory.limit_in_bytes"), "w") as limit:
             limit.write(str(mib * MIB))
