@@ -53,7 +53,9 @@ PageSender::PageSender(HostPid pid, stream::Writer& writer, SendControl& control
     : writer_(writer),
       control_(control),
       reader_(pid),
-      memory_(std::make_unique<std::byte[]>((kBatches * kBatchPages + 1) * kPageSize)) {
+      // Not zeroed: 4 ms in one go, while clients wait for the CPU.
+      memory_(
+          std::make_unique_for_overwrite<std::byte[]>((kBatches * kBatchPages + 1) * kPageSize)) {
   void* start = memory_.get();
   size_t room = (kBatches * kBatchPages + 1) * kPageSize;
   auto* bytes = static_cast<std::byte*>(
