@@ -49,7 +49,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
   absl::Status begin_last_epoch(stream::Writer& writer) override {
-    return process::Source::begin_last_epoch(writer);
+    return source_->begin_last_epoch(writer);
   }
   absl::Status freeze() override;
   absl::Status final_state(stream::Writer& writer) override;

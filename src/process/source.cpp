@@ -361,7 +361,9 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& e
 
 absl::Status Source::begin_last_epoch(stream::Writer& writer) {
   GW_RETURN_IF_ERROR(writer.begin_epoch(true));
-  return writer.flush();
+  GW_RETURN_IF_ERROR(writer.flush());
+  hurry();
+  return absl::OkStatus();
 }
 
 absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {

@@ -93,7 +93,7 @@ class Source {
   absl::StatusOr<RoundResult> round(stream::Writer& writer, const Extra& extra);
 
   // Before freeze(): the replica makes itself ready for what comes.
-  static absl::Status begin_last_epoch(stream::Writer& writer);
+  absl::Status begin_last_epoch(stream::Writer& writer);
   absl::Status freeze();
   // After freeze(), when nothing can arrive any more (the gate is closed): the state of every open
   // file description. kUnavailable: something passing stands in the way (a connection about to be
@@ -176,6 +176,7 @@ class Source {
   absl::Status send_all_hashes(stream::Writer& writer);
   absl::Status send_hashes_of(const FrozenProcess& frozen, stream::Writer& writer);
 
+  void hurry();
   absl::Status adopt_stopped(tracee::FrozenTree tree);
   void start_last_scan();
   absl::Status scan_frozen();

@@ -21,15 +21,19 @@
 
 namespace godwit::process {
 
-absl::Status Source::freeze() {
-  FAULT_POINT("source.freeze");
-  final_ = true;
+void Source::hurry() {
   if (!scanner_) scanner_ = std::make_unique<Background>();
   const bool after_rounds = cpus_ != nullptr;
   if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
   hurry_ = std::make_unique<Hurry>(after_rounds);
   scanner_->keep_off(hurry_->cpu);
   if (settler_) settler_->keep_off(hurry_->cpu);
+}
+
+absl::Status Source::freeze() {
+  FAULT_POINT("source.freeze");
+  final_ = true;
+  if (!hurry_) hurry();
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
                       tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
