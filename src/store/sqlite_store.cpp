@@ -49,6 +49,12 @@ std::string column_bytes(sqlite3_stmt* statement, int column) {
   return data == nullptr ? std::string() : std::string(static_cast<const char*>(data), size);
 }
 
+// What failed before the COMMIT has changed nothing, and the caller is to know: nothing_changed().
+absl::Status refused(const absl::Status& why) {
+  if (absl::IsAborted(why)) return why;
+  return make_error(absl::StatusCode::kFailedPrecondition, "{}", message_of(why));
+}
+
 absl::Status stale(const std::string& key, Revision expected, Revision found) {
   if (found == 0)
     return make_error(absl::StatusCode::kAborted, "{}: expected revision {}, there is none", key,
@@ -177,16 +183,24 @@ absl::StatusOr<Revision> SqliteStore::swap_in_transaction(const std::string& key
     sqlite3_bind_int64(put_, 3, next);
     if (sqlite3_step(put_) != SQLITE_DONE) return error("put");
   }
-  GW_RETURN_IF_ERROR(step_once(commit_, "COMMIT"));
   return next;
+}
+
+// A failed COMMIT may be found in the log after a restart, unless the disk was full: then its last
+// frame, which makes it valid, was not written.
+absl::Status SqliteStore::end_transaction(const absl::Status& changed) {
+  const absl::Status done = changed.ok() ? step_once(commit_, "COMMIT") : refused(changed);
+  if (done.ok()) return done;
+  step_once(rollback_, "ROLLBACK").IgnoreError();
+  return absl::IsResourceExhausted(done) ? refused(done) : done;
 }
 
 absl::StatusOr<Revision> SqliteStore::compare_and_swap(const std::string& key, Revision expected,
                                                        const std::string& value) {
   std::lock_guard lock(mutex_);
-  GW_RETURN_IF_ERROR(step_once(begin_, "BEGIN"));
+  if (absl::Status begun = step_once(begin_, "BEGIN"); !begun.ok()) return refused(begun);
   auto result = swap_in_transaction(key, expected, value);
-  if (!result.ok()) step_once(rollback_, "ROLLBACK").IgnoreError();
+  GW_RETURN_IF_ERROR(end_transaction(result.status()));
   return result;
 }
 
@@ -199,15 +213,13 @@ absl::Status SqliteStore::remove_in_transaction(const std::string& key, Revision
     bind_bytes(remove_, 1, key);
     if (sqlite3_step(remove_) != SQLITE_DONE) return error("remove");
   }
-  return step_once(commit_, "COMMIT");
+  return absl::OkStatus();
 }
 
 absl::Status SqliteStore::remove(const std::string& key, Revision expected) {
   std::lock_guard lock(mutex_);
-  GW_RETURN_IF_ERROR(step_once(begin_, "BEGIN"));
-  absl::Status result = remove_in_transaction(key, expected);
-  if (!result.ok()) step_once(rollback_, "ROLLBACK").IgnoreError();
-  return result;
+  if (absl::Status begun = step_once(begin_, "BEGIN"); !begun.ok()) return refused(begun);
+  return end_transaction(remove_in_transaction(key, expected));
 }
 
 }  // namespace godwit::store

@@ -41,6 +41,8 @@ class SqliteStore : public Store {
   absl::StatusOr<Revision> swap_in_transaction(const std::string& key, Revision expected,
                                                const std::string& value);
   absl::Status remove_in_transaction(const std::string& key, Revision expected);
+  // Commits, or takes back what `changed` says has failed.
+  absl::Status end_transaction(const absl::Status& changed);
 
   std::mutex mutex_;
   sqlite3* db_;

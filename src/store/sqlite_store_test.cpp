@@ -2,10 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
@@ -131,6 +135,52 @@ TEST_F(SqliteStoreTest, WhatWasAnsweredSurvivesAKill) {
   ASSERT_NE(store, nullptr);
   EXPECT_GE(store->list("k")->size(), static_cast<size_t>(answered));
   EXPECT_TRUE(store->compare_and_swap("after", kMustNotExist, "v").ok());
+}
+
+TEST_F(SqliteStoreTest, AFailedCommitIsNoRefusal) {
+  auto store = open();
+  const auto first = store->compare_and_swap("a", kMustNotExist, "one");
+  ASSERT_TRUE(first.ok());
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = std::filesystem::file_size(path_ + "-wal");
+  ::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const auto failed = store->compare_and_swap("a", *first, "two");
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_FALSE(failed.ok());
+  EXPECT_FALSE(nothing_changed(failed.status())) << failed.status();
+  EXPECT_TRUE(store->compare_and_swap("a", *first, "two").ok());
+}
+
+// In a child, whose mounts are its own. 77: there is no way to mount.
+int fill_a_disk(const std::string& folder) {
+  if (::unshare(CLONE_NEWNS | (::geteuid() == 0 ? 0 : CLONE_NEWUSER)) != 0 ||
+      (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) ||
+      ::mount("tmpfs", folder.c_str(), "tmpfs", 0, "size=256k") != 0)
+    return 77;
+  auto store = SqliteStore::open(folder + "/store.db");
+  if (!store.ok()) return 1;
+  absl::StatusOr<Revision> last = (*store)->compare_and_swap("a", kMustNotExist, "0");
+  Revision before = 0;
+  for (int i = 1; last.ok() && i < 1000; ++i) {
+    before = *last;
+    last = (*store)->compare_and_swap("a", before, std::to_string(i));
+  }
+  if (last.ok()) return 2;
+  if (!nothing_changed(last.status())) return 3;
+  return (*store)->get("a")->revision == before ? 0 : 4;
+}
+
+TEST_F(SqliteStoreTest, ADiskThatIsFullIsARefusal) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(fill_a_disk(folder_));
+  int wait_status = 0;
+  ::waitpid(child, &wait_status, 0);
+  ASSERT_TRUE(WIFEXITED(wait_status));
+  if (WEXITSTATUS(wait_status) == 77) GTEST_SKIP() << "mount(tmpfs) is not permitted";
+  EXPECT_EQ(WEXITSTATUS(wait_status), 0);
 }
 
 TEST_F(SqliteStoreTest, ASecondKeeperOfTheSameFileIsRefused) {

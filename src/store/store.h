@@ -34,14 +34,20 @@ class Store {
   // All whose key begins with `prefix`, in the order of their bytes.
   virtual absl::StatusOr<std::vector<Entry>> list(const std::string& prefix) = 0;
   // Writes `value` if the entry's revision is `expected` (kMustNotExist: if there is none) and
-  // returns the new revision. kAborted: it is another, nothing was changed. kUnavailable and
-  // kDeadlineExceeded mean that the keeper could not be asked *or its answer was lost*: the change
-  // may have been made, ask again with get().
+  // returns the new revision. kAborted: it is another, nothing was changed. kFailedPrecondition:
+  // the keeper refused, nothing was changed. After any other error the change *may have been made*,
+  // or may still be: the answer was lost, or the keeper's disk failed in a COMMIT.
   virtual absl::StatusOr<Revision> compare_and_swap(const std::string& key, Revision expected,
                                                     const std::string& value) = 0;
   // Removes the entry if its revision is `expected`; kAborted and the rest as above.
   virtual absl::Status remove(const std::string& key, Revision expected) = 0;
 };
+
+// Of a compare_and_swap() or remove(): whether this very request can have no effect, now or later.
+// gRPC never makes these two codes up itself, so that they are the keeper's own word.
+inline bool nothing_changed(const absl::Status& status) {
+  return absl::IsAborted(status) || absl::IsFailedPrecondition(status);
+}
 
 }  // namespace godwit::store
 
