@@ -260,17 +260,25 @@ std::unique_ptr<api::SwapStream> Node::open_swaps() const {
 }
 
 absl::Status Node::until_answered(const std::function<absl::Status()>& ask) const {
-  bool said = false;
+  const AskAgain again = ask_again();
   while (true) {
     absl::Status answer = ask();
     if (!absl::IsUnavailable(answer) && !absl::IsDeadlineExceeded(answer)) return answer;
-    if (stopping()) return absl::CancelledError("the daemon stops");
-    if (!said) log_warning("{}; asking on", message_of(answer));
-    said = true;
+    if (!again(answer)) return absl::CancelledError("the daemon stops");
+  }
+}
+
+AskAgain Node::ask_again() const {
+  return [this, said = std::string()](const absl::Status& why) mutable {
+    if (stopping()) return false;
+    const std::string message(message_of(why));
+    if (message != said) log_warning("{}; asking on", message);
+    said = message;
     // gRPC fails fast while it waits for its next attempt to connect.
     const timespec pause{0, 100'000'000};
     ::nanosleep(&pause, nullptr);
-  }
+    return true;
+  };
 }
 
 std::shared_ptr<Outgoing> Node::begin_outgoing(const std::string& service) {

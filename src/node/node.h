@@ -19,6 +19,7 @@
 #include "node/journal.h"
 #include "node/mover_process.h"
 #include "node/node_config.h"
+#include "node/ownership.h"
 #include "node/peers.h"
 #include "node/records.h"
 #include "node/services.h"
@@ -93,6 +94,8 @@ class Node {
   void call_off(const api::MigrationJournal& entry);
   // Calls `ask` until its answer is neither kUnavailable nor kDeadlineExceeded, or stop().
   absl::Status until_answered(const std::function<absl::Status()>& ask) const;
+  // For one question: says why once, waits a moment; no more after stop().
+  AskAgain ask_again() const;
 
   std::shared_ptr<Outgoing> begin_outgoing(const std::string& service);
   void end_outgoing(const std::string& service);

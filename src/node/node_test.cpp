@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -14,6 +15,7 @@
 #include "node/busy.h"
 #include "node/journal.h"
 #include "node/launch.h"
+#include "node/ownership.h"
 #include "node/records.h"
 #include "node/session_pump.h"
 #include "store/sqlite_store.h"
@@ -80,6 +82,182 @@ TEST_F(NodeTest, UpdateTriesAgainAfterAnother) {
   const auto given_up =
       records_->update("x", [](api::ServiceRecord&) { return absl::CancelledError("no"); });
   EXPECT_TRUE(absl::IsCancelled(given_up.status()));
+}
+
+// A store whose keeper, or the way to it, fails as told, one change a time.
+class BadStore : public store::Store {
+ public:
+  struct Bad {
+    absl::Status answer;
+    bool made = false;  // though the answer is an error
+  };
+  explicit BadStore(store::Store* inner) : inner_(inner) {}
+  absl::StatusOr<store::Entry> get(const std::string& key) override { return inner_->get(key); }
+  absl::StatusOr<std::vector<store::Entry>> list(const std::string& prefix) override {
+    return inner_->list(prefix);
+  }
+  absl::StatusOr<store::Revision> compare_and_swap(const std::string& key, store::Revision expected,
+                                                   const std::string& value) override {
+    if (bad_.empty()) return inner_->compare_and_swap(key, expected, value);
+    const Bad bad = bad_.front();
+    bad_.pop_front();
+    if (bad.made) {
+      EXPECT_TRUE(inner_->compare_and_swap(key, expected, value).ok());
+    }
+    return bad.answer;
+  }
+  absl::Status remove(const std::string& key, store::Revision expected) override {
+    return inner_->remove(key, expected);
+  }
+  std::deque<Bad> bad_;
+
+ private:
+  store::Store* inner_;
+};
+
+// "x" on its way from n1 to n2 as migration "m".
+class OwnershipTest : public NodeTest {
+ protected:
+  void SetUp() override {
+    NodeTest::SetUp();
+    bad_store_ = std::make_unique<BadStore>(store_.get());
+    bad_records_ = std::make_unique<Records>(bad_store_.get());
+    marked_.record.set_name("x");
+    marked_.record.set_owner("n1");
+    marked_.record.set_state(api::SERVICE_MIGRATING);
+    marked_.record.set_migration_id("m");
+    marked_.record.set_destination("n2");
+    ASSERT_TRUE(records_->put(marked_).ok());
+    committed_ = marked_.record;
+    committed_.set_owner("n2");
+    committed_.set_state(api::SERVICE_RUNNING);
+    committed_.clear_migration_id();
+    committed_.mutable_last_migration()->set_id("m");
+    source_.set_id("m");
+    source_.set_side(api::MigrationJournal::SOURCE);
+    source_.set_service("x");
+    destination_ = source_;
+    destination_.set_side(api::MigrationJournal::DESTINATION);
+  }
+  absl::Status swap(store::Store& store) {
+    return store
+        .compare_and_swap(service_key("x"), marked_.revision, committed_.SerializeAsString())
+        .status();
+  }
+  absl::Status commit() {
+    return commit_owner(
+        [&] { return swap(*bad_store_); },
+        [&]() -> absl::StatusOr<bool> { return records_->service("x")->record.owner() == "n2"; },
+        again());
+  }
+  // As often as a test may need.
+  AskAgain again() {
+    return [this](const absl::Status&) { return ++asked_ < 10; };
+  }
+  std::string owner() { return records_->service("x")->record.owner(); }
+
+  std::unique_ptr<BadStore> bad_store_;
+  std::unique_ptr<Records> bad_records_;
+  VersionedService marked_;
+  api::ServiceRecord committed_;
+  api::MigrationJournal source_, destination_;
+  int asked_ = 0;
+};
+
+TEST_F(OwnershipTest, ALateCommitDoesNotFollowAReplicaThatIsRemoved) {
+  const auto ours = settle_owner_at_destination(*records_, "n2", destination_, again());
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  EXPECT_FALSE(*ours);
+  EXPECT_TRUE(absl::IsAborted(swap(*store_)));
+  // The source finds its mark and goes back.
+  EXPECT_EQ(*settle_owner_at_source(*records_, "n1", source_, again()), "n1");
+  EXPECT_EQ(records_->service("x")->record.state(), api::SERVICE_RUNNING);
+}
+
+TEST_F(OwnershipTest, ACommitThatComesJustBeforeIsSeen) {
+  bad_store_->bad_ = {{absl::UnavailableError("lost")}};
+  bool first = true;
+  const auto ours =
+      settle_owner_at_destination(*bad_records_, "n2", destination_, [&](const absl::Status&) {
+        if (first) {
+          EXPECT_TRUE(swap(*store_).ok());
+        }
+        return std::exchange(first, false);
+      });
+  ASSERT_TRUE(ours.ok()) << ours.status();
+  EXPECT_TRUE(*ours);
+}
+
+TEST_F(OwnershipTest, AnEndThatIsDoneChangesNothing) {
+  ASSERT_TRUE(settle_owner_at_source(*records_, "n1", source_, again()).ok());
+  const store::Revision before = records_->service("x")->revision;
+  EXPECT_FALSE(*settle_owner_at_destination(*records_, "n2", destination_, again()));
+  EXPECT_EQ(records_->service("x")->revision, before);
+  ASSERT_TRUE(records_->remove(*records_->service("x")).ok());
+  EXPECT_FALSE(*settle_owner_at_destination(*records_, "n2", destination_, again()));
+  EXPECT_TRUE(absl::IsNotFound(settle_owner_at_source(*records_, "n1", source_, again()).status()));
+}
+
+TEST_F(OwnershipTest, ALateMarkDoesNotFollowItsRollBack) {
+  VersionedService next = *records_->service("x");
+  next.record.set_migration_id("n");  // the mark of another move, which stays on its way
+  source_.set_id("n");
+  EXPECT_EQ(*settle_owner_at_source(*records_, "n1", source_, again()), "n1");
+  EXPECT_TRUE(absl::IsAborted(records_->put(next)));
+}
+
+TEST_F(OwnershipTest, ALostAnswerStaysInDoubtWhateverTheNextOneSays) {
+  for (const absl::Status& next :
+       {absl::InternalError("COMMIT: disk I/O error"), absl::DataLossError("corrupt"),
+        absl::FailedPreconditionError("the disk is full"), absl::ResourceExhaustedError("gRPC")}) {
+    bad_store_->bad_ = {{absl::UnavailableError("lost"), true}, {next}};
+    asked_ = 0;
+    EXPECT_TRUE(commit().ok()) << next;
+    EXPECT_EQ(owner(), "n2");
+    ASSERT_TRUE(records_->remove(*records_->service("x")).ok());
+    marked_.revision = store::kMustNotExist;
+    ASSERT_TRUE(records_->put(marked_).ok());
+  }
+}
+
+TEST_F(OwnershipTest, AFailedCommitOfTheKeeperMayHaveBeenMade) {
+  bad_store_->bad_ = {{absl::InternalError("COMMIT: disk I/O error"), true}};
+  EXPECT_TRUE(commit().ok());
+  EXPECT_EQ(owner(), "n2");
+}
+
+TEST_F(OwnershipTest, WithoutAnAnswerNobodySaysNo) {
+  bad_store_->bad_.assign(10, {absl::InternalError("disk I/O error")});
+  EXPECT_TRUE(absl::IsUnknown(commit()));
+  bad_store_->bad_.assign(10, {absl::UnavailableError("no keeper")});
+  asked_ = 0;
+  EXPECT_TRUE(absl::IsUnknown(commit()));
+}
+
+TEST_F(OwnershipTest, ARefusalIsAnAnswer) {
+  bad_store_->bad_ = {{absl::FailedPreconditionError("the disk is full")}};
+  EXPECT_TRUE(absl::IsFailedPrecondition(commit()));
+  ASSERT_TRUE(settle_owner_at_source(*records_, "n1", source_, again()).ok());
+  EXPECT_TRUE(absl::IsAborted(commit()));
+  EXPECT_EQ(asked_, 0);
+  bad_store_->bad_ = {{absl::UnavailableError("lost")}};
+  EXPECT_TRUE(absl::IsAborted(commit()));  // the source was first
+}
+
+TEST_F(OwnershipTest, ASourceAsksOnWhateverTheStoreSays) {
+  bad_store_->bad_ = {{absl::FailedPreconditionError("the disk is full")},
+                      {absl::InternalError("disk I/O error")},
+                      {absl::DataLossError("corrupt")},
+                      {absl::CancelledError("gRPC")},
+                      {absl::DeadlineExceededError("late"), true}};
+  const auto settled = settle_owner_at_source(*bad_records_, "n1", source_, again());
+  ASSERT_TRUE(settled.ok()) << settled.status();
+  EXPECT_EQ(*settled, "n1");
+  EXPECT_EQ(asked_, 5);
+  EXPECT_EQ(records_->service("x")->record.state(), api::SERVICE_RUNNING);
+  bad_store_->bad_.assign(20, {absl::InternalError("disk I/O error")});
+  EXPECT_TRUE(
+      absl::IsCancelled(settle_owner_at_source(*bad_records_, "n1", source_, again()).status()));
 }
 
 TEST_F(NodeTest, AddressesBelongToOneService) {

@@ -243,33 +243,22 @@ void ReplicaSession::warm_up() {
 absl::Status ReplicaSession::swap_owner() {
   FAULT_POINT("node.before_commit");
   const std::string key = service_key(request_.service());
-  // An answer that was lost leaves open whether the change was made. Asked again, the store says
-  // "another revision", which is ours or the source's.
-  bool unsure = false;
-  const absl::Status swapped = node_.until_answered([&] {
+  const auto swap = [&]() -> absl::Status {
     const store::Revision expected = request_.record_revision();
     const auto revision =
         swaps_ ? swaps_->compare_and_swap(key, expected, committed_record_)
                : node_.records().store()->compare_and_swap(key, expected, committed_record_);
     if (!revision.ok()) swaps_.reset();  // asked again by a call, which connects anew
-    const absl::Status& status = revision.status();
-    if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) unsure = true;
-    return status;
-  });
-  if (absl::IsAborted(swapped) && unsure) {
-    absl::StatusOr<VersionedService> now = absl::UnknownError("");
-    const absl::Status read = node_.until_answered([&] {
-      now = node_.records().service(request_.service());
-      return now.status();
-    });
-    if (!read.ok() && !absl::IsNotFound(read)) return unsure_because(read);
-    GW_RETURN_IF_ERROR(read);
-    if (now->record.owner() == node_.config().name &&
-        now->record.last_migration().id() == migration_id())
-      return absl::OkStatus();
-  }
-  if (absl::IsCancelled(swapped) && unsure) return unsure_because(swapped);
-  GW_RETURN_IF_ERROR(swapped);
+    return revision.status();
+  };
+  const auto is_ours = [&]() -> absl::StatusOr<bool> {
+    const auto now = node_.records().service(request_.service());
+    if (absl::IsNotFound(now.status())) return false;
+    GW_RETURN_IF_ERROR(now.status());
+    return now->record.owner() == node_.config().name &&
+           now->record.last_migration().id() == migration_id();
+  };
+  GW_RETURN_IF_ERROR(commit_owner(swap, is_ours, node_.ask_again()));
   const absl::Status fault = fault_after_commit();
   return fault.ok() ? fault : unsure_because(fault);
 }

@@ -11,6 +11,7 @@
 #include "node/log_carrier.h"
 #include "node/mover_process.h"
 #include "node/node.h"
+#include "node/ownership.h"
 #include "pages/uffd_release.h"
 
 namespace godwit::node {
@@ -113,28 +114,12 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
       UniqueFd hold,
       end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));
   if (!left.hold) left.hold = std::move(hold);
-  std::string owner;
-  const absl::Status answered = until_answered([&] {
-    return records_
-        ->update(entry.service(),
-                 [&](api::ServiceRecord& record) {
-                   owner = record.owner();
-                   if (owner != config_.name || record.migration_id() != entry.id())
-                     return absl::CancelledError("settled");
-                   // Any change of the record fences the destination's commit, which replaces the
-                   // one revision that it was told.
-                   record.set_generation(record.generation() + 1);
-                   record.set_state(api::SERVICE_RUNNING);
-                   record.clear_migration_id();
-                   record.clear_destination();
-                   return absl::OkStatus();
-                 })
-        .status();
-  });
+  const auto answered = settle_owner_at_source(*records_, config_.name, entry, ask_again());
   if (stopping()) return absl::CancelledError("the daemon stops");
   // Removed at the destination after it had moved.
-  const bool gone = absl::IsNotFound(answered);
-  if (!answered.ok() && !absl::IsCancelled(answered) && !gone) return answered;
+  const bool gone = absl::IsNotFound(answered.status());
+  if (!answered.ok() && !gone) return answered.status();
+  const std::string owner = answered.ok() ? *answered : "";
   if (gone || owner != config_.name) {
     log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
              gone ? "no node" : owner);
@@ -163,15 +148,8 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
       UniqueFd copied,
       end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));
   if (!hold) hold = std::move(copied);
-  absl::StatusOr<VersionedService> record = absl::UnknownError("");
-  const absl::Status answered = until_answered([&] {
-    record = records_->service(entry.service());
-    return record.status();
-  });
-  if (!answered.ok() && !absl::IsNotFound(answered)) return answered;
-  // Only this node's daemon commits, and it does so no more: what the record says now is final.
-  const bool ours = record.ok() && record->record.owner() == config_.name &&
-                    record->record.last_migration().id() == entry.id();
+  GW_ASSIGN_OR_RETURN(const bool ours,
+                      settle_owner_at_destination(*records_, config_.name, entry, ask_again()));
   if (ours) {
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
     const absl::Status active =
