@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "api/rpc_status.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
 
@@ -114,6 +115,8 @@ absl::Status SwapService::serve(int fd) {
     SwapRequest request;
     GW_RETURN_IF_ERROR(connection->receive(request));
     SwapReply reply;
+    const bool commits = request.expected_revision() > 0;  // no warming up
+    if (commits) FAULT_POINT("store.swap");
     if (!request.key().empty()) {
       const auto revision =
           store_->compare_and_swap(request.key(), request.expected_revision(), request.value());
@@ -121,6 +124,7 @@ absl::Status SwapService::serve(int fd) {
       reply.set_code(static_cast<int>(revision.status().code()));
       reply.set_error(std::string(message_of(revision.status())));
     }
+    if (commits) FAULT_POINT("store.swapped");
     GW_RETURN_IF_ERROR(connection->send(reply));
   }
 }

@@ -39,10 +39,10 @@ class ApiService final : public api::Godwit::Service {
   grpc::Status Nodes(grpc::ServerContext*, const api::Empty*, api::NodesReply*) override;
 
  private:
-  // The node that has the service, null: this one.
+  // The node that has the service, null: this one, which has recovered.
   absl::StatusOr<std::shared_ptr<Peer>> locate(const grpc::ServerContext& context,
                                                const std::string& service);
-  // The named node, null: this one.
+  // The named node, null: this one, which has recovered.
   absl::StatusOr<std::shared_ptr<Peer>> other_node(const std::string& name);
 
   // Does `here` while nobody else changes the service, or passes the call on. A move that is under

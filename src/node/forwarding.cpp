@@ -11,6 +11,7 @@ namespace {
 
 constexpr char kPassedOn[] = "godwit-passed-on";
 constexpr absl::Duration kBusyWait = absl::Seconds(10);
+constexpr absl::Duration kRecoveredWait = absl::Seconds(10);
 // A service can move again while a call follows it.
 constexpr int kMostMoves = 5;
 
@@ -33,14 +34,20 @@ absl::Status unreachable(const absl::Status& status, const Peer& peer) {
 }
 
 absl::StatusOr<std::shared_ptr<Peer>> ApiService::other_node(const std::string& name) {
-  if (name.empty() || name == node_.config().name) return std::shared_ptr<Peer>();
+  if (name.empty() || name == node_.config().name) {
+    GW_RETURN_IF_ERROR(node_.wait_recovered(Deadline::in(kRecoveredWait)));
+    return std::shared_ptr<Peer>();
+  }
   return node_.peers().find(name);
 }
 
 absl::StatusOr<std::shared_ptr<Peer>> ApiService::locate(const grpc::ServerContext& context,
                                                          const std::string& service) {
   GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(service));
-  if (found.record.owner() == node_.config().name) return std::shared_ptr<Peer>();
+  if (found.record.owner() == node_.config().name) {
+    GW_RETURN_IF_ERROR(node_.wait_recovered(Deadline::in(kRecoveredWait)));
+    return std::shared_ptr<Peer>();
+  }
   if (was_passed_on(context))
     return make_error(absl::StatusCode::kAborted, "service {} has just moved to {}; ask again",
                       service, found.record.owner());

@@ -15,6 +15,9 @@
 namespace godwit::node {
 namespace {
 
+// Less than the source waits for the answer.
+constexpr absl::Duration kRecoveredWait = absl::Seconds(20);
+
 SourceMigration::OnProgress to_stream(ApiService::Moves& out) {
   return [&out](const api::MigrateProgress& progress) {
     api::MigrateEvent event;
@@ -100,6 +103,8 @@ grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,
       return {grpc::StatusCode::INVALID_ARGUMENT, "the service's spec does not parse"};
     return api::to_grpc(check_destination(node_, spec));
   }
+  const absl::Status recovered = node_.wait_recovered(Deadline::in(kRecoveredWait));
+  if (!recovered.ok()) return api::to_grpc(recovered);
   const auto session = ReplicaSession::begin(node_, *request);
   if (session.ok()) *reply = (*session)->reply();
   return api::to_grpc(session.status());

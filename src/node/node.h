@@ -3,12 +3,14 @@
 #define GODWIT_NODE_NODE_H_
 
 #include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -45,6 +47,9 @@ class Node {
   // Settles what an earlier daemon left, says in the store that this node is there. Waits for the
   // store for ever, until stop().
   absl::Status recover();
+  // For calls of other nodes that begin something: what recover() looks at must stay as it is.
+  // kUnavailable: it takes longer.
+  absl::Status wait_recovered(Deadline deadline) const;
   void stop() { stopping_ = true; }
   bool stopping() const { return stopping_; }
 
@@ -89,6 +94,13 @@ class Node {
                                             LeftByMover left = {});
   // The same at the destination.
   absl::Status settle_destination(const api::MigrationJournal& entry, UniqueFd hold = UniqueFd());
+  // Goes on in the background with what could not be settled, and then takes the service on if it
+  // is this node's. The journal keeps the entries until then.
+  void settle_later(const std::string& service, std::vector<api::MigrationJournal> entries,
+                    Busy::Hold hold);
+  // Until it succeeds, or stop(); with pauses. `doing` is for the log.
+  absl::Status keep_trying(const std::string& doing,
+                           const std::function<absl::Status()>& act) const;
   // Tells the destination of a migration that it is off, in the background and as long as that
   // may take, and gives the service what was sent there. Only when it cannot commit any more.
   void call_off(const api::MigrationJournal& entry);
@@ -111,8 +123,12 @@ class Node {
   bool watch_is_current(const std::string& name, uint64_t watch) const;
   void clean_up_after_mover(const std::string& service,
                             std::vector<LeftByMover::Userfaultfd> userfaultfds);
+  // By service; without entries: only to be taken on.
+  using Unsettled = std::map<std::string, std::vector<api::MigrationJournal>>;
+  absl::Status settle(const api::MigrationJournal& entry);
   absl::Status settle_service(VersionedService versioned);
-  absl::Status remove_strays();
+  absl::Status remove_strays(const Unsettled& unsettled);
+  absl::Status until_done(const std::function<absl::Status()>& ask) const;
   absl::Status announce_self();
 
   NodeConfig config_;
@@ -128,6 +144,8 @@ class Node {
   SpareMover spare_mover_;
   std::atomic<bool> stopping_ = false;
   mutable std::mutex mutex_;
+  mutable std::condition_variable recovered_changed_;
+  bool recovered_ = false;
   std::map<std::string, uint64_t> watches_;
   uint64_t last_watch_ = 0;
   std::map<std::string, std::shared_ptr<Outgoing>> outgoing_;

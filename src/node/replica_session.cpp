@@ -165,7 +165,9 @@ void ReplicaSession::run() {
     node_.supervise(request_.service());
   } else {
     if (!committed && !undecided_) keep_until_asked();
-    settled = node_.settle_destination(entry_, copy_of(held_));
+    settled = node_.keep_trying(
+        fmt::format("settling migration {} of {}", entry_.id(), request_.service()),
+        [&] { return node_.settle_destination(entry_, copy_of(held_)); });
   }
   if (!settled.ok())
     log_error("settling migration {} of {}: {}", entry_.id(), request_.service(),

@@ -84,6 +84,7 @@ grpc::Status ApiService::Inspect(grpc::ServerContext* context, const api::Inspec
   const auto found = node_.records().service(request->name());
   if (!found.ok()) return api::to_grpc(found.status());
   *reply = node_.describe(found->record);
+  if (found->record.owner() == node_.config().name) return grpc::Status::OK;
   const auto peer = locate(*context, request->name());
   // Gone since, or just moved: what the record said is as true as anything.
   if (!peer.ok() || *peer == nullptr) return grpc::Status::OK;

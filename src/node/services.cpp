@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
@@ -114,6 +115,8 @@ absl::Status Services::activate(const std::string& name, int32_t main_image_pid,
                                 UniqueFd hold) const {
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
+  if (info.state() == capsule::CAPSULE_EXITED) return absl::OkStatus();
+  FAULT_POINT("node.activate");
   // Its mover died before it could name the main process.
   if (info.main_image_pid() == 0) {
     // It may have ended on the way, while others of the service live.

@@ -154,9 +154,10 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
     const absl::Status active =
         services_.activate(entry.service(), entry.main_image_pid(), std::move(hold));
-    if (!active.ok())
-      log_error("activating {} after migration {}: {}", entry.service(), entry.id(),
-                message_of(active));
+    // It still stands frozen, with nobody but the journal to know that it is not meant to.
+    if (!active.ok() && !absl::IsNotFound(active))
+      return annotate(active, fmt::format("activating {}", entry.service()));
+    if (!active.ok()) log_error("{} ended before it ran here", entry.service());
     supervise(entry.service());
     return journal_.remove(entry.id());
   }

@@ -315,12 +315,16 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
 
 absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::string& why,
                                                                 Node::Undone undone) {
-  GW_ASSIGN_OR_RETURN(const std::string owner,
-                      node_.settle_source(entry_, undone, std::move(left_)));
+  const auto owner = node_.settle_source(entry_, undone, std::move(left_));
+  if (!owner.ok()) {
+    // Perhaps it is frozen still.
+    if (!node_.stopping()) node_.settle_later(entry_.service(), {entry_}, std::move(hold_));
+    return owner.status();
+  }
   api::MigrateResult result;
   result.set_name(entry_.service());
-  result.set_node(owner);
-  result.set_outcome(owner == node_.config().name ? "rolled_back" : "moved");
+  result.set_node(*owner);
+  result.set_outcome(*owner == node_.config().name ? "rolled_back" : "moved");
   result.set_error(why);
   result.mutable_statistics()->set_source(node_.config().name);
   result.mutable_statistics()->set_destination(entry_.peer());
@@ -350,10 +354,9 @@ void SourceMigration::take_down() {
   // Closed after its program has gone: nobody waits while the kernel walks its memory.
   auto left = std::make_shared<LeftByMover>(std::move(left_));
   node_.tasks().run([&node = node_, entry = entry_, hold, pause, left]() mutable {
-    const auto settled = node.settle_source(entry, Node::Undone::kAll);
-    if (!settled.ok() && !absl::IsCancelled(settled.status()))
-      log_error("taking {} down after migration {}: {}", entry.service(), entry.id(),
-                message_of(settled.status()));
+    node.keep_trying(fmt::format("taking {} down after migration {}", entry.service(), entry.id()),
+                     [&] { return node.settle_source(entry, Node::Undone::kAll).status(); })
+        .IgnoreError();
     hold->release();
     pause->end();
   });

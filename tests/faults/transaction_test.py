@@ -6,7 +6,7 @@ node, its clients keep their connections, and nothing stays behind at the other.
 
 Parts: kill, error (of movers and daemons at each named fault point, base/fault_point.h), daemons
 (SIGKILL at a step; the lab starts them again), undo (of a killed mover's work, killed as well),
-links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the mover's port).
+settle (what the store, or a node that starts, has to do with a move fails or comes late), links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the mover's port).
 $GODWIT_FAULTS=all runs every step, otherwise a share.
 Prints a line a case: what was broken, where the service is, the clients' longest gap.
 """
@@ -283,6 +283,54 @@ class Transactions:
             return self.finish_migration(process)[0]
         self.case("%s: daemon of %s killed" % (point, side), expected, act, SOON_US, side)
 
+    def from_keeper(self):
+        """Only a swap of the other node goes over the wire; and n1's daemon serves the commands."""
+        if self.source() != "n1":
+            self.lab.move(SERVICE, "n1")
+
+    def commit_cut_off(self, point):
+        """The keeper ends the connection before the change, or after it: without an answer."""
+        self.from_keeper()
+        self.fault_point(point, "error", "destination")
+
+    def activation_fails(self):
+        def act(_, destination):
+            self.faults.arm("destination.committed", "wait")
+            process = self.start_migration(destination)
+            self.wait_hit("destination.committed")
+            self.faults.arm("node.activate", "error")
+            for pid in movers(self.daemon_pid(destination)):
+                os.kill(pid, signal.SIGKILL)
+            self.wait_hit("node.activate")
+            return self.finish_migration(process)[0]
+        self.case("destination.committed: mover killed, node.activate=error", "destination", act,
+                  SOON_US)
+
+    def moved_to_a_recovering_node(self):
+        """A replica that came to be meanwhile would be taken for a stray."""
+        self.from_keeper()
+        def act(_, destination):
+            self.faults.arm("node.recover", "wait")
+            self.kill_daemon(destination)
+            self.wait_hit("node.recover")
+            wait_for("%s to be served" % destination, lambda: "ready" in [
+                each["state"] for each in json.loads(self.lab("nodes", "--json").stdout)
+                if each["name"] == destination], 10)
+            process = self.start_migration(destination)
+            try:
+                end = time.monotonic() + 1.5
+                while time.monotonic() < end:
+                    if traces(self.lab, destination):
+                        raise Failure("there by then: %s" % sorted(traces(self.lab, destination)))
+                    time.sleep(0.05)
+            finally:
+                self.faults.go_on()
+                outcome = self.finish_migration(process)[0]
+            if outcome != "moved":
+                raise Failure("migrate ended with %s" % outcome)
+            return outcome
+        self.case("moved to a node that recovers", "destination", act, SOON_US, "destination")
+
     def link_cut(self, point, expected):
         def act(source, destination):
             self.faults.arm(point, "wait")
@@ -416,6 +464,11 @@ def plan(part, everything):
         for point in points if everything else ["source.frozen"]:
             for then in ["node.rolling_back", "node.rolled_back", "source.left_over"]:
                 yield then, lambda t, p=point, w=then: t.undoing_interrupted(p, w)
+    if part == "settle":
+        for point in ["store.swap", "store.swapped"]:
+            yield point, lambda t, p=point: t.commit_cut_off(p)
+        yield "node.activate", lambda t: t.activation_fails()
+        yield "node.recover", lambda t: t.moved_to_a_recovering_node()
     if part == "links":
         # Before the freeze a link that comes back soon enough breaks nothing.
         for point, expected in [("source.round_done", "one"), ("source.frozen", "source"),
@@ -472,7 +525,7 @@ def main():
     return 0
 
 
-PARTS = ["kill", "error", "daemons", "undo", "links", "cancel", "strangers"]
+PARTS = ["kill", "error", "daemons", "undo", "settle", "links", "cancel", "strangers"]
 
 if __name__ == "__main__":
     sys.exit(main())
