@@ -33,6 +33,15 @@ std::string random_id() {
   return id;
 }
 
+// As an answer that is lost.
+absl::Status fault_after_mark() {
+  const auto fault = []() -> absl::Status {
+    FAULT_POINT("node.marked");
+    return absl::OkStatus();
+  }();
+  return fault.ok() ? fault : make_error(absl::StatusCode::kUnavailable, "{}", message_of(fault));
+}
+
 }  // namespace
 
 absl::Status SourceMigration::check(const std::string& service, const std::string& doing) {
@@ -156,8 +165,19 @@ absl::Status SourceMigration::mark_migrating(const std::string& destination) {
   record.set_state(api::SERVICE_MIGRATING);
   record.set_migration_id(entry_.id());
   record.set_destination(destination);
-  const absl::Status marked = node_.records().put(current_);
-  if (!marked.ok()) node_.journal().remove(entry_.id()).IgnoreError();
+  absl::Status marked = node_.records().put(current_);
+  if (marked.ok()) marked = fault_after_mark();
+  if (marked.ok()) return marked;
+  if (store::nothing_changed(marked)) {
+    node_.journal().remove(entry_.id()).IgnoreError();
+    return marked;
+  }
+  // It may say so by now, or yet. No other node has been told of this migration.
+  api::MigrationJournal entry = entry_;
+  entry.clear_peer();
+  const absl::Status settled = node_.settle_source(entry, Node::Undone::kAll).status();
+  if (!settled.ok() && !node_.stopping())
+    node_.settle_later(entry.service(), {entry}, std::move(hold_));
   return marked;
 }
 

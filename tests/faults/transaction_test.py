@@ -33,6 +33,7 @@ SOON_US = 1e6
 # Step -> who has it afterwards: "source", "destination", or "one" of them where the store may have
 # been asked already. Those marked True are in the share that always runs.
 SOURCE_STEPS = [
+    ("node.marked", "source", True),
     ("node.before_mover", "source", True),
     ("source.connected", "source", False),
     ("source.start_tracking", "source", False),
@@ -241,7 +242,7 @@ class Transactions:
             if not self.faults.was_hit():
                 raise Failure("%s was not reached" % point)
             return outcome
-        daemon = {"node.before_mover": "source"}.get(point, "destination") \
+        daemon = {"node.marked": "source", "node.before_mover": "source"}.get(point, "destination") \
             if point.startswith("node.") and action == "kill" else None
         self.case("%s=%s" % (point, action), expected, act, SOON_US, daemon)
 
