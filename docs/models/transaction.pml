@@ -3,27 +3,11 @@
  * README.md beside this says what is left out, which code each part stands for, and how to run it.
  *
  * There is no limit to the number of faults until `calm`: movers and daemons die, waits run out,
- * answers of the store are lost. A link that is cut and healed is both a message that takes long and
+ * answers of the store are lost, and its changes made late. A link that is cut and healed is both a message that takes long and
  * waits that run out; so is a keeper of the store that dies, since the store is durable. What has to
  * hold in the end is asked for from `calm` on.
  */
 
-/* What the code relies on. 1 gives it up, and a property fails: README.md, "Assumptions". */
-#ifndef LATE_SWAPS        /* a swap that nobody waits for any more is made after all */
-#define LATE_SWAPS 0
-#endif
-#ifndef STORE_ERRORS      /* the store answers with an error of its own, as for a full disk */
-#define STORE_ERRORS 0
-#endif
-#ifndef MARK_LOST         /* the answer to the change to SERVICE_MIGRATING is lost */
-#define MARK_LOST 0
-#endif
-#ifndef ACTIVATION_FAILS  /* the daemon's own activation fails in a system call */
-#define ACTIVATION_FAILS 0
-#endif
-#ifndef SERVED_IN_RECOVERY  /* PrepareReplica is answered while strays are looked for */
-#define SERVED_IN_RECOVERY 0
-#endif
 #ifndef MUTATION          /* a rule of the transaction is broken: README.md, "Mutations" */
 #define MUTATION 0
 #endif
@@ -35,16 +19,17 @@
    by the cgroup freezer, does not. */
 mtype = { GONE, HUSKS, STOPPED, HELD, RUNS };
 mtype = { OUTCOME_INVALID, OUTCOME_MOVED, OUTCOME_ROLLED_BACK, OUTCOME_UNKNOWN };
-mtype = { NONE, OK, ABORTED, UNAVAILABLE, INTERNAL };            /* the store's answer */
+mtype = { NONE, OK, ABORTED, UNSURE };  /* the store's answer; or REFUSED, nothing was changed */
 mtype = { UNANSWERED, COMMITTED, NOT_COMMITTED, UNDECIDED };     /* CommitAnswer */
 mtype = { ASKED, TAKEN, PREPARED, REFUSED };                     /* PrepareReplica, or NONE */
 mtype = { NOTHING, THAWED, ALL };                                /* Node::Undone */
+mtype = { MARK, BACK, SWAP, FENCE };                             /* the changes of the record */
 
 /* Durable. */
 bit owner = S;             /* the ServiceRecord in the store ... */
 bool migrating = false;    /* ... its state: SERVICE_RUNNING or SERVICE_MIGRATING ... */
 byte revision = 0;         /* ... and what compare-and-swap compares */
-#define MARKED 1           /* the revision that PrepareReplica names */
+#define MARKED 1           /* the revision that PrepareReplica names; those after it are one */
 bool journal[2];
 mtype copy[2] = { RUNS, GONE };
 bool gate[2] = { true, false };  /* frames pass both ways */
@@ -68,7 +53,7 @@ mtype commit_answer = UNANSWERED;
 
 bool calm = false;         /* no faults from here on */
 bool asked = false;        /* the one move */
-bool late_swap = false;    /* a request on its way to the keeper */
+mtype late[2] = NONE;      /* a request on its way to the keeper, which nobody waits for */
 bool looking = false;      /* remove_strays() is under way */
 
 /* A wait has run out, or the user cancels. */
@@ -98,23 +83,29 @@ inline stop_mover(side) {
   }
 }
 
-/* Any change is a new revision; none is made any more once the destination has it. */
-inline change_record(new_owner, new_state) {
-  assert(owner == S);
-  owner = new_owner; migrating = new_state; revision++
+/* Any change is a new revision; none is made any more once the destination has it. A request that is
+   late names the revision before, and has no effect any more. */
+inline change_record(change) {
+  d_step {
+    assert(owner == S);
+    owner = (change == SWAP -> D : S);
+    migrating = (change == MARK || (change == FENCE && migrating));
+    revision = (revision <= MARKED -> revision + 1 : revision);
+    late[S] = NONE; late[D] = NONE
+  }
 }
 
-/* Store::compare_and_swap */
-inline compare_and_swap(expected, new_owner, new_state, lossy) {
+/* Store::compare_and_swap, asked by `side` */
+inline compare_and_swap(side, expected, change) {
   atomic {
     if
-    :: revision == expected -> change_record(new_owner, new_state); answer = OK
+    :: revision == expected -> change_record(change); answer = OK
     :: revision != expected -> answer = ABORTED
-    :: !calm -> answer = UNAVAILABLE  /* not reached */
-    :: !calm && lossy && revision == expected ->  /* changed, and the answer lost */
-       change_record(new_owner, new_state); answer = UNAVAILABLE
-    :: STORE_ERRORS && !calm -> answer = INTERNAL
-    :: LATE_SWAPS && !calm && new_owner == D -> late_swap = true; answer = UNAVAILABLE
+    :: !calm -> answer = REFUSED  /* as for a full disk: nothing_changed() */
+    :: !calm -> answer = UNSURE   /* not reached, or an error of any other kind */
+    :: !calm && revision == expected -> change_record(change); answer = UNSURE
+    :: !calm && revision == expected && late[side] == NONE ->
+       late[side] = change; answer = UNSURE
     fi
   }
 }
@@ -224,8 +215,12 @@ again:
     fi;
     /* mark_migrating() */
     atomic { asked = true; journal[S] = true }
-    compare_and_swap(0, S, true, MARK_LOST);
-    if :: answer != OK -> journal[S] = false; goto end_served :: else -> answer = NONE fi;
+    compare_and_swap(S, 0, MARK);
+    if
+    :: answer == OK -> answer = NONE
+    :: answer == UNSURE && MUTATION != 17 -> undone = ALL; goto settle_source
+    :: else -> journal[S] = false; goto end_served
+    fi;
     /* prepare_destination() */
     prepare = ASKED;
     if
@@ -254,12 +249,19 @@ node_before_mover:
 settle_source:
     end_mover(S);
     d_step { finished[S] = OUTCOME_INVALID; end_mark = false; cancel_told = false; ended[S] = true }
-    do  /* Records::update(): a fence for the destination's swap. Reading and replacing are one step
-           here: a record that has changed in between is read again, and nothing else happens. */
-    :: atomic { owner == S && migrating && MUTATION != 5 -> compare_and_swap(revision, S, false, true) };
-       if :: answer == INTERNAL -> goto end_served :: else -> answer = NONE fi
+    do  /* settle_owner_at_source(): a fence for the destination's swap, and for our own mark. Reading
+           and replacing are one step here: a record that has changed in between is read again, and
+           nothing else happens. */
+    :: atomic { owner == S && MUTATION != 5 && (migrating || MUTATION != 20) ->
+         compare_and_swap(S, revision, BACK) };
+       if
+       :: answer == OK -> break
+       :: answer != OK && MUTATION == 16 -> goto end_served
+       :: else -> answer = NONE
+       fi
     :: else -> break
     od;
+    answer = NONE;
     if
     :: owner == D -> atomic { copy[S] = GONE; gate[S] = false } journal[S] = false; goto end_served
     :: else
@@ -271,7 +273,7 @@ node_rolled_back:
     journal[S] = false;
     goto end_served;
 settle_service:  /* a record that says "migrating", without a note */
-    atomic { if :: owner == S && migrating -> copy[S] = RUNS; change_record(S, false) :: else fi };
+    atomic { if :: owner == S && migrating -> copy[S] = RUNS; change_record(BACK) :: else fi };
 end_served:
     atomic { undone = NOTHING; answer = NONE };
 end_idle:
@@ -302,15 +304,17 @@ listen:
     :: (ended[D] && (!commit_asked || commit_answer != UNANSWERED)) || called_off -> goto run_ended
     fi;
 node_before_commit:  /* swap_owner() */
-    compare_and_swap(MARKED, D, false, true);
+    compare_and_swap(D, MARKED, SWAP);
     if
     :: answer == OK -> committed = true
     :: answer == ABORTED && unsure && owner == D -> committed = true
     :: answer == ABORTED && !(unsure && owner == D)
-    :: answer == INTERNAL  /* told to the mover as a plain no, even if `unsure` */
-    :: answer == UNAVAILABLE && MUTATION == 12
-    :: answer == UNAVAILABLE && MUTATION != 12 -> unsure = true; goto node_before_commit
-    :: answer == UNAVAILABLE && !calm -> commit_answer = UNDECIDED; goto listen  /* stopping() */
+    :: answer == REFUSED && (!unsure || MUTATION == 15)
+    :: answer == UNSURE && MUTATION == 12
+    :: (answer == UNSURE && MUTATION != 12) || (answer == REFUSED && unsure) ->
+       unsure = true; goto node_before_commit
+    :: !calm && (answer == UNSURE || (answer == REFUSED && unsure)) ->
+       commit_answer = UNDECIDED; goto listen  /* stopping() */
     fi;
 node_after_commit:
     if :: committed -> commit_answer = COMMITTED :: else -> commit_answer = NOT_COMMITTED fi;
@@ -323,12 +327,19 @@ settle_destination:
     end_mover(D);
     d_step { finished[D] = OUTCOME_INVALID; commit_asked = false; commit_answer = UNANSWERED;
       called_off = false; unsure = false; committed = false; answer = NONE; ended[D] = true }
+    do  /* settle_owner_at_destination() */
+    :: atomic { owner == S && migrating && MUTATION != 14 -> compare_and_swap(D, revision, FENCE) };
+       if :: answer == OK -> break :: else -> answer = NONE fi
+    :: else -> break
+    od;
+    answer = NONE;
     if
     :: owner == D ->
-       if
-       :: copy[D] != GONE -> copy[D] = RUNS; gate[D] = true  /* Services::activate() */
-       :: copy[D] == GONE || (ACTIVATION_FAILS && !calm)
-       fi
+       do  /* Services::activate(), keep_trying() */
+       :: copy[D] != GONE -> copy[D] = RUNS; gate[D] = true; break
+       :: copy[D] == GONE -> break
+       :: !calm -> if :: MUTATION == 18 -> break :: else fi
+       od
     :: owner == S ->
        if :: MUTATION == 13 && copy[D] == HELD -> copy[D] = RUNS :: else fi;
        atomic { copy[D] = GONE; gate[D] = false }
@@ -338,17 +349,15 @@ settle_destination:
   } unless { atomic { died[D] ? 0 -> unsure = false; committed = false; answer = NONE; goto again } }
 }
 
-#if LATE_SWAPS
 active proctype keeper() {
 end_keeping:
   do
-  :: atomic { late_swap -> late_swap = false;
-       if :: revision == MARKED -> change_record(D, false) :: else fi }
+  :: atomic { late[S] != NONE -> change_record(late[S]) }
+  :: atomic { late[D] != NONE -> change_record(late[D]) }
   od
 }
-#endif
 
-#if SERVED_IN_RECOVERY
+#if MUTATION == 19
 /* Node::remove_strays(): reads the record, then removes. */
 active proctype strays() {
 end_looking:
@@ -365,7 +374,7 @@ end_calm:
   :: !calm && mover[S] -> end_mover(S)
   :: !calm && mover[D] -> end_mover(D)
   :: atomic { !calm -> orphan[S] = mover[S]; died[S] ! 0 }
-  :: atomic { !calm -> orphan[D] = mover[D]; looking = SERVED_IN_RECOVERY;
+  :: atomic { !calm -> orphan[D] = mover[D]; looking = (MUTATION == 19);
        if  /* the call breaks, and is not made again */
        :: prepare == ASKED || prepare == TAKEN -> prepare = REFUSED
        :: else
