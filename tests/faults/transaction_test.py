@@ -6,7 +6,9 @@ node, its clients keep their connections, and nothing stays behind at the other.
 
 Parts: kill, error (of movers and daemons at each named fault point, base/fault_point.h), daemons
 (SIGKILL at a step; the lab starts them again), undo (of a killed mover's work, killed as well),
-settle (what the store, or a node that starts, has to do with a move fails or comes late), links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the mover's port).
+settle (what the store, or a node that starts, has to do with a move fails), late (the commit, when
+nobody waits for it any more), links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the
+mover's port).
 $GODWIT_FAULTS=all runs every step, otherwise a share.
 Prints a line a case: what was broken, where the service is, the clients' longest gap.
 """
@@ -332,6 +334,34 @@ class Transactions:
             return outcome
         self.case("moved to a node that recovers", "destination", act, SOON_US, "destination")
 
+    def late_commit(self):
+        """n3's daemon dies while its commit is on its way to the keeper, n1. Its successor removes
+        the replica before the keeper looks at the commit; n2's daemon, which would fence it, comes
+        last."""
+        self.lab.move(SERVICE, "n2")
+        before = inside(copies())
+        self.clients.mark()
+        self.faults.arm("store.swap", "wait")
+        process = self.start_migration("n3")
+        self.wait_hit("store.swap")
+        source = self.daemon_pid("n2")
+        os.kill(source, signal.SIGSTOP)
+        try:
+            self.kill_daemon("n3")
+            wait_for("n3 to be empty", lambda: not traces(self.lab, "n3"), 20)
+            self.faults.go_on()
+            time.sleep(0.5)  # until the keeper has looked; nothing shows that it has
+        finally:
+            os.kill(source, signal.SIGCONT)
+        outcome = self.finish_migration(process)[0]
+        self.answers_again()
+        self.check_one_copy("n2")
+        self.check_inside(before)
+        self.faults.disarm()
+        self.lab.move(SERVICE, "n3")
+        self.answers_again()
+        print("a commit that comes late: %s, at the source, ok" % outcome, flush=True)
+
     def link_cut(self, point, expected):
         def act(source, destination):
             self.faults.arm(point, "wait")
@@ -470,6 +500,8 @@ def plan(part, everything):
             yield point, lambda t, p=point: t.commit_cut_off(p)
         yield "node.activate", lambda t: t.activation_fails()
         yield "node.recover", lambda t: t.moved_to_a_recovering_node()
+    if part == "late":
+        yield "store.swap", lambda t: t.late_commit()
     if part == "links":
         # Before the freeze a link that comes back soon enough breaks nothing.
         for point, expected in [("source.round_done", "one"), ("source.frozen", "source"),
@@ -500,19 +532,21 @@ def main():
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     everything = os.environ.get("GODWIT_FAULTS") == "all"
-    cases = [case for part in options.part or PARTS for case in plan(part, everything)
-             if not options.only or options.only in case[0]]
+    cases = [(NODES.get(part, 2), *case) for part in options.part or PARTS
+             for case in plan(part, everything) if not options.only or options.only in case[0]]
     if options.list:
-        print("\n".join(name for name, _ in cases))
+        print("\n".join(name for _, name, _ in cases))
         return 0
     faults = Faults()
     try:
         # A lab is held for a short while only: others wait for the lock.
         while cases:
-            batch, cases = cases[:12], cases[12:]
-            with Lab(options.godwit) as lab:
+            nodes = cases[0][0]
+            batch = [each for each in cases if each[0] == nodes][:12]
+            cases = [each for each in cases if each not in batch]
+            with Lab(options.godwit, nodes) as lab:
                 transactions = Transactions(lab, faults, os.path.join(lab.build, "memory_server"))
-                for _, case in batch:
+                for _, _, case in batch:
                     case(transactions)
                 total = transactions.clients.finish()
                 if total["total_wrong"] or total["total_lost"]:
@@ -526,7 +560,9 @@ def main():
     return 0
 
 
-PARTS = ["kill", "error", "daemons", "undo", "settle", "links", "cancel", "strangers"]
+PARTS = ["kill", "error", "daemons", "undo", "settle", "late", "links", "cancel", "strangers"]
+# One that keeps the store and takes no part.
+NODES = {"late": 3}
 
 if __name__ == "__main__":
     sys.exit(main())
