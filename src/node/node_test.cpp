@@ -260,6 +260,23 @@ TEST_F(OwnershipTest, ASourceAsksOnWhateverTheStoreSays) {
       absl::IsCancelled(settle_owner_at_source(*bad_records_, "n1", source_, again()).status()));
 }
 
+TEST_F(OwnershipTest, FiguresDoNotDisturbTheNextMove) {
+  ASSERT_TRUE(swap(*store_).ok());
+  api::MigrationStatistics figures;
+  figures.set_id("m");
+  figures.set_rounds(3);
+  ASSERT_TRUE(record_figures(*records_, "x", figures).ok());
+  VersionedService onward = *records_->service("x");
+  EXPECT_EQ(onward.record.last_migration().rounds(), 3u);
+  onward.record.set_state(api::SERVICE_MIGRATING);
+  ASSERT_TRUE(records_->put(onward).ok());
+  EXPECT_TRUE(record_figures(*records_, "x", figures).ok());
+  EXPECT_EQ(records_->service("x")->revision, onward.revision);
+  figures.set_id("earlier");
+  EXPECT_TRUE(record_figures(*records_, "x", figures).ok());
+  EXPECT_EQ(records_->service("x")->revision, onward.revision);
+}
+
 TEST_F(NodeTest, AddressesBelongToOneService) {
   EXPECT_TRUE(records_->claim_address("10.0.0.1", "a").ok());
   EXPECT_TRUE(records_->claim_address("10.0.0.1", "a").ok());

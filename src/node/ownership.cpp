@@ -95,4 +95,21 @@ absl::StatusOr<bool> settle_owner_at_destination(const Records& records, const s
   return answered;
 }
 
+absl::Status record_figures(const Records& records, const std::string& service,
+                            const api::MigrationStatistics& statistics) {
+  bool moved_on = false;
+  const absl::Status recorded = records
+                                    .update(service,
+                                            [&](api::ServiceRecord& record) {
+                                              moved_on =
+                                                  record.last_migration().id() != statistics.id() ||
+                                                  record.state() == api::SERVICE_MIGRATING;
+                                              if (moved_on) return absl::CancelledError("moved on");
+                                              *record.mutable_last_migration() = statistics;
+                                              return absl::OkStatus();
+                                            })
+                                    .status();
+  return moved_on ? absl::OkStatus() : recorded;
+}
+
 }  // namespace godwit::node

@@ -39,6 +39,11 @@ absl::StatusOr<bool> settle_owner_at_destination(const Records& records, const s
                                                  const api::MigrationJournal& entry,
                                                  const AskAgain& again);
 
+// The source's figures of a move that is done, into a record that is the destination's by now. Not
+// while the service moves on: that move goes by the record's revision.
+absl::Status record_figures(const Records& records, const std::string& service,
+                            const api::MigrationStatistics& statistics);
+
 }  // namespace godwit::node
 
 #endif  // GODWIT_NODE_OWNERSHIP_H_

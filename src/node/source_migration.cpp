@@ -48,11 +48,16 @@ absl::Status SourceMigration::check(const std::string& service, const std::strin
   GW_ASSIGN_OR_RETURN(hold_, node_.busy().hold(service, doing, Deadline::in(kHoldWait)));
   pause_ = SpareMover::Pause(node_.spare_mover());
   GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
-  if (current_.record.owner() != node_.config().name)
+  return check_record(current_.record);
+}
+
+absl::Status SourceMigration::check_record(const api::ServiceRecord& record) const {
+  if (record.owner() != node_.config().name)
     return make_error(absl::StatusCode::kAborted, "service {} has just gone to {}; ask again",
-                      service, current_.record.owner());
-  if (current_.record.state() != api::SERVICE_RUNNING)
-    return make_error(absl::StatusCode::kFailedPrecondition, "service {} does not run", service);
+                      record.name(), record.owner());
+  if (record.state() != api::SERVICE_RUNNING)
+    return make_error(absl::StatusCode::kFailedPrecondition, "service {} does not run",
+                      record.name());
   return absl::OkStatus();
 }
 
@@ -155,20 +160,25 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
 }
 
 absl::Status SourceMigration::mark_migrating(const std::string& destination) {
-  api::ServiceRecord& record = current_.record;
   entry_.set_side(api::MigrationJournal::SOURCE);
-  entry_.set_service(record.name());
-  entry_.set_generation(record.generation() + 1);
+  entry_.set_service(current_.record.name());
+  entry_.set_generation(current_.record.generation() + 1);
   // Before the record: one that says "migrating" always has its note.
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
-  record.set_generation(entry_.generation());
-  record.set_state(api::SERVICE_MIGRATING);
-  record.set_migration_id(entry_.id());
-  record.set_destination(destination);
-  absl::Status marked = node_.records().put(current_);
-  if (marked.ok()) marked = fault_after_mark();
+  // The source of an earlier move may write its figures meanwhile.
+  auto written =
+      node_.records().update(entry_.service(), [&](api::ServiceRecord& record) -> absl::Status {
+        GW_RETURN_IF_ERROR(check_record(record));
+        record.set_generation(record.generation() + 1);
+        record.set_state(api::SERVICE_MIGRATING);
+        record.set_migration_id(entry_.id());
+        record.set_destination(destination);
+        return absl::OkStatus();
+      });
+  if (written.ok()) current_ = *std::move(written);
+  const absl::Status marked = written.ok() ? fault_after_mark() : written.status();
   if (marked.ok()) return marked;
-  if (store::nothing_changed(marked)) {
+  if (store::nothing_changed(marked) || absl::IsNotFound(marked)) {
     node_.journal().remove(entry_.id()).IgnoreError();
     return marked;
   }
@@ -352,17 +362,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::strin
 }
 
 void SourceMigration::record_statistics(const api::MigrationStatistics& statistics) {
-  const absl::Status recorded = node_.records()
-                                    .update(entry_.service(),
-                                            [&](api::ServiceRecord& record) {
-                                              // It may have moved on meanwhile.
-                                              if (record.last_migration().id() != statistics.id())
-                                                return absl::CancelledError("another migration");
-                                              *record.mutable_last_migration() = statistics;
-                                              return absl::OkStatus();
-                                            })
-                                    .status();
-  if (!recorded.ok() && !absl::IsCancelled(recorded))
+  const absl::Status recorded = record_figures(node_.records(), entry_.service(), statistics);
+  if (!recorded.ok())
     log_warning("recording the figures of migration {}: {}", entry_.id(), message_of(recorded));
 }
 

@@ -32,6 +32,7 @@ class SourceMigration {
 
  private:
   absl::Status check(const std::string& service, const std::string& doing);
+  absl::Status check_record(const api::ServiceRecord& record) const;
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
   absl::Status mark_migrating(const std::string& destination);
   absl::StatusOr<std::string> spec_for(Peer& peer) const;
