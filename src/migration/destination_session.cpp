@@ -191,6 +191,7 @@ class DestinationSession {
   }
 
   absl::Status commit() {
+    GW_RETURN_IF_ERROR(workload_.check_whole());
     MoverToDaemon request;
     request.set_commit_request(true);
     GW_RETURN_IF_ERROR(daemon_.send(request));

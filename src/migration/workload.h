@@ -75,6 +75,8 @@ class ReplicaWorkload {
   virtual std::vector<Reason> refusals() const = 0;
   // Everything but letting it run; held so that our death changes nothing.
   virtual absl::Status make_ready() = 0;
+  // Ready: whether it has lost a process since. In the freeze.
+  virtual absl::Status check_whole() = 0;
   // Ready: neighbours learn the new place; frames are held here.
   virtual absl::Status announce() = 0;
   // Runs, gate still holding.

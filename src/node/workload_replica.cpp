@@ -15,6 +15,13 @@ network::Frames frames_of(const std::vector<std::string>& list) {
   return frames;
 }
 
+absl::Status say_killed(const absl::Status& status) {
+  if (errno_of(status) != ESRCH) return status;
+  return annotate(status,
+                  "a process of the replica was killed, perhaps for want of memory on this node "
+                  "(see its kernel's log)");
+}
+
 }  // namespace
 
 ServiceReplica::~ServiceReplica() = default;
@@ -58,12 +65,7 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
 
 absl::Status ServiceReplica::apply(const stream::Frame& frame) {
   GW_RETURN_IF_ERROR(files_->see(frame));
-  const absl::Status applied = replica_->apply(frame);
-  if (errno_of(applied) == ESRCH)
-    return annotate(applied,
-                    "a process of the replica was killed, perhaps for want of memory on this node "
-                    "(see its kernel's log)");
-  return applied;
+  return say_killed(replica_->apply(frame));
 }
 
 // Beside the commit: the frames go through the whole network of this node in one call.
@@ -82,6 +84,8 @@ absl::Status ServiceReplica::make_ready() {
   replica_->spans().mark("hold");
   return absl::OkStatus();
 }
+
+absl::Status ServiceReplica::check_whole() { return say_killed(replica_->check_whole()); }
 
 absl::Status ServiceReplica::activate() {
   replica_->spans().mark("commit");

@@ -30,6 +30,7 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   std::vector<migration::Reason> refusals() const override { return files_->refusals(); }
   absl::Status announce() override;
   absl::Status make_ready() override;
+  absl::Status check_whole() override;
   absl::Status activate() override;
   absl::StatusOr<uint32_t> open(const std::vector<std::string>& from_source) override;
   absl::Status settle() override;

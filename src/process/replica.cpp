@@ -161,6 +161,12 @@ absl::Status Replica::release() {
   return absl::OkStatus();
 }
 
+// SIGKILL takes all tasks of a process out of their stops: one of them tells.
+absl::Status Replica::check_whole() {
+  for (auto& [pid, husk] : husks_) GW_RETURN_IF_ERROR(husk.leader().set_options(0));
+  return absl::OkStatus();
+}
+
 absl::Status Replica::activate() {
   absl::Status first;
   for (auto& [pid, husk] : husks_) first.Update(std::move(husk).detach());

@@ -70,6 +70,8 @@ class Replica {
   absl::Status apply(const stream::Frame& frame);
   absl::Status make_ready();
   absl::Status release();
+  // Since release(): ESRCH if a husk was killed. One system call each.
+  absl::Status check_whole();
   absl::Status activate();
   // In the freeze: so that it works beside the thread that this belongs to, not instead.
   void keep_off_our_cpu(Background& helper) const {

@@ -309,6 +309,19 @@ class Transactions:
         self.case("destination.committed: mover killed, node.activate=error", "destination", act,
                   SOON_US)
 
+    def replica_killed(self):
+        """As for want of memory: it is complete, and the commit is about to be asked for."""
+        def act(_, destination):
+            before = copies()
+            self.faults.arm("destination.ready", "wait")
+            process = self.start_migration(destination)
+            self.wait_hit("destination.ready")
+            for pid in set(copies()) - set(before):
+                os.kill(pid, signal.SIGKILL)
+            self.faults.go_on()
+            return self.finish_migration(process)[0]
+        self.case("destination.ready: replica killed", "source", act)
+
     def moved_to_a_recovering_node(self):
         """A replica that came to be meanwhile would be taken for a stray."""
         self.from_keeper()
@@ -499,6 +512,7 @@ def plan(part, everything):
         for point in ["store.swap", "store.swapped"]:
             yield point, lambda t, p=point: t.commit_cut_off(p)
         yield "node.activate", lambda t: t.activation_fails()
+        yield "destination.ready", lambda t: t.replica_killed()
         yield "node.recover", lambda t: t.moved_to_a_recovering_node()
     if part == "late":
         yield "store.swap", lambda t: t.late_commit()
