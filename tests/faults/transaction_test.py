@@ -6,9 +6,7 @@ node, its clients keep their connections, and nothing stays behind at the other.
 
 Parts: kill, error (of movers and daemons at each named fault point, base/fault_point.h), daemons
 (SIGKILL at a step; the lab starts them again), undo (of a killed mover's work, killed as well),
-settle (what the store, or a node that starts, has to do with a move fails), late (the commit, when
-nobody waits for it any more), links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the
-mover's port).
+links (the uplink of a node is cut), cancel (Ctrl-C), strangers (on the mover's port).
 $GODWIT_FAULTS=all runs every step, otherwise a share.
 Prints a line a case: what was broken, where the service is, the clients' longest gap.
 """
@@ -286,95 +284,6 @@ class Transactions:
             return self.finish_migration(process)[0]
         self.case("%s: daemon of %s killed" % (point, side), expected, act, SOON_US, side)
 
-    def from_keeper(self):
-        """Only a swap of the other node goes over the wire; and n1's daemon serves the commands."""
-        if self.source() != "n1":
-            self.lab.move(SERVICE, "n1")
-
-    def commit_cut_off(self, point):
-        """The keeper ends the connection before the change, or after it: without an answer."""
-        self.from_keeper()
-        self.fault_point(point, "error", "destination")
-
-    def activation_fails(self):
-        def act(_, destination):
-            self.faults.arm("destination.committed", "wait")
-            process = self.start_migration(destination)
-            self.wait_hit("destination.committed")
-            self.faults.arm("node.activate", "error")
-            for pid in movers(self.daemon_pid(destination)):
-                os.kill(pid, signal.SIGKILL)
-            self.wait_hit("node.activate")
-            return self.finish_migration(process)[0]
-        self.case("destination.committed: mover killed, node.activate=error", "destination", act,
-                  SOON_US)
-
-    def replica_killed(self):
-        """As for want of memory: it is complete, and the commit is about to be asked for."""
-        def act(_, destination):
-            before = copies()
-            self.faults.arm("destination.ready", "wait")
-            process = self.start_migration(destination)
-            self.wait_hit("destination.ready")
-            for pid in set(copies()) - set(before):
-                os.kill(pid, signal.SIGKILL)
-            self.faults.go_on()
-            return self.finish_migration(process)[0]
-        self.case("destination.ready: replica killed", "source", act)
-
-    def moved_to_a_recovering_node(self):
-        """A replica that came to be meanwhile would be taken for a stray."""
-        self.from_keeper()
-        def act(_, destination):
-            self.faults.arm("node.recover", "wait")
-            self.kill_daemon(destination)
-            self.wait_hit("node.recover")
-            wait_for("%s to be served" % destination, lambda: "ready" in [
-                each["state"] for each in json.loads(self.lab("nodes", "--json").stdout)
-                if each["name"] == destination], 10)
-            process = self.start_migration(destination)
-            try:
-                end = time.monotonic() + 1.5
-                while time.monotonic() < end:
-                    if traces(self.lab, destination):
-                        raise Failure("there by then: %s" % sorted(traces(self.lab, destination)))
-                    time.sleep(0.05)
-            finally:
-                self.faults.go_on()
-                outcome = self.finish_migration(process)[0]
-            if outcome != "moved":
-                raise Failure("migrate ended with %s" % outcome)
-            return outcome
-        self.case("moved to a node that recovers", "destination", act, SOON_US, "destination")
-
-    def late_commit(self):
-        """n3's daemon dies while its commit is on its way to the keeper, n1. Its successor removes
-        the replica before the keeper looks at the commit; n2's daemon, which would fence it, comes
-        last."""
-        self.lab.move(SERVICE, "n2")
-        before = inside(copies())
-        self.clients.mark()
-        self.faults.arm("store.swap", "wait")
-        process = self.start_migration("n3")
-        self.wait_hit("store.swap")
-        source = self.daemon_pid("n2")
-        os.kill(source, signal.SIGSTOP)
-        try:
-            self.kill_daemon("n3")
-            wait_for("n3 to be empty", lambda: not traces(self.lab, "n3"), 20)
-            self.faults.go_on()
-            time.sleep(0.5)  # until the keeper has looked; nothing shows that it has
-        finally:
-            os.kill(source, signal.SIGCONT)
-        outcome = self.finish_migration(process)[0]
-        self.answers_again()
-        self.check_one_copy("n2")
-        self.check_inside(before)
-        self.faults.disarm()
-        self.lab.move(SERVICE, "n3")
-        self.answers_again()
-        print("a commit that comes late: %s, at the source, ok" % outcome, flush=True)
-
     def link_cut(self, point, expected):
         def act(source, destination):
             self.faults.arm(point, "wait")
@@ -508,14 +417,6 @@ def plan(part, everything):
         for point in points if everything else ["source.frozen"]:
             for then in ["node.rolling_back", "node.rolled_back", "source.left_over"]:
                 yield then, lambda t, p=point, w=then: t.undoing_interrupted(p, w)
-    if part == "settle":
-        for point in ["store.swap", "store.swapped"]:
-            yield point, lambda t, p=point: t.commit_cut_off(p)
-        yield "node.activate", lambda t: t.activation_fails()
-        yield "destination.ready", lambda t: t.replica_killed()
-        yield "node.recover", lambda t: t.moved_to_a_recovering_node()
-    if part == "late":
-        yield "store.swap", lambda t: t.late_commit()
     if part == "links":
         # Before the freeze a link that comes back soon enough breaks nothing.
         for point, expected in [("source.round_done", "one"), ("source.frozen", "source"),
@@ -546,21 +447,24 @@ def main():
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     everything = os.environ.get("GODWIT_FAULTS") == "all"
-    cases = [(NODES.get(part, 2), *case) for part in options.part or PARTS
-             for case in plan(part, everything) if not options.only or options.only in case[0]]
+    cases = [case for part in options.part or PARTS for case in plan(part, everything)
+             if not options.only or options.only in case[0]]
     if options.list:
-        print("\n".join(name for _, name, _ in cases))
+        print("\n".join(name for name, _ in cases))
         return 0
+    return run_all(options.godwit, cases)
+
+
+def run_all(godwit, cases, kind=Transactions, nodes=2):
+    """The exit code."""
     faults = Faults()
     try:
         # A lab is held for a short while only: others wait for the lock.
         while cases:
-            nodes = cases[0][0]
-            batch = [each for each in cases if each[0] == nodes][:12]
-            cases = [each for each in cases if each not in batch]
-            with Lab(options.godwit, nodes) as lab:
-                transactions = Transactions(lab, faults, os.path.join(lab.build, "memory_server"))
-                for _, _, case in batch:
+            batch, cases = cases[:12], cases[12:]
+            with Lab(godwit, nodes) as lab:
+                transactions = kind(lab, faults, os.path.join(lab.build, "memory_server"))
+                for _, case in batch:
                     case(transactions)
                 total = transactions.clients.finish()
                 if total["total_wrong"] or total["total_lost"]:
@@ -574,9 +478,7 @@ def main():
     return 0
 
 
-PARTS = ["kill", "error", "daemons", "undo", "settle", "late", "links", "cancel", "strangers"]
-# One that keeps the store and takes no part.
-NODES = {"late": 3}
+PARTS = ["kill", "error", "daemons", "undo", "links", "cancel", "strangers"]
 
 if __name__ == "__main__":
     sys.exit(main())
