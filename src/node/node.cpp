@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "api/remote_store.h"
@@ -21,6 +22,10 @@ namespace {
 
 // The commit of a migration waits for the store inside the freeze; elsewhere patience costs little.
 constexpr absl::Duration kStoreTimeout = absl::Seconds(1);
+// Between two questions to the store: a service may stand frozen for the first; gRPC fails fast
+// while it waits for its next attempt to connect.
+constexpr long kFirstPauseNs = 1'000'000;
+constexpr long kLongestPauseNs = 100'000'000;
 // How soon stop() is noticed by those that wait for a service's end.
 constexpr absl::Duration kExitSlice = absl::Milliseconds(500);
 
@@ -269,14 +274,14 @@ absl::Status Node::until_answered(const std::function<absl::Status()>& ask) cons
 }
 
 AskAgain Node::ask_again() const {
-  return [this, said = std::string()](const absl::Status& why) mutable {
+  return [this, said = std::string(), pause_ns = kFirstPauseNs](const absl::Status& why) mutable {
     if (stopping()) return false;
     const std::string message(message_of(why));
     if (message != said) log_warning("{}; asking on", message);
     said = message;
-    // gRPC fails fast while it waits for its next attempt to connect.
-    const timespec pause{0, 100'000'000};
+    const timespec pause{0, pause_ns};
     ::nanosleep(&pause, nullptr);
+    pause_ns = std::min(2 * pause_ns, kLongestPauseNs);
     return true;
   };
 }
