@@ -100,7 +100,11 @@ struct Builder {
     } else {
       for (HostPid tid : tasks) {
         GW_ASSIGN_OR_RETURN(const ImagePid image, translate(tid));
-        if (image.value == 0) continue;  // has just ended
+        if (image.value == 0) {  // has just ended
+          // Gone and reaped, since a leader stays for its threads.
+          if (tid == pid) return errno_status(ESRCH, fmt::format("process {}", pid.value));
+          continue;
+        }
         process.tasks.push_back({image, tid});
         state.add_threads(image.value);
       }

@@ -194,6 +194,11 @@ class Planner {
 
 absl::StatusOr<std::vector<TreeStep>> plan_process_tree(const ProcessTreeState& wanted,
                                                         std::span<const int32_t> existing) {
+  for (const auto& process : wanted.processes())
+    if (!process.zombie() && std::find(process.threads().begin(), process.threads().end(),
+                                       process.pid()) == process.threads().end())
+      return make_error(absl::StatusCode::kInvalidArgument,
+                        "process tree: process {} is not among its threads", process.pid());
   return Planner(wanted, existing).plan();
 }
 

@@ -26,6 +26,7 @@ ProcessTreeState tree_of(std::initializer_list<Spec> specs) {
     process->set_session(spec.session);
     process->set_exit_signal(17);
     process->set_zombie(spec.zombie);
+    if (!spec.zombie) process->add_threads(spec.pid);
     process->set_wait_status(spec.zombie ? 0x300 : 0);
   }
   return tree;
@@ -154,6 +155,9 @@ TEST(PlanTest, HostileTreesAreRefused) {
   EXPECT_FALSE(plan_process_tree(tree_of({{2, 9, 2, 2}}), {}).ok());  // no such parent
   EXPECT_FALSE(plan_process_tree(tree_of({{2, 3, 2, 2}, {3, 2, 3, 3}}), {}).ok());  // a circle
   EXPECT_FALSE(plan_process_tree(tree_of({{2, 1, 2, 2}, {3, 1, 3, 3}, {4, 2, 3, 3}}), {}).ok());
+  ProcessTreeState without_leader = tree_of({{2, 1, 2, 2}});
+  without_leader.mutable_processes(0)->set_threads(0, 3);
+  EXPECT_FALSE(plan_process_tree(without_leader, {}).ok());
 }
 
 }  // namespace
