@@ -13,7 +13,8 @@ const std::string kOther(32, 'x');
 
 Deadline soon() { return Deadline::in(absl::Seconds(10)); }
 
-TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
+// Both ends of a connection for messages.
+void meet(UniqueFd& source, UniqueFd& other) {
   auto listener = listen_on("127.0.0.1");
   ASSERT_TRUE(listener.ok()) << listener.status();
   absl::StatusOr<Accepted> accepted = absl::UnknownError("");
@@ -23,8 +24,15 @@ TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
   ASSERT_TRUE(fd.ok()) << fd.status();
   ASSERT_TRUE(accepted.ok()) << accepted.status();
   EXPECT_EQ(accepted->purpose, Purpose::kMessages);
-  PeerMessages source(*std::move(fd));
-  PeerMessages other(std::move(accepted->fd));
+  source = *std::move(fd);
+  other = std::move(accepted->fd);
+}
+
+TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
+  UniqueFd ends[2];
+  ASSERT_NO_FATAL_FAILURE(meet(ends[0], ends[1]));
+  PeerMessages source(std::move(ends[0]));
+  PeerMessages other(std::move(ends[1]));
   PeerMessage message;
   message.set_failed("because");
   ASSERT_TRUE(source.send(message).ok());
@@ -36,15 +44,10 @@ TEST(PeerTest, BothSidesWithTheTokenMeetAndTalk) {
 // Although nobody reads it, and although answers went the other way: the kernel would wait 40 ms
 // for another one to send the acknowledgement with.
 TEST(PeerTest, WhatIsSentIsAcknowledgedAtOnce) {
-  auto listener = listen_on("127.0.0.1");
-  ASSERT_TRUE(listener.ok()) << listener.status();
-  absl::StatusOr<Accepted> accepted = absl::UnknownError("");
-  std::thread destination([&] { accepted = Acceptor(listener->fd.get(), kToken).next(soon()); });
-  auto fd = connect_to_peer("127.0.0.1", listener->port, kToken, Purpose::kMessages, soon());
-  destination.join();
-  ASSERT_TRUE(fd.ok() && accepted.ok());
-  PeerMessages source(*std::move(fd));
-  PeerMessages other(std::move(accepted->fd));
+  UniqueFd ends[2];
+  ASSERT_NO_FATAL_FAILURE(meet(ends[0], ends[1]));
+  PeerMessages source(std::move(ends[0]));
+  PeerMessages other(std::move(ends[1]));
   PeerMessage question, answer;
   question.set_are_you_there(true);
   answer.set_still_here(true);

@@ -32,7 +32,6 @@ struct HuskTask {
   tracee::StoppedTask task;
   // States that it has of resources that keep in a husk, as captured in a round.
   std::map<const resource::TaskResource*, std::string> known = {};
-  bool learned = false;
 };
 
 // The socket through which descriptors reach husks: all husks of a replica inherit its far end at

@@ -14,17 +14,10 @@
 #include "process/replica_context.h"
 #include "process/timeouts.h"
 #include "resource/registry.h"
+#include "resource/signals/actions.h"
 
 namespace godwit::process {
 namespace {
-
-// struct kernel_sigaction of x86-64 (include/linux/signal_types.h).
-struct KernelAction {
-  uint64_t handler;
-  uint64_t flags;
-  uint64_t restorer;
-  uint64_t mask;
-};
 
 resource::TaskView view_of(Husk& husk, HuskTask& task) {
   resource::TaskView view;
@@ -43,7 +36,7 @@ resource::TaskView view_of(Husk& husk, HuskTask& task) {
 absl::Status Replica::learn_tasks() {
   for (auto& [pid, husk] : husks_)
     for (HuskTask& task : husk.tasks())
-      if (!std::exchange(task.learned, true))
+      if (task.known.empty())
         GW_RETURN_IF_ERROR(annotate(learn(husk, task), fmt::format("process {}", pid)));
   return absl::OkStatus();
 }
@@ -97,7 +90,7 @@ absl::Status Replica::restore_tasks() {
   for (const Restoring& one : all) {
     const auto check_all = [&]() -> absl::Status {
       for (const tracee::Batch& batch : one.batches) GW_RETURN_IF_ERROR(batch.check_all());
-      KernelAction fault{};
+      resource::KernelSigaction fault{};
       std::memcpy(&fault, one.batches[0].bytes(one.fault_action).data(), sizeof fault);
       if (fault.handler == reinterpret_cast<uint64_t>(SIG_IGN))
         ignoring_faults_.insert(one.husk->pid().value);
@@ -137,7 +130,7 @@ absl::Status Replica::add_task_calls(Restoring& one) {
                                 });
     }
   }
-  one.fault_action = one.batches[0].reserve(sizeof(KernelAction));
+  one.fault_action = one.batches[0].reserve(sizeof(resource::KernelSigaction));
   one.batches[0].call(SYS_rt_sigaction, {SIGSEGV, 0, one.fault_action, sizeof(uint64_t)}, true);
   // The channel goes with the last batch: no descriptor of ours stays.
   one.batches[0].call(SYS_close, {channel_.husk_number}, true);
