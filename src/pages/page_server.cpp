@@ -1,0 +1,278 @@
+#include "pages/page_server.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <iterator>
+
+#include "base/clock.h"
+#include "base/fault_point.h"
+#include "base/status.h"
+
+namespace godwit::pages {
+namespace {
+
+constexpr int64_t kTellEveryNs = 200'000'000;
+constexpr int kIdleMs = 100;
+// A sign of life at least this often; the other end gives up after a multiple of it.
+constexpr int64_t kAliveEveryNs = 300'000'000;
+constexpr size_t kReadBytes = size_t{64} << 10;
+
+absl::Status lost(std::string_view what, int error) {
+  return make_error(absl::StatusCode::kUnavailable, "{}: {}", what,
+                    error == 0 ? "the other end has closed" : std::strerror(error));
+}
+
+absl::Status send_all(int fd, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return lost("send(faults)", errno);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+void append_header(std::vector<std::byte>& to, const PageHeader& header) {
+  const auto bytes = std::as_bytes(std::span(&header, 1));
+  to.insert(to.end(), bytes.begin(), bytes.end());
+}
+
+}  // namespace
+
+PageServer::PageServer(std::vector<Space> spaces, uint64_t bytes_per_s)
+    : bytes_per_s_(bytes_per_s),
+      page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {
+  for (const Space& space : spaces) sources_.emplace(space.id, Source{PageReader(space.pid), {}});
+}
+
+absl::StatusOr<PageServer::Source*> PageServer::source_of(uint64_t space) {
+  const auto found = sources_.find(space);
+  if (found == sources_.end())
+    return make_error(absl::StatusCode::kDataLoss,
+                      "pages of process {} are wanted, which is not here", space);
+  return &found->second;
+}
+
+PageRange PageServer::take(Source& source, uint64_t address, uint64_t most) {
+  auto next = source.left.upper_bound(address);
+  if (next == source.left.begin()) return {};
+  const auto found = std::prev(next);
+  const uint64_t end = found->second;
+  if (address >= end) return {};
+  const PageRange taken{address, std::min(end, address + most * kPageSize)};
+  if (found->first == taken.start)
+    source.left.erase(found);
+  else
+    found->second = taken.start;
+  if (taken.end < end) source.left.emplace(taken.end, end);
+  figures_.left -= taken.pages();
+  return taken;
+}
+
+absl::Status PageServer::append(uint64_t space, Source& source, PageRange range) {
+  FAULT_POINT("pages.serve");
+  got_.clear();
+  PageSet unreadable;
+  GW_RETURN_IF_ERROR(source.reader.read({&range, 1}, {page_data_.get(), range.pages() * kPageSize},
+                                        got_, unreadable));
+  if (!unreadable.empty())
+    return make_error(absl::StatusCode::kDataLoss, "page {:x} of process {} cannot be read",
+                      unreadable.ranges().front().start, space);
+  const std::byte* at = page_data_.get();
+  for (uint64_t page = range.start; page < range.end;) {
+    const bool zero = is_zero_page(at);
+    uint32_t count = 1;
+    while (page + count * kPageSize < range.end && is_zero_page(at + count * kPageSize) == zero)
+      ++count;
+    const std::span<const std::byte> data(at, zero ? 0 : count * kPageSize);
+    append_header(out_, page_header(zero ? PageMessage::kZeros : PageMessage::kPages, space, page,
+                                    count, data));
+    out_.insert(out_.end(), data.begin(), data.end());
+    (zero ? figures_.zeros : figures_.given) += count;
+    page += count * kPageSize;
+    at += count * kPageSize;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PageServer::answer(uint64_t space, uint64_t address) {
+  GW_ASSIGN_OR_RETURN(Source * source, source_of(space));
+  ++figures_.faults;
+  // Whatever it does next is near.
+  cursor_space_ = space;
+  cursor_ = address + kPageSize;
+  const PageRange page = take(*source, address, 1);
+  if (page.start == page.end) return absl::OkStatus();  // on its way
+  out_.clear();
+  GW_RETURN_IF_ERROR(append(space, *source, page));
+  figures_.bytes += out_.size();
+  return send_all(faults_, out_);
+}
+
+absl::Status PageServer::obey(const PageHeader& header) {
+  const auto damaged = [&](std::string_view what) {
+    return make_error(absl::StatusCode::kDataLoss, "the destination's wish for pages: {}", what);
+  };
+  if (header.checksum != wire_checksum(header, {})) return damaged("checksum");
+  const uint64_t bytes = uint64_t{header.count} * kPageSize;
+  if (header.address % kPageSize != 0 || header.address + bytes < header.address)
+    return damaged("address");
+  switch (static_cast<PageMessage>(header.type)) {
+    case PageMessage::kMissing: {
+      GW_ASSIGN_OR_RETURN(Source * source, source_of(header.space));
+      if (header.count == 0) return absl::OkStatus();
+      const auto next = source->left.lower_bound(header.address);
+      const bool overlaps =
+          (next != source->left.end() && next->first < header.address + bytes) ||
+          (next != source->left.begin() && std::prev(next)->second > header.address);
+      if (overlaps) return damaged("a page is named twice");
+      source->left.emplace_hint(next, header.address, header.address + bytes);
+      figures_.left += header.count;
+      return absl::OkStatus();
+    }
+    case PageMessage::kListEnd:
+      listed_ = true;
+      return absl::OkStatus();
+    case PageMessage::kRequest:
+      return answer(header.space, header.address);
+    case PageMessage::kGone: {
+      GW_ASSIGN_OR_RETURN(Source * source, source_of(header.space));
+      for (uint64_t at = header.address; at < header.address + bytes; at += kPageSize)
+        take(*source, at, 1);
+      return absl::OkStatus();
+    }
+    case PageMessage::kComplete:
+      complete_ = true;
+      return absl::OkStatus();
+    default:
+      return damaged("type");
+  }
+}
+
+absl::Status PageServer::take_in(int faults) {
+  const size_t had = in_.size();
+  in_.resize(had + kReadBytes);
+  const ssize_t n = ::recv(faults, in_.data() + had, kReadBytes, MSG_DONTWAIT);
+  in_.resize(had + (n > 0 ? static_cast<size_t>(n) : 0));
+  if (n == 0) return lost("recv(faults)", 0);
+  if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("recv(faults)", errno);
+  size_t at = 0;
+  for (; at + sizeof(PageHeader) <= in_.size() && !complete_; at += sizeof(PageHeader)) {
+    PageHeader header;
+    std::memcpy(&header, in_.data() + at, sizeof header);
+    GW_RETURN_IF_ERROR(obey(header));
+  }
+  in_.erase(in_.begin(), in_.begin() + static_cast<std::ptrdiff_t>(at));
+  return absl::OkStatus();
+}
+
+// From the cursor on, and round. False: nothing is left.
+bool PageServer::fill_push() {
+  if (sources_.empty()) return false;
+  auto space = sources_.lower_bound(cursor_space_);
+  for (size_t turns = 0; turns <= sources_.size(); ++turns) {
+    if (space == sources_.end()) space = sources_.begin();
+    auto& left = space->second.left;
+    if (space->first != cursor_space_) cursor_ = 0;
+    auto run = left.lower_bound(cursor_);
+    if (run != left.begin() && std::prev(run)->second > cursor_)
+      run = std::prev(run);
+    else if (run == left.end() && cursor_ != 0 && !left.empty() && turns == sources_.size())
+      run = left.begin();
+    if (run != left.end()) {
+      cursor_space_ = space->first;
+      cursor_ = std::max(cursor_, run->first);
+      return true;
+    }
+    ++space;
+    cursor_ = 0;
+    cursor_space_ = space == sources_.end() ? sources_.begin()->first : space->first;
+  }
+  return false;
+}
+
+int64_t PageServer::push_allowed_in_ns() {
+  if (bytes_per_s_ == 0) return 0;
+  return std::max<int64_t>(0, allowed_at_ns_ - monotonic_ns());
+}
+
+absl::Status PageServer::push_some(int push) {
+  if (pushed_ == push_.size()) {
+    out_.clear();
+    // Small runs go together; a big one alone.
+    while (out_.size() < kMaxWirePages * kPageSize && fill_push()) {
+      Source& source = sources_.at(cursor_space_);
+      const uint64_t room = kMaxWirePages - out_.size() / kPageSize;
+      const PageRange run = take(source, cursor_, room);
+      cursor_ = run.end;
+      GW_RETURN_IF_ERROR(append(cursor_space_, source, run));
+      if (out_.size() + kPageSize > kMaxWirePages * kPageSize) break;
+    }
+    std::swap(push_, out_);
+    pushed_ = 0;
+    figures_.bytes += push_.size();
+    if (bytes_per_s_ != 0) {
+      const int64_t now = monotonic_ns();
+      const auto cost = static_cast<int64_t>(static_cast<double>(push_.size()) /
+                                             static_cast<double>(bytes_per_s_) * 1e9);
+      allowed_at_ns_ = std::max(allowed_at_ns_, now - 10'000'000) + cost;
+    }
+  }
+  const ssize_t n =
+      ::send(push, push_.data() + pushed_, push_.size() - pushed_, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("send(pages)", errno);
+  if (n > 0) pushed_ += static_cast<size_t>(n);
+  return absl::OkStatus();
+}
+
+absl::Status PageServer::serve(int faults, int push,
+                               absl::FunctionRef<void(const PageServerFigures&)> told) {
+  faults_ = faults;
+  listed_ = complete_ = false;
+  in_.clear();
+  push_.clear();
+  pushed_ = 0;
+  figures_ = {};
+  for (auto& [id, source] : sources_) source.left.clear();
+  int64_t told_at = 0;
+  int64_t alive_at = monotonic_ns();
+  for (;;) {
+    const int64_t now = monotonic_ns();
+    if (now - told_at > kTellEveryNs) {
+      told_at = now;
+      told(figures_);
+    }
+    const bool to_push = pushed_ < push_.size() || (listed_ && figures_.left > 0);
+    const int64_t wait_ns = to_push ? push_allowed_in_ns() : 0;
+    std::array<pollfd, 2> both{
+        pollfd{faults, POLLIN, 0},
+        pollfd{push, static_cast<short>(to_push && wait_ns == 0 ? POLLIN | POLLOUT : POLLIN), 0}};
+    const int timeout = wait_ns > 0 ? static_cast<int>(wait_ns / 1'000'000) + 1 : kIdleMs;
+    const int ready = ::poll(both.data(), both.size(), std::min(timeout, kIdleMs));
+    if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(pages)");
+    if (both[0].revents != 0) {
+      GW_RETURN_IF_ERROR(take_in(faults));
+      if (complete_) {
+        told(figures_);
+        return absl::OkStatus();
+      }
+    }
+    if ((both[1].revents & POLLOUT) != 0) {
+      GW_RETURN_IF_ERROR(push_some(push));
+    } else if (both[1].revents != 0) {
+      return lost("pages", 0);  // nothing is ever said there
+    }
+    if (monotonic_ns() - alive_at > kAliveEveryNs) {
+      alive_at = monotonic_ns();
+      const PageHeader alive = page_header(PageMessage::kAlive, 0, 0, 0);
+      GW_RETURN_IF_ERROR(send_all(faults, std::as_bytes(std::span(&alive, 1))));
+    }
+  }
+}
+
+}  // namespace godwit::pages
