@@ -1,7 +1,7 @@
 /*
- * Post-copy recovery, a design that is not built yet: the service runs at the destination, by the
- * store as well, and some of its pages are still at the source. What may become of them when the
- * link is cut, a page server dies, or the source's node is lost? README.md beside this has the rest.
+ * Post-copy recovery: the service runs at the destination, by the store as well, and some of its
+ * pages are still at the source. What may become of them when the link is cut, a page server dies, or
+ * the source's node is lost? README.md beside this has the rest.
  *
  * Faults as in transaction.pml: any number of them until `calm`.
  */

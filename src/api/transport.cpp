@@ -61,6 +61,13 @@ void set_server_options(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
 }
 
+std::string node_of(const grpc::ServerContext& context) {
+  const auto peer = context.auth_context();
+  if (peer == nullptr || !peer->IsPeerAuthenticated()) return "";
+  const auto names = peer->FindPropertyValues(GRPC_X509_CN_PROPERTY_NAME);
+  return names.size() == 1 ? std::string(names[0].data(), names[0].size()) : "";
+}
+
 std::shared_ptr<grpc::Channel> peer_channel(const Identity& identity, const std::string& name,
                                             const std::string& address) {
   grpc::SslCredentialsOptions options;

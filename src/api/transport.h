@@ -9,6 +9,7 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <grpcpp/server_context.h>
 
 #include <memory>
 #include <string>
@@ -25,6 +26,9 @@ namespace godwit::api {
 std::shared_ptr<grpc::ServerCredentials> server_credentials(const Identity& identity);
 // What every server of ours allows: keep-alive pings of idle connections, big messages.
 void set_server_options(grpc::ServerBuilder& builder);
+
+// The node that calls: the name in its certificate, which TLS has checked. Empty: not by TCP.
+std::string node_of(const grpc::ServerContext& context);
 
 // A lazily connected channel to node `name` at `address` ("10.0.0.1:7400"). The other end must
 // hold the certificate of exactly that node.

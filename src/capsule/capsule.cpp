@@ -9,8 +9,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <span>
 
 #include "base/status.h"
 #include "capsule/messages.h"
@@ -337,6 +339,40 @@ absl::Status Capsule::set_terminal(int master) {
 absl::Status Capsule::set_main_pid(ImagePid pid) {
   ShimRequest request;
   request.set_set_main(pid.value);
+  return call(request).status();
+}
+
+absl::Status Capsule::post_copy(std::vector<pages::FaultService::Space> spaces) {
+  // Beside the list, of the 253 that a message can carry.
+  constexpr size_t kMost = 200;
+  std::span<pages::FaultService::Space> left(spaces);
+  do {
+    const auto some = left.first(std::min(left.size(), kMost));
+    left = left.subspan(some.size());
+    std::vector<pages::MissingSpace> lists;
+    std::vector<int> fds = {-1};
+    for (pages::FaultService::Space& space : some) {
+      lists.push_back(std::move(space.pages));
+      fds.push_back(space.uffd.get());
+    }
+    GW_ASSIGN_OR_RETURN(const UniqueFd file, pages::write_missing(lists));
+    fds.front() = file.get();
+    ShimRequest request;
+    request.set_post_copy(left.empty());
+    GW_RETURN_IF_ERROR(call(request, fds).status());
+  } while (!left.empty());
+  return absl::OkStatus();
+}
+
+absl::Status Capsule::connect_pages(int faults, int push) {
+  ShimRequest request;
+  request.set_page_connection(true);
+  return call(request, {faults, push}).status();
+}
+
+absl::Status Capsule::lose_source() {
+  ShimRequest request;
+  request.set_source_lost(true);
   return call(request).status();
 }
 

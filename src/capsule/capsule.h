@@ -22,6 +22,7 @@
 #include "capsule/cgroup.h"
 #include "capsule/paths.h"
 #include "capsule/shim.pb.h"
+#include "pages/fault_service.h"
 
 namespace godwit::capsule {
 
@@ -108,6 +109,12 @@ class Capsule {
   absl::StatusOr<StdioEnds> stdio();
   absl::Status set_terminal(int master);
   absl::Status set_main_pid(ImagePid pid);  // 0: it ended before the move
+  // What it lacks when it begins to run: from here on the shim serves touches of that. Descriptors
+  // go with it.
+  absl::Status post_copy(std::vector<pages::FaultService::Space> spaces);
+  // Its (next) connections to the source: for faults, and for what is pushed.
+  absl::Status connect_pages(int faults, int push);
+  absl::Status lose_source();
   // A replica is on its own: it ends by kill() and removal alone. Idempotent.
   absl::Status keep();
   absl::Status adopt();  // idempotent; init reaps, and the service ends with its last process

@@ -135,6 +135,7 @@ absl::Status ShimServer::dispatch(Client& client, const ShimRequest& request,
   switch (request.request_case()) {
     case ShimRequest::kInfo:
       *reply.mutable_info() = info_;
+      describe_post_copy(*reply.mutable_info());
       return absl::OkStatus();
     case ShimRequest::kStart:
       return start(reply);
@@ -170,6 +171,14 @@ absl::Status ShimServer::dispatch(Client& client, const ShimRequest& request,
     case ShimRequest::kSetTerminal:
       if (fds.size() != 1) return absl::InvalidArgumentError("set_terminal: one descriptor");
       return stdio_.set_terminal(std::move(fds[0]));
+    case ShimRequest::kPostCopy:
+      return post_copy(request.post_copy(), std::move(fds));
+    case ShimRequest::kPageConnection:
+      return connect_pages(std::move(fds));
+    case ShimRequest::kSourceLost:
+      if (!faults_) return absl::FailedPreconditionError("nothing of the service is missing");
+      faults_->poison();
+      return absl::OkStatus();
     case ShimRequest::REQUEST_NOT_SET:
       break;
   }
@@ -315,6 +324,37 @@ absl::Status ShimServer::adopt(Client& client) {
   info_.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
   publish();
   return absl::OkStatus();
+}
+
+absl::Status ShimServer::post_copy(bool all, std::vector<UniqueFd> fds) {
+  if (fds.empty()) return absl::InvalidArgumentError("post_copy: no list of what is missing");
+  GW_ASSIGN_OR_RETURN(std::vector<pages::MissingSpace> spaces, pages::read_missing(fds[0].get()));
+  if (spaces.size() + 1 != fds.size())
+    return absl::InvalidArgumentError("post_copy: one userfaultfd a process");
+  for (size_t i = 0; i < spaces.size(); ++i)
+    lacking_.push_back({std::move(spaces[i]), std::move(fds[i + 1])});
+  if (!all) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(faults_, pages::FaultService::start(std::exchange(lacking_, {})));
+  return absl::OkStatus();
+}
+
+absl::Status ShimServer::connect_pages(std::vector<UniqueFd> fds) {
+  if (fds.size() != 2) return absl::InvalidArgumentError("page_connection: two sockets");
+  if (!faults_) return absl::FailedPreconditionError("nothing of the service is missing");
+  faults_->connect(std::move(fds[0]), std::move(fds[1]));
+  return absl::OkStatus();
+}
+
+void ShimServer::describe_post_copy(CapsuleInfo& info) const {
+  if (!faults_) return;
+  const pages::FaultService::State state = faults_->state();
+  PostCopy& told = *info.mutable_post_copy();
+  told.set_missing(state.missing);
+  told.set_connected(state.connected);
+  told.set_done(state.done);
+  told.set_faults(state.faults);
+  told.set_poisoned(state.poisoned);
+  told.set_error(state.error);
 }
 
 absl::Status ShimServer::give_stdio(ShimReply& reply, std::vector<UniqueFd>& back) const {

@@ -16,6 +16,7 @@
 #include "capsule/paths.h"
 #include "capsule/shim.pb.h"
 #include "capsule/stdio_hub.h"
+#include "pages/fault_service.h"
 
 namespace godwit::capsule {
 
@@ -62,6 +63,9 @@ class ShimServer {
   absl::Status set_main(int32_t image_pid);
   absl::Status adopt(Client& client);
   absl::Status give_stdio(ShimReply& reply, std::vector<UniqueFd>& back) const;
+  absl::Status post_copy(bool all, std::vector<UniqueFd> fds);
+  absl::Status connect_pages(std::vector<UniqueFd> fds);
+  void describe_post_copy(CapsuleInfo& info) const;
 
   absl::StatusOr<Answer> call_init(const InitRequest& request, const std::vector<int>& fds);
   void take_events();
@@ -77,6 +81,8 @@ class ShimServer {
   StdioHub stdio_;
   CapsuleInfo info_;
   UniqueFd main_pidfd_;
+  std::vector<pages::FaultService::Space> lacking_;  // until all are told
+  std::unique_ptr<pages::FaultService> faults_;
   std::deque<InitReply::Exit> exits_;
   std::vector<std::unique_ptr<Client>> clients_;
 };

@@ -10,10 +10,25 @@ namespace {
 
 struct Options {
   std::string name, node, strategy = "precopy", max_downtime, bandwidth;
+  bool resume = false, source_lost = false;
   bool dry_run = false, verify = false, json = false, verbose = false, quiet = false;
 };
 
+int resume(const Context& context, const Options& options) {
+  api::ResumeRequest request;
+  request.set_name(options.name);
+  request.set_source_lost(options.source_lost);
+  return follow_move(context.socket,
+                     {options.name, options.json, options.verbose, options.quiet || options.json},
+                     [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
+                       return stub.ResumeMigration(&call, request);
+                     });
+}
+
 int migrate(const Context& context, const Options& options) {
+  if (options.resume || options.source_lost) return resume(context, options);
+  if (options.node.empty())
+    return complain(absl::InvalidArgumentError("NODE is needed: where it goes"), kUsage);
   api::MigrateRequest request;
   request.set_name(options.name);
   request.set_node(options.node);
@@ -47,12 +62,13 @@ void add_migrate(CLI::App& app, Context& context) {
       app.add_subcommand("migrate", "move a running service to another node; its connections stay")
           ->group(kMoving);
   command->add_option("NAME", o.name, "service")->required();
-  command->add_option("NODE", o.node, "where it goes")->required();
+  command->add_option("NODE", o.node, "where it goes");
   command
       ->add_option("--strategy", o.strategy,
-                   "precopy: send memory while it runs, stop it for the last small rest; cold: "
-                   "stop it, send all")
-      ->check(CLI::IsMember({"cold", "precopy"}))
+                   "precopy: send memory while it runs, stop it for the last small rest; postcopy: "
+                   "let it run there first, memory follows; hybrid: send memory while it runs, and "
+                   "what it changed meanwhile follows; cold: stop it, send all")
+      ->check(CLI::IsMember({"cold", "precopy", "postcopy", "hybrid"}))
       ->capture_default_str();
   command->add_option(
       "--max-downtime", o.max_downtime,
@@ -65,6 +81,12 @@ void add_migrate(CLI::App& app, Context& context) {
                     "before it runs there, compare every page and mapping of every process with "
                     "the source's, and go back if one differs: a diagnostic, the service stands "
                     "still for as long as that takes (0.5 s and more a GiB)");
+  command->add_flag("--resume", o.resume,
+                    "follow a service that runs there already and whose memory is still coming; it "
+                    "goes on by itself whenever its source can be reached");
+  command->add_flag("--source-lost", o.source_lost,
+                    "its source will never come back: what is missing of its memory is lost, and a "
+                    "process that touches it is ended by SIGBUS");
   command->add_flag("--json", o.json, "print the result as JSON, without a progress line");
   command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
   command->add_flag("-q,--quiet", o.quiet, "no progress line");
@@ -75,7 +97,8 @@ void add_migrate(CLI::App& app, Context& context) {
       "JSON fields: name, node (where the service is now), outcome (moved, rolled_back, refused,\n"
       "movable), error, strategy, rounds, freeze_ns, total_ns, bytes_wire, setup_ns,\n"
       "first_stop_ns, pages_sent, pages_zero, source_cpu_ns, processes, threads, descriptors,\n"
-      "connections, frames_replayed, spans, refusals.");
+      "connections, frames_replayed, pages_left_behind, page_faults, post_copy_ns, spans, "
+      "refusals.");
   command->callback([&context, options] { context.exit_code = migrate(context, *options); });
 }
 

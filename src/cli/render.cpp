@@ -27,7 +27,10 @@ void statistics_json(Json& json, const api::MigrationStatistics& s) {
       .number("threads", s.threads())
       .number("descriptors", s.descriptors())
       .number("connections", s.connections())
-      .number("frames_replayed", s.frames_replayed());
+      .number("frames_replayed", s.frames_replayed())
+      .number("pages_left_behind", s.pages_left_behind())
+      .number("page_faults", s.page_faults())
+      .number("post_copy_ns", s.post_copy_ns());
   json.array("spans");
   for (const api::MigrationSpan& each : s.spans())
     json.object().text("name", each.name()).number("ns", each.ns()).end();
@@ -71,6 +74,10 @@ std::string command_line(const api::Service& service) {
 
 std::string state_text(const api::Service& service) {
   if (service.state() == "exited") return fmt::format("exited ({})", service.exit_code());
+  if (!service.pages_at().empty())
+    return fmt::format("{}, {} at {} yet{}", service.state(),
+                       format_bytes(service.pages_missing() * kPageSize), service.pages_at(),
+                       service.pages_connected() ? "" : ", which cannot be reached");
   if (service.state() == "migrating") return fmt::format("migrating to {}", service.destination());
   return service.state();
 }
@@ -91,6 +98,8 @@ void service_json(Json& json, const api::Service& s) {
       .boolean("tty", s.tty())
       .number("generation", s.generation())
       .text("destination", s.destination())
+      .text("pages_at", s.pages_at())
+      .number("pages_missing", s.pages_missing())
       .text("created", time_text(s.created_unix_ns()))
       .text("started", time_text(s.started_unix_ns()));
   json.array("command");
@@ -185,6 +194,11 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
         fmt::format("{} moved from {} to {} in {}: freeze {}, {} round{}, {}\n", result.name(),
                     s.source(), s.destination(), format_ns(s.total_ns()), format_ns(s.freeze_ns()),
                     s.rounds(), s.rounds() == 1 ? "" : "s", format_bytes(s.bytes_wire()));
+    if (s.pages_left_behind() > 0)
+      out += fmt::format("  {} followed in {}, {} waited for\n",
+                         format_bytes(s.pages_left_behind() * kPageSize),
+                         format_ns(s.post_copy_ns()), format_bytes(s.page_faults() * kPageSize));
+    if (!result.error().empty()) out += fmt::format("  {}\n", result.error());
   } else if (result.outcome() == "movable") {
     out = fmt::format("{} can move to {}\n", result.name(), s.destination());
   } else if (result.outcome() == "saved") {
@@ -215,6 +229,8 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
 }
 
 std::string progress_text(const api::MigrateProgress& p) {
+  if (p.phase() == "post-copy" || p.phase() == "disconnected")
+    return fmt::format("{}  {} left", p.phase(), format_bytes(p.pages_left() * kPageSize));
   if (p.phase() != "round") return p.phase();
   return fmt::format("round {}  {} left  {}/s  dirty {}/s  {} to go", p.round(),
                      format_bytes(p.pages_left() * kPageSize), format_bytes(p.bytes_per_s()),

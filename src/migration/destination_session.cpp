@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/fault_point.h"
@@ -18,6 +19,7 @@ namespace {
 
 constexpr absl::Duration kAcceptTimeout = absl::Seconds(30);
 constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
+constexpr absl::Duration kMoment = absl::Milliseconds(200);
 // A daemon is started again within that long, or nobody waits for what is held any more.
 constexpr absl::Duration kNextDaemon = absl::Seconds(30);
 // The source closes its port right after it hears that the replica is active; what it holds then is
@@ -124,6 +126,8 @@ class DestinationSession {
     }
     bytes_ = reader.bytes_read();
     FAULT_POINT("destination.received");
+    pages_missing_ = workload_.pages_missing();
+    if (pages_missing_ > 0) GW_RETURN_IF_ERROR(fetch_pages());
     GW_RETURN_IF_ERROR(workload_.make_ready());
     FAULT_POINT("destination.ready");
     GW_RETURN_IF_ERROR(commit());
@@ -137,9 +141,12 @@ class DestinationSession {
     workload_.describe(statistics);
     for (const Span& span : statistics.spans()) *active.add_spans() = span;
     active.set_frames_replayed(frames);
+    active.set_pages_missing(pages_missing_);
     active.set_cpu_ns(clock_ns(CLOCK_PROCESS_CPUTIME_ID));
     (void)messages_->send(message);  // a source that has gone asks the store
-    return workload_.settle();
+    GW_RETURN_IF_ERROR(workload_.settle());
+    FAULT_POINT("destination.settled");
+    return absl::OkStatus();
   }
 
   // At its beginning: after its end the freeze may come, when every CPU has better things to do.
@@ -150,20 +157,33 @@ class DestinationSession {
   }
 
   absl::Status meet() {
-    GW_ASSIGN_OR_RETURN(const Listener listener, listen_on(start_.listen_host()));
+    GW_ASSIGN_OR_RETURN(listener_, listen_on(start_.listen_host()));
     MoverToDaemon told;
-    told.set_listening(listener.port);
+    told.set_listening(listener_.port);
     GW_RETURN_IF_ERROR(daemon_.send(told));
     const Deadline deadline = Deadline::in(kAcceptTimeout);
-    Acceptor acceptor(listener.fd.get(), start_.token());
-    while (!stream_fd_ || !messages_) {
-      GW_ASSIGN_OR_RETURN(Accepted accepted, acceptor.next(deadline));
-      if (accepted.purpose == Purpose::kStream) stream_fd_ = std::move(accepted.fd);
-      if (accepted.purpose == Purpose::kMessages)
-        messages_ = std::make_unique<PeerMessages>(std::move(accepted.fd));
-    }
+    acceptor_.emplace(listener_.fd.get(), start_.token());
+    while (!stream_fd_ || !messages_) GW_RETURN_IF_ERROR(accept_one(deadline));
     listener_thread_ = std::thread([this] { listen(); });
     return absl::OkStatus();
+  }
+
+  absl::Status accept_one(Deadline deadline) {
+    GW_ASSIGN_OR_RETURN(Accepted accepted, acceptor_->next(deadline));
+    if (accepted.purpose == Purpose::kStream) stream_fd_ = std::move(accepted.fd);
+    if (accepted.purpose == Purpose::kMessages)
+      messages_ = std::make_unique<PeerMessages>(std::move(accepted.fd));
+    if (accepted.purpose == Purpose::kFaults) faults_fd_ = std::move(accepted.fd);
+    if (accepted.purpose == Purpose::kPush) push_fd_ = std::move(accepted.fd);
+    return absl::OkStatus();
+  }
+
+  // They were connected at the beginning, and have waited here since.
+  absl::Status fetch_pages() {
+    const Deadline deadline = Deadline::in(kMoment);
+    while (!faults_fd_ || !push_fd_)
+      GW_RETURN_IF_ERROR(annotate(accept_one(deadline), "connections for pages"));
+    return workload_.fetch_pages(std::move(faults_fd_), std::move(push_fd_));
   }
 
   void listen() {
@@ -194,6 +214,7 @@ class DestinationSession {
     GW_RETURN_IF_ERROR(workload_.check_whole());
     MoverToDaemon request;
     request.set_commit_request(true);
+    request.set_pages_missing(pages_missing_);
     GW_RETURN_IF_ERROR(daemon_.send(request));
     // While the daemon and the store are busy with it: neighbours have learned the new place before
     // the source closes its own. Should it fail, the source announces itself again.
@@ -239,7 +260,12 @@ class DestinationSession {
   const MoverStart& start_;
   ReplicaWorkload& workload_;
   DaemonLink& daemon_;
+  Listener listener_;
+  std::optional<Acceptor> acceptor_;
   UniqueFd stream_fd_;
+  UniqueFd faults_fd_;
+  UniqueFd push_fd_;
+  uint64_t pages_missing_ = 0;
   std::unique_ptr<PeerMessages> messages_;
   HeldFromSource held_;
   std::thread listener_thread_;

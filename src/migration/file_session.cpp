@@ -128,6 +128,9 @@ absl::Status read_image(const MoverStart& start, ReplicaWorkload& workload, Daem
     GW_RETURN_IF_ERROR(workload.apply(frame));
     if (final && std::holds_alternative<stream::EpochEnd>(frame)) break;
   }
+  if (workload.pages_missing() > 0)
+    return make_error(absl::StatusCode::kDataLoss, "{} pages are missing in the image",
+                      workload.pages_missing());
   statistics.set_bytes_wire(reader.bytes_read());
   GW_RETURN_IF_ERROR(workload.announce());
   GW_RETURN_IF_ERROR(workload.make_ready());

@@ -226,8 +226,8 @@ absl::StatusOr<bool> Acceptor::step(Pending& one) const {
     GW_RETURN_IF_ERROR(read_all(one.fd.get(), hello, now));
     const char purpose = hello[kMagic.size()];
     if (std::string_view(hello.data(), kMagic.size()) != kMagic ||
-        (purpose != static_cast<char>(Purpose::kStream) &&
-         purpose != static_cast<char>(Purpose::kMessages)))
+        purpose < static_cast<char>(Purpose::kStream) ||
+        purpose > static_cast<char>(Purpose::kPush))
       return absl::UnauthenticatedError("not a mover of this version");
     one.purpose = purpose;
     one.nonces.assign(hello.data() + kMagic.size() + 1, kNonce);

@@ -24,7 +24,13 @@
 
 namespace godwit::migration {
 
-enum class Purpose : uint8_t { kInvalid = 0, kStream = 1, kMessages = 2 };
+enum class Purpose : uint8_t {
+  kInvalid = 0,
+  kStream = 1,
+  kMessages = 2,
+  kFaults = 3,  // post-copy: pages that are waited for
+  kPush = 4,    // the others
+};
 
 struct Listener {
   UniqueFd fd;

@@ -14,6 +14,10 @@ Finished run_source(const MoverStart& start, SourceWorkload& workload, DaemonLin
 // Listens, applies, asks for the commit, activates.
 Finished run_destination(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon);
 
+// Connects to the destination of a post-copy whose connections broke, and gives it the pages of a
+// service that runs there and stands frozen here.
+Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);
+
 // The same stream with a file at its other end: one frozen epoch (after rounds, if it is to run
 // on meanwhile), written beside the target's name and renamed when it is complete and synced.
 Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);

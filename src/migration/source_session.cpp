@@ -32,6 +32,8 @@ constexpr int kLookAgainMs = 20;
 constexpr int kQuietMs = 2;
 constexpr absl::Duration kStragglersFor = absl::Milliseconds(20);
 constexpr int kFreezeAttempts = 20;
+// A connection for pages that moves nothing for this long is broken.
+constexpr absl::Duration kPageSilence = absl::Seconds(2);
 
 // As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
 bool of_the_stream(const absl::Status& status) {
@@ -56,6 +58,7 @@ class SourceSession {
     const DaemonLink::Watch watch = daemon_.watch_for_cancel([this] { workload_.interrupt(); });
     const absl::Status moved = explain(move());
     if (moved.ok()) return moved_away();
+    if (committed_) return pages_here(moved);
     if (end_mark_sent_ && !told_failed_) {
       workload_.leave_frozen();
       Finished finished = failed(OUTCOME_UNKNOWN, moved);
@@ -85,12 +88,20 @@ class SourceSession {
     GW_RETURN_IF_ERROR(check_cancel());
     GW_RETURN_IF_ERROR(freeze());
     GW_RETURN_IF_ERROR(send_last_epoch());
-    return wait_for_active();
+    GW_RETURN_IF_ERROR(wait_for_active());
+    return serve_pages();
   }
 
   absl::Status connect() {
     const Deadline deadline = Deadline::in(kConnectTimeout);
     const auto port = static_cast<uint16_t>(start_.peer_port());
+    // First: the other end waits only for the two that follow.
+    if (may_leave_pages()) {
+      GW_ASSIGN_OR_RETURN(faults_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
+                                                      Purpose::kFaults, deadline));
+      GW_ASSIGN_OR_RETURN(push_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
+                                                    Purpose::kPush, deadline));
+    }
     GW_ASSIGN_OR_RETURN(stream_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
                                                     Purpose::kStream, deadline));
     GW_ASSIGN_OR_RETURN(UniqueFd messages, connect_to_peer(start_.peer_host(), port, start_.token(),
@@ -111,6 +122,7 @@ class SourceSession {
 
   absl::Status rounds() {
     if (start_.strategy() == STRATEGY_COLD) return absl::OkStatus();
+    if (start_.strategy() == STRATEGY_POSTCOPY) return leave_behind();
     DeciderLimits limits;
     if (start_.max_downtime_ns() > 0) limits.max_downtime_ns = start_.max_downtime_ns();
     Decider decider(limits);
@@ -125,6 +137,10 @@ class SourceSession {
       ++rounds_;
       FAULT_POINT("source.round_done");
       const Decision decision = decider.after_round(*round);
+      if (start_.strategy() == STRATEGY_HYBRID && rounds_ > 1) {
+        last_round_ = decision;
+        return leave_behind();
+      }
       if (decision.verdict == Verdict::kSwitchOver) {
         // Told afterwards: what the daemon does with it would go on beside the freeze.
         last_round_ = decision;
@@ -135,6 +151,27 @@ class SourceSession {
         return make_error(absl::StatusCode::kFailedPrecondition, "does not converge: {}",
                           decision.reason);
     }
+  }
+
+  // A program that runs before its pages are there cannot be compared with what it was.
+  bool may_leave_pages() const {
+    return !start_.verify() &&
+           (start_.strategy() == STRATEGY_POSTCOPY || start_.strategy() == STRATEGY_HYBRID ||
+            start_.strategy() == STRATEGY_AUTO);
+  }
+
+  // The last round of a post-copy: the destination learns what it will have to wait for, and so the
+  // freeze has to tell only of what changed since.
+  absl::Status leave_behind() {
+    GW_RETURN_IF_ERROR(check_cancel());
+    const auto round = workload_.leave_behind(*writer_);
+    GW_RETURN_IF_ERROR(check_cancel());
+    GW_RETURN_IF_ERROR(round.status());
+    GW_RETURN_IF_ERROR(wait_for_applied());
+    ++rounds_;
+    left_pages_ = true;
+    FAULT_POINT("source.left_behind");
+    return absl::OkStatus();
   }
 
   absl::Status freeze() {
@@ -240,8 +277,32 @@ class SourceSession {
       end.set_held_end(true);
       (void)messages_->send(end);
       workload_.finish();
+      committed_ = true;
       return absl::OkStatus();
     }
+  }
+
+  // It runs there, and this is not the freeze any more: what goes wrong from here on keeps the
+  // pages here, for the next connection.
+  absl::Status serve_pages() {
+    if (active_.pages_missing() == 0) return absl::OkStatus();
+    FAULT_POINT("source.serve_pages");
+    const int64_t begin = monotonic_ns();
+    set_patience(faults_fd_.get(), kPageSilence);
+    set_patience(push_fd_.get(), kPageSilence);
+    const absl::Status served = workload_.serve_pages(
+        faults_fd_.get(), push_fd_.get(), [this](const PageFigures& now) { report_pages(now); });
+    post_copy_ns_ = monotonic_ns() - begin;
+    return served;
+  }
+
+  void report_pages(const PageFigures& now) {
+    page_figures_ = now;
+    Progress progress;
+    progress.set_phase("post-copy");
+    progress.set_round(rounds_);
+    progress.set_pages_left(now.left);
+    daemon_.progress(progress);
   }
 
   // Neighbours learned the new place only just now: what was on its way here follows.
@@ -346,16 +407,26 @@ class SourceSession {
     daemon_.progress(progress);
   }
 
+  const char* strategy_name() const {
+    if (start_.strategy() == STRATEGY_COLD) return "cold";
+    if (!left_pages_) return "precopy";
+    return rounds_ > 1 ? "hybrid" : "postcopy";
+  }
+
   void fill(Statistics& statistics) {
-    statistics.set_strategy(start_.strategy() == STRATEGY_COLD ? "cold" : "precopy");
+    statistics.set_strategy(strategy_name());
+    statistics.set_pages_left_behind(active_.pages_missing());
+    statistics.set_page_faults(page_figures_.faults);
+    statistics.set_post_copy_ns(post_copy_ns_);
     statistics.set_rounds(rounds_);
     statistics.set_freeze_ns(freeze_ns_);
     statistics.set_setup_ns(setup_ns_);
     statistics.set_total_ns(monotonic_ns() - begin_ns_);
-    if (writer_) statistics.set_bytes_wire(writer_->bytes_written());
+    if (writer_) statistics.set_bytes_wire(writer_->bytes_written() + page_figures_.bytes);
     statistics.set_cpu_ns(cpu_ns());
     statistics.set_frames_replayed(active_.frames_replayed());
     workload_.describe(statistics);
+    statistics.set_pages_sent(statistics.pages_sent() + page_figures_.given);
     for (const Span& span : active_.spans()) *statistics.add_spans() = span;
   }
 
@@ -363,6 +434,12 @@ class SourceSession {
     if (last_round_) report("round", *last_round_);
     Finished finished;
     finished.set_outcome(OUTCOME_MOVED);
+    fill(*finished.mutable_statistics());
+    return finished;
+  }
+
+  Finished pages_here(const absl::Status& why) {
+    Finished finished = failed(OUTCOME_PAGES_HERE, why);
     fill(*finished.mutable_statistics());
     return finished;
   }
@@ -389,6 +466,12 @@ class SourceSession {
   bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
   bool end_mark_sent_ = false;
+  bool left_pages_ = false;  // post-copy
+  bool committed_ = false;   // it runs there
+  PageFigures page_figures_;
+  int64_t post_copy_ns_ = 0;
+  UniqueFd faults_fd_;
+  UniqueFd push_fd_;
   bool told_failed_ = false;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;
@@ -402,6 +485,37 @@ Finished failed(Outcome outcome, const absl::Status& status) {
   Finished finished;
   finished.set_outcome(outcome);
   finished.set_error(escape_non_utf8(message_of(status)));
+  return finished;
+}
+
+Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
+  const int64_t begin = monotonic_ns();
+  PageFigures figures;
+  const absl::Status served = [&]() -> absl::Status {
+    const Deadline deadline = Deadline::in(kConnectTimeout);
+    const auto port = static_cast<uint16_t>(start.peer_port());
+    std::array<UniqueFd, 2> fds;
+    for (size_t i = 0; i < fds.size(); ++i) {
+      GW_ASSIGN_OR_RETURN(fds.at(i),
+                          connect_to_peer(start.peer_host(), port, start.token(),
+                                          i == 0 ? Purpose::kFaults : Purpose::kPush, deadline));
+      set_patience(fds.at(i).get(), kPageSilence);
+    }
+    FAULT_POINT("source.serve_pages");
+    return workload.serve_pages(fds[0].get(), fds[1].get(), [&](const PageFigures& now) {
+      figures = now;
+      Progress progress;
+      progress.set_phase("post-copy");
+      progress.set_pages_left(now.left);
+      daemon.progress(progress);
+    });
+  }();
+  Finished finished = failed(served.ok() ? OUTCOME_MOVED : OUTCOME_PAGES_HERE, served);
+  Statistics& statistics = *finished.mutable_statistics();
+  statistics.set_page_faults(figures.faults);
+  statistics.set_bytes_wire(figures.bytes);
+  statistics.set_pages_sent(figures.given);
+  statistics.set_post_copy_ns(monotonic_ns() - begin);
   return finished;
 }
 

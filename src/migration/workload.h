@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 #include "migration/mover.pb.h"
 #include "migration/peer.pb.h"
 #include "stream/stream.h"
@@ -25,6 +26,13 @@ struct RoundFigures {
   int64_t lead_ns = 0;
 };
 
+struct PageFigures {
+  uint64_t left = 0;  // pages that the other end lacks
+  uint64_t given = 0;
+  uint64_t faults = 0;  // of them, that it was stopped for
+  uint64_t bytes = 0;
+};
+
 class SourceWorkload {
  public:
   virtual ~SourceWorkload() = default;
@@ -36,6 +44,8 @@ class SourceWorkload {
   virtual absl::Status prepare() = 0;
   // One epoch while it runs.
   virtual absl::StatusOr<RoundFigures> round(stream::Writer& writer) = 0;
+  // The same, but what the workload can run without is named and stays: post-copy. From here on.
+  virtual absl::StatusOr<RoundFigures> leave_behind(stream::Writer& writer) = 0;
   // Once, before freeze().
   virtual absl::Status begin_last_epoch(stream::Writer& writer) = 0;
   // Stands still, cannot be reached, and says nothing to the network from here on. kUnavailable:
@@ -58,6 +68,10 @@ class SourceWorkload {
   virtual absl::Status commit() = 0;
   // After commit(), when nobody waits any more: lets go of it; the caller removes it.
   virtual void finish() = 0;
+  // After finish(): gives the other end what stayed. Blocks until it has all; kUnavailable: the
+  // connection broke, and another one may follow.
+  virtual absl::Status serve_pages(int faults, int push,
+                                   const std::function<void(const PageFigures&)>& told) = 0;
   // Who owns it is not known here: it stays frozen behind its gate, whatever becomes of us.
   virtual void leave_frozen() = 0;
   // A round or final_pages() under way returns soon, with kCancelled. From any thread.
@@ -73,6 +87,10 @@ class ReplicaWorkload {
   virtual std::optional<WantedFiles> wanted_files() = 0;
   // Why apply() failed, where what is refused has a name and a way out.
   virtual std::vector<Reason> refusals() const = 0;
+  // After the final epoch: what stayed at the source.
+  virtual uint64_t pages_missing() const = 0;
+  // From here on it comes by these connected sockets, whatever becomes of us.
+  virtual absl::Status fetch_pages(UniqueFd faults, UniqueFd push) = 0;
   // Everything but letting it run; held so that our death changes nothing.
   virtual absl::Status make_ready() = 0;
   // Ready: whether it has lost a process since. In the freeze.

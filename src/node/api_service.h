@@ -34,6 +34,7 @@ class ApiService final : public api::Godwit::Service {
   grpc::Status Migrate(grpc::ServerContext*, const api::MigrateRequest*, Moves*) override;
   grpc::Status CancelMigration(grpc::ServerContext*, const api::InspectRequest*,
                                api::Empty*) override;
+  grpc::Status ResumeMigration(grpc::ServerContext*, const api::ResumeRequest*, Moves*) override;
   grpc::Status Checkpoint(grpc::ServerContext*, const api::CheckpointRequest*, Moves*) override;
   grpc::Status Restore(grpc::ServerContext*, const api::RestoreRequest*, Moves*) override;
   grpc::Status Nodes(grpc::ServerContext*, const api::Empty*, api::NodesReply*) override;
@@ -70,6 +71,8 @@ class PeerService final : public api::StoreService {
                               api::PrepareReplicaReply*) override;
   grpc::Status AbortReplica(grpc::ServerContext*, const api::AbortReplicaRequest*,
                             grpc::ServerWriter<api::ReturnedFrames>*) override;
+  grpc::Status ServePages(grpc::ServerContext*, const api::ServePagesRequest*,
+                          api::Empty*) override;
   grpc::Status PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>*,
                       api::Empty*) override;
   grpc::Status Ping(grpc::ServerContext*, const api::Empty*, api::Node*) override;

@@ -4,6 +4,7 @@
 #include <grpcpp/server_context.h>
 
 #include "api/rpc_status.h"
+#include "api/transport.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "node/api_service.h"
@@ -69,6 +70,20 @@ grpc::Status ApiService::CancelMigration(grpc::ServerContext* context,
                                  "service {} is not on the move", request->name()));
 }
 
+grpc::Status ApiService::ResumeMigration(grpc::ServerContext* context,
+                                         const api::ResumeRequest* request, Moves* out) {
+  const auto peer = locate(*context, request->name());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return relay(*(*peer)->user->ResumeMigration(call.get(), *request), *out, **peer);
+  }
+  return send_result(
+      node_.post_copy().resume(request->name(), request->source_lost(), to_stream(*out),
+                               [context] { return context->IsCancelled(); }),
+      *out);
+}
+
 grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
                                     const api::CheckpointRequest* request, Moves* out) {
   const auto peer = locate(*context, request->name());
@@ -132,6 +147,13 @@ grpc::Status PeerService::AbortReplica(grpc::ServerContext*,
     }
     if (message.frame_size() > 0) out->Write(message);
   }));
+}
+
+grpc::Status PeerService::ServePages(grpc::ServerContext* context,
+                                     const api::ServePagesRequest* request, api::Empty*) {
+  const absl::Status recovered = node_.wait_recovered(Deadline::in(kRecoveredWait));
+  if (!recovered.ok()) return api::to_grpc(recovered);
+  return api::to_grpc(node_.post_copy().serve(*request, api::node_of(*context)));
 }
 
 grpc::Status PeerService::PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>* parts,

@@ -75,6 +75,12 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
                  ? migration::run_destination(start, **replica, daemon)
                  : migration::run_restore(start, **replica, daemon);
     }
+    case migration::ROLE_SERVE_PAGES: {
+      auto source = ServiceSource::open(node, start.service(),
+                                        static_cast<uint64_t>(start.bandwidth_bytes_per_s()));
+      if (!source.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, source.status());
+      return migration::run_serve_pages(start, **source, daemon);
+    }
     case migration::ROLE_WITHDRAW:
       return run_withdraw(node, start.service());
     default:

@@ -165,7 +165,11 @@ api::Service Node::describe(const api::ServiceRecord& record) const {
   service.set_layer(services_.paths().service(record.name()).layer());
   // Between a move's two ends there is none here for a moment: then there is no pid to show.
   const auto info = services_.info(record.name());
-  if (info.ok()) service.set_pid(info->main_pid());
+  service.set_pages_at(record.pages_at());
+  if (!info.ok()) return service;
+  service.set_pid(info->main_pid());
+  service.set_pages_missing(info->post_copy().missing());
+  service.set_pages_connected(info->post_copy().connected());
   return service;
 }
 

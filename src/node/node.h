@@ -23,6 +23,7 @@
 #include "node/node_config.h"
 #include "node/ownership.h"
 #include "node/peers.h"
+#include "node/post_copy.h"
 #include "node/records.h"
 #include "node/services.h"
 #include "node/spare_mover.h"
@@ -66,6 +67,7 @@ class Node {
   Busy& busy() { return busy_; }
   Tasks& tasks() { return tasks_; }
   SpareMover& spare_mover() { return spare_mover_; }
+  PostCopy& post_copy() { return post_copy_; }
 
   // From here on the end of the capsule that is there now is noticed and recorded; whoever watched
   // an earlier one of that name stops.
@@ -150,6 +152,7 @@ class Node {
   uint64_t last_watch_ = 0;
   std::map<std::string, std::shared_ptr<Outgoing>> outgoing_;
   std::map<std::string, std::shared_ptr<ReplicaSession>> sessions_;
+  PostCopy post_copy_{*this};
   Tasks tasks_;  // last: its threads use the others
 };
 

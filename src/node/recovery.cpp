@@ -151,6 +151,7 @@ absl::Status Node::settle_service(VersionedService versioned) {
     GW_RETURN_IF_ERROR(records_->put(versioned));
   }
   log_info("service {} is taken on", name);
+  if (!record.pages_at().empty()) post_copy_.fetch(name);
   // Notices an end that has come already, too.
   supervise(name);
   return absl::OkStatus();
@@ -169,6 +170,8 @@ absl::Status Node::remove_strays(const Unsettled& unsettled) {
     });
     if (!read.ok() && !absl::IsNotFound(read)) return read;
     if (record.ok() && record->record.owner() == config_.name) continue;
+    // The journal has it, and keeps it.
+    if (record.ok() && record->record.pages_at() == config_.name) continue;
     log_info("{} belongs to {}; removing what is left of it here", name,
              record.ok() ? record->record.owner() : "nobody");
     const absl::Status gone = services_.destroy(name);

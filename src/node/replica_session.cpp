@@ -87,6 +87,8 @@ absl::Status ReplicaSession::prepare() {
   last->set_destination(node_.config().name);
   last->set_outcome("moved");
   committed_record_ = record.SerializeAsString();
+  record.set_pages_at(source);
+  lacking_record_ = record.SerializeAsString();
 
   entry_.set_id(request_.migration_id());
   entry_.set_side(api::MigrationJournal::DESTINATION);
@@ -163,6 +165,7 @@ void ReplicaSession::run() {
   if (committed && well) {
     settled = node_.journal().remove(entry_.id());
     node_.supervise(request_.service());
+    if (pages_missing_) node_.post_copy().fetch(request_.service());
   } else {
     if (!committed && !undecided_) keep_until_asked();
     settled = node_.keep_trying(
@@ -195,7 +198,8 @@ void ReplicaSession::listen() {
     if (message->has_progress()) warm_up();
     if (message->commit_request()) {
       migration::DaemonToMover answer;
-      *answer.mutable_commit_answer() = commit();
+      pages_missing_ = message->pages_missing() > 0;
+      *answer.mutable_commit_answer() = commit(pages_missing_);
       if (absl::Status sent = mover_->send(answer); !sent.ok())
         log_warning("answering the mover of {}: {}", request_.service(), message_of(sent));
     }
@@ -210,7 +214,7 @@ void ReplicaSession::listen() {
   }
 }
 
-migration::CommitAnswer ReplicaSession::commit() {
+migration::CommitAnswer ReplicaSession::commit(bool pages_missing) {
   migration::CommitAnswer answer;
   {
     std::lock_guard lock(mutex_);
@@ -219,7 +223,7 @@ migration::CommitAnswer ReplicaSession::commit() {
       return answer;
     }
   }
-  const absl::Status done = swap_owner();
+  const absl::Status done = swap_owner(pages_missing ? lacking_record_ : committed_record_);
   if (!done.ok()) {
     undecided_ = absl::IsUnknown(done);
     answer.set_undecided(undecided_);
@@ -242,14 +246,13 @@ void ReplicaSession::warm_up() {
   if (!absl::IsAborted(refused.status())) swaps_.reset();
 }
 
-absl::Status ReplicaSession::swap_owner() {
+absl::Status ReplicaSession::swap_owner(const std::string& record) {
   FAULT_POINT("node.before_commit");
   const std::string key = service_key(request_.service());
   const auto swap = [&]() -> absl::Status {
     const store::Revision expected = request_.record_revision();
-    const auto revision =
-        swaps_ ? swaps_->compare_and_swap(key, expected, committed_record_)
-               : node_.records().store()->compare_and_swap(key, expected, committed_record_);
+    const auto revision = swaps_ ? swaps_->compare_and_swap(key, expected, record)
+                                 : node_.records().store()->compare_and_swap(key, expected, record);
     if (!revision.ok()) swaps_.reset();  // asked again by a call, which connects anew
     return revision.status();
   };

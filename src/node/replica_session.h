@@ -52,10 +52,10 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   void run();
   // What the mover says until it ends or says "finished".
   void listen();
-  migration::CommitAnswer commit();
+  migration::CommitAnswer commit(bool pages_missing);
   void warm_up();
   // kUnknown: it may have been swapped.
-  absl::Status swap_owner();
+  absl::Status swap_owner(const std::string& record);
   void keep_hold(uint32_t fd);
   void keep_until_asked();
 
@@ -69,10 +69,12 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   UniqueFd held_;  // copy of the mover's hold; set before others know this
   api::MigrationJournal entry_;
   std::string committed_record_;  // ready to be written
+  std::string lacking_record_;    // the same, of a service whose pages are at the source yet
   std::unique_ptr<api::SwapStream> swaps_;
   std::mutex mutex_;
   std::condition_variable ended_;  // or asked_back_
   bool undecided_ = false;         // the session's thread only
+  bool pages_missing_ = false;     // the session's thread only
   bool has_ended_ = false;
   bool committed_ = false;
   bool aborted_ = false;

@@ -1,5 +1,6 @@
 #include "node/services.h"
 
+#include <cerrno>
 #include <cstdlib>
 #include <vector>
 
@@ -32,7 +33,10 @@ absl::Status end_repair(HostPid pid) {
 }
 
 absl::Status take_hold(network::Port& port, UniqueFd hold) {
-  return hold ? port.adopt_hold(std::move(hold)) : port.prepare_hold();
+  if (!hold) return port.prepare_hold();
+  const absl::Status adopted = port.adopt_hold(std::move(hold));
+  // EBADFD: the mover had let go of it, with nothing left in it, and its interface has gone.
+  return errno_of(adopted) == EBADFD ? port.prepare_hold() : adopted;
 }
 
 }  // namespace

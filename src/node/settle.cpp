@@ -120,6 +120,14 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   const bool gone = absl::IsNotFound(answered.status());
   if (!answered.ok() && !gone) return answered.status();
   const std::string owner = answered.ok() ? *answered : "";
+  if (!gone && owner != config_.name && !entry.pages_given()) {
+    GW_ASSIGN_OR_RETURN(const bool needed, post_copy_.is_needed(entry));
+    // Frozen and behind a port that is down: it never runs again, and goes when it is not needed.
+    if (needed) {
+      post_copy_.keep(entry);
+      return owner;
+    }
+  }
   if (gone || owner != config_.name) {
     log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
              gone ? "no node" : owner);
@@ -159,6 +167,7 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
       return annotate(active, fmt::format("activating {}", entry.service()));
     if (!active.ok()) log_error("{} ended before it ran here", entry.service());
     supervise(entry.service());
+    post_copy_.fetch(entry.service());
     return journal_.remove(entry.id());
   }
   GW_RETURN_IF_ERROR(destroy_local(entry.service()));

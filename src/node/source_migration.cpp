@@ -4,6 +4,7 @@
 #include <openssl/rand.h>
 
 #include <array>
+#include <ctime>
 
 #include "absl/cleanup/cleanup.h"
 #include "api/rpc_status.h"
@@ -33,6 +34,27 @@ std::string random_id() {
   return id;
 }
 
+absl::StatusOr<migration::Strategy> strategy_of(const api::MigrateRequest& request) {
+  const std::string& name = request.strategy();
+  migration::Strategy strategy = migration::STRATEGY_INVALID;
+  if (name.empty() || name == "precopy") strategy = migration::STRATEGY_PRECOPY;
+  if (name == "cold") strategy = migration::STRATEGY_COLD;
+  if (name == "postcopy") strategy = migration::STRATEGY_POSTCOPY;
+  if (name == "hybrid") strategy = migration::STRATEGY_HYBRID;
+  if (strategy == migration::STRATEGY_INVALID)
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "--strategy {}: use cold, precopy, postcopy or hybrid", name);
+  const bool leaves_pages =
+      strategy == migration::STRATEGY_POSTCOPY || strategy == migration::STRATEGY_HYBRID;
+  if (leaves_pages && request.verify())
+    return make_error(
+        absl::StatusCode::kInvalidArgument,
+        "--verify compares all pages before the service runs there, and --strategy {} "
+        "lets it run before they are there: use precopy",
+        name);
+  return strategy;
+}
+
 // As an answer that is lost.
 absl::Status fault_after_mark() {
   const auto fault = []() -> absl::Status {
@@ -48,6 +70,13 @@ absl::Status SourceMigration::check(const std::string& service, const std::strin
   GW_ASSIGN_OR_RETURN(hold_, node_.busy().hold(service, doing, Deadline::in(kHoldWait)));
   pause_ = SpareMover::Pause(node_.spare_mover());
   GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
+  // The last page of a move to here has come, and the record is about to say so.
+  const Deadline deadline = Deadline::in(kHoldWait);
+  while (!current_.record.pages_at().empty() && !deadline.passed()) {
+    const timespec moment{0, 20'000'000};
+    ::nanosleep(&moment, nullptr);
+    GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
+  }
   return check_record(current_.record);
 }
 
@@ -58,6 +87,12 @@ absl::Status SourceMigration::check_record(const api::ServiceRecord& record) con
   if (record.state() != api::SERVICE_RUNNING)
     return make_error(absl::StatusCode::kFailedPrecondition, "service {} does not run",
                       record.name());
+  if (!record.pages_at().empty())
+    return make_error(
+        absl::StatusCode::kFailedPrecondition,
+        "pages of {} are at {} still; they come by themselves, godwit migrate --resume {} "
+        "waits for the last one",
+        record.name(), record.pages_at(), record.name());
   return absl::OkStatus();
 }
 
@@ -76,12 +111,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   if (request.node() == self)
     return make_error(absl::StatusCode::kInvalidArgument, "service {} is on {} already",
                       request.name(), self);
-  migration::Strategy strategy = migration::STRATEGY_PRECOPY;
-  if (request.strategy() == "cold")
-    strategy = migration::STRATEGY_COLD;
-  else if (!request.strategy().empty() && request.strategy() != "precopy")
-    return make_error(absl::StatusCode::kInvalidArgument, "--strategy {}: use cold or precopy",
-                      request.strategy());
+  GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_of(request));
   GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
   GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
   entry_.set_id(random_id());
@@ -110,6 +140,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   start.set_token(replica_.token());
   start.set_verbose(request.verbose());
   start.set_verify(request.verify());
+  entry_.set_bytes_per_s(request.bandwidth_bytes_per_s());
   const absl::Status started = start_mover(std::move(start));
   if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   return conclude(follow());
@@ -322,6 +353,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
   api::MigrateResult result;
   if (finished->outcome() == migration::OUTCOME_MOVED) {
     record_statistics(statistics);
+    // Of post-copy: whatever the record says yet.
+    entry_.set_pages_given(true);
     take_down();
     result.set_name(entry_.service());
     result.set_node(entry_.peer());
@@ -447,6 +480,9 @@ api::MigrationStatistics statistics_of(const migration::Statistics& from) {
   to.set_total_ns(from.total_ns());
   to.set_setup_ns(from.setup_ns());
   to.set_first_stop_ns(from.first_stop_ns());
+  to.set_pages_left_behind(from.pages_left_behind());
+  to.set_page_faults(from.page_faults());
+  to.set_post_copy_ns(from.post_copy_ns());
   to.set_bytes_wire(from.bytes_wire());
   to.set_pages_sent(from.pages_sent());
   to.set_pages_zero(from.pages_zero());

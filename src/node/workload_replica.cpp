@@ -76,6 +76,12 @@ absl::Status ServiceReplica::announce() {
   return absl::OkStatus();
 }
 
+// By the shim, which is there as long as the service is.
+absl::Status ServiceReplica::fetch_pages(UniqueFd faults, UniqueFd push) {
+  GW_RETURN_IF_ERROR(capsule_.post_copy(replica_->take_missing()));
+  return capsule_.connect_pages(faults.get(), push.get());
+}
+
 absl::Status ServiceReplica::make_ready() {
   GW_RETURN_IF_ERROR(replica_->make_ready());
   // Held by the cgroup from here on: our death neither ends it nor lets it run.

@@ -29,6 +29,8 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   std::optional<migration::WantedFiles> wanted_files() override { return files_->take_answer(); }
   std::vector<migration::Reason> refusals() const override { return files_->refusals(); }
   absl::Status announce() override;
+  uint64_t pages_missing() const override { return replica_->pages_missing(); }
+  absl::Status fetch_pages(UniqueFd faults, UniqueFd push) override;
   absl::Status make_ready() override;
   absl::Status check_whole() override;
   absl::Status activate() override;

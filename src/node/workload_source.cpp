@@ -6,6 +6,7 @@
 #include "base/utf8.h"
 #include "node/file_sections.h"
 #include "node/restore.h"
+#include "pages/page_server.h"
 
 namespace godwit::node {
 namespace {
@@ -151,12 +152,23 @@ absl::Status ServiceSource::send_files(stream::Writer& writer, bool frozen) {
 }
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
+  return one_round(writer, false);
+}
+
+absl::StatusOr<migration::RoundFigures> ServiceSource::leave_behind(stream::Writer& writer) {
+  return one_round(writer, true);
+}
+
+absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer& writer,
+                                                                 bool leave_behind) {
   defaults_ = Defaults::kUnknown;
   const auto extra = [&]() -> absl::Status {
     GW_RETURN_IF_ERROR(send_layer(writer, false));
     return send_files(writer, false);
   };
-  GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->round(writer, extra));
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result, leave_behind
+                                                             ? source_->leave_behind(writer, extra)
+                                                             : source_->round(writer, extra));
   return migration::RoundFigures{.pages = result.pages,
                                  .zero_pages = result.zero_pages,
                                  .bytes = result.bytes,
@@ -231,6 +243,17 @@ absl::Status ServiceSource::withdraw() {
 
 absl::Status ServiceSource::commit() {
   return port_->port.set_phase(network::PortPhase::kSourceCommitted);
+}
+
+absl::Status ServiceSource::serve_pages(
+    int faults, int push, const std::function<void(const migration::PageFigures&)>& told) {
+  std::vector<pages::PageServer::Space> spaces;
+  for (const auto& [pid, host] : source_->processes())
+    spaces.push_back({static_cast<uint64_t>(pid.value), host});
+  pages::PageServer server(std::move(spaces), bytes_per_s_);
+  return server.serve(faults, push, [&](const pages::PageServerFigures& now) {
+    told({.left = now.left, .given = now.given, .faults = now.faults, .bytes = now.bytes});
+  });
 }
 
 void ServiceSource::describe(migration::Statistics& statistics) {

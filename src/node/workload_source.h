@@ -48,6 +48,7 @@ class ServiceSource final : public migration::SourceWorkload {
   }
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
+  absl::StatusOr<migration::RoundFigures> leave_behind(stream::Writer& writer) override;
   absl::Status begin_last_epoch(stream::Writer& writer) override {
     return source_->begin_last_epoch(writer);
   }
@@ -61,6 +62,8 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status withdraw() override;
   absl::Status commit() override;
   void finish() override { source_->finish(); }
+  absl::Status serve_pages(int faults, int push,
+                           const std::function<void(const migration::PageFigures&)>& told) override;
   void leave_frozen() override { source_->finish(); }
   void interrupt() override { source_->control().cancel(); }
   void describe(migration::Statistics& statistics) override;
@@ -70,6 +73,7 @@ class ServiceSource final : public migration::SourceWorkload {
       : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
   absl::Status watch_options();
   bool options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port);
+  absl::StatusOr<migration::RoundFigures> one_round(stream::Writer& writer, bool leave_behind);
   absl::Status send_layer(stream::Writer& writer, bool frozen);
   absl::Status send_files(stream::Writer& writer, bool frozen);
 

@@ -222,8 +222,8 @@ absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
   return absl::OkStatus();
 }
 
-void PageApplier::drop(const stream::PagesDropped& frame) {
-  to_drop_.add(page_set_of(frame.runs).intersect(filled_));
+void PageApplier::drop(std::span<const stream::PageRun> pages) {
+  to_drop_.add(page_set_of(pages).intersect(filled_));
 }
 
 void PageApplier::dropped() {

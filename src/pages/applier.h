@@ -54,7 +54,7 @@ class PageApplier {
 
   // Notes that these are unpopulated at the source. Pages that this applier never filled need
   // nothing; the others wait in to_drop().
-  void drop(const stream::PagesDropped& frame);
+  void drop(std::span<const stream::PageRun> pages);
 
   // Pages that hold something here, but must be dropped (madvise(MADV_DONTNEED): the kernel takes
   // that from nobody but the process itself, so it goes into a batch of the husk's; read-only and

@@ -160,7 +160,8 @@ TEST(PageApplier, DropsAreOnlyAskedForWhatWasFilled) {
   husk.map(B, 16 * P);
   PageApplier applier(husk.pid());
   ASSERT_TRUE(apply(applier, {{B, 4}}, text_of('a', 4)).ok());
-  applier.drop({.space = 1, .runs = {{B + 2 * P, 10}}});
+  const std::vector<stream::PageRun> dropped = {{B + 2 * P, 10}};
+  applier.drop(dropped);
   EXPECT_EQ(applier.to_drop(), (PageSet{{B + 2 * P, B + 4 * P}}));
   ASSERT_TRUE(apply(applier, {{B + 3 * P, 1}}, text_of('x', 1)).ok());
   EXPECT_EQ(applier.to_drop(), (PageSet{{B + 2 * P, B + 3 * P}}));

@@ -4,8 +4,10 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -137,6 +139,31 @@ absl::StatusOr<std::vector<MissingSpace>> decode_missing(std::string_view bytes)
     bytes.remove_prefix(head[2] * sizeof(PageRange));
   }
   return spaces;
+}
+
+absl::StatusOr<UniqueFd> write_missing(std::span<const MissingSpace> spaces) {
+  UniqueFd file(::memfd_create("missing", MFD_CLOEXEC));
+  if (!file) return errno_status(errno, "memfd_create(missing)");
+  const std::string bytes = encode_missing(spaces);
+  for (size_t at = 0; at < bytes.size();) {
+    const ssize_t n =
+        ::pwrite(file.get(), bytes.data() + at, bytes.size() - at, static_cast<off_t>(at));
+    if (n <= 0) return errno_status(errno, "pwrite(missing)");
+    at += static_cast<size_t>(n);
+  }
+  return file;
+}
+
+absl::StatusOr<std::vector<MissingSpace>> read_missing(int fd) {
+  struct stat found {};
+  if (::fstat(fd, &found) != 0) return errno_status(errno, "fstat(missing)");
+  std::string bytes(static_cast<size_t>(found.st_size), '\0');
+  for (size_t at = 0; at < bytes.size();) {
+    const ssize_t n = ::pread(fd, bytes.data() + at, bytes.size() - at, static_cast<off_t>(at));
+    if (n <= 0) return errno_status(n < 0 ? errno : EIO, "pread(missing)");
+    at += static_cast<size_t>(n);
+  }
+  return decode_missing(bytes);
 }
 
 absl::StatusOr<std::unique_ptr<FaultService>> FaultService::start(std::vector<Space> spaces) {

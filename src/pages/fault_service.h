@@ -46,6 +46,9 @@ struct MissingSpace {
 // For the way to the shim.
 std::string encode_missing(std::span<const MissingSpace> spaces);
 absl::StatusOr<std::vector<MissingSpace>> decode_missing(std::string_view bytes);
+// The same in a file of memory.
+absl::StatusOr<UniqueFd> write_missing(std::span<const MissingSpace> spaces);
+absl::StatusOr<std::vector<MissingSpace>> read_missing(int fd);
 
 class FaultService {
  public:

@@ -88,9 +88,11 @@ absl::Status Replica::apply(const stream::Frame& frame) {
     return absl::OkStatus();
   }
   if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) return drop_pages(*dropped);
+  if (const auto* missing = std::get_if<stream::PagesMissing>(&frame)) return miss_pages(*missing);
   if (const auto* hashes = std::get_if<stream::PageHashes>(&frame)) return compare(*hashes);
   if (std::holds_alternative<stream::HashesEnd>(frame)) return end_comparison();
   GW_RETURN_IF_ERROR(run_drops());
+  if (final_) GW_RETURN_IF_ERROR(arm_missing());
   in_epoch_ = false;
   if (!cpus_) cpus_ = std::make_unique<WakefulCpus>();
   if (final_) spans_.mark("pages");

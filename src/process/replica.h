@@ -30,6 +30,7 @@
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "pages/applier.h"
+#include "pages/fault_service.h"
 #include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/husk.h"
@@ -68,6 +69,10 @@ class Replica {
   ~Replica();
 
   absl::Status apply(const stream::Frame& frame);
+  // Post-copy: pages that it does not have yet, since the final epoch's end. Whoever takes them has
+  // them placed (pages/fault_service.h) from make_ready() on.
+  uint64_t pages_missing() const;
+  std::vector<pages::FaultService::Space> take_missing();
   absl::Status make_ready();
   absl::Status release();
   // Since release(): ESRCH if a husk was killed. One system call each.
@@ -141,6 +146,9 @@ class Replica {
   void hurry();
   absl::Status apply_pages(const stream::Pages& pages);
   absl::Status drop_pages(const stream::PagesDropped& dropped);
+  absl::Status miss_pages(const stream::PagesMissing& missing);
+  absl::Status make_userfaultfd(Husk& husk);
+  absl::Status arm_missing();
   absl::Status run_drops();
   absl::Status compare(const stream::PageHashes& hashes);
   absl::StatusOr<std::unique_ptr<Space>> space_of(uint64_t space, std::string& name);
@@ -164,6 +172,12 @@ class Replica {
   absl::Status completed_;
   SharedObjects objects_;
   std::map<int32_t, pages::PageApplier> appliers_;
+  struct Missing {
+    HostPid husk;
+    UniqueFd uffd;
+    pages::PageSet pages;
+  };
+  std::map<int32_t, Missing> missing_;
   struct Compared {
     std::string name;
     Comparison comparison;

@@ -178,6 +178,8 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
   // The husk may be a new one under an old number.
   auto [applier, fresh] = appliers_.try_emplace(husk->pid().value, husk->host_pid());
   if (fresh) applier->second.allow_huge(huge_ranges(*husk));
+  if (const auto missing = missing_.find(husk->pid().value); missing != missing_.end())
+    missing->second.pages.subtract(pages::page_set_of(pages.runs));
   return applier->second.apply(pages);
 }
 
@@ -195,7 +197,9 @@ absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
   GW_ASSIGN_OR_RETURN(Husk * husk, husk_of(dropped.space));
   auto [applier, fresh] = appliers_.try_emplace(husk->pid().value, husk->host_pid());
   if (fresh) applier->second.allow_huge(huge_ranges(*husk));
-  applier->second.drop(dropped);
+  applier->second.drop(dropped.runs);
+  if (const auto missing = missing_.find(husk->pid().value); missing != missing_.end())
+    missing->second.pages.subtract(pages::page_set_of(dropped.runs));
   return absl::OkStatus();
 }
 

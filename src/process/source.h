@@ -91,6 +91,12 @@ class Source {
   // `extra` writes frames that are not the engine's (the file layer's) after the sections.
   using Extra = std::function<absl::Status()>;
   absl::StatusOr<RoundResult> round(stream::Writer& writer, const Extra& extra);
+  // The same, but pages that the replica can run without are named, not sent: post-copy. What the
+  // last epoch finds of such pages it sends if it is little, or else names.
+  absl::StatusOr<RoundResult> leave_behind(stream::Writer& writer, const Extra& extra);
+  uint64_t pages_left_behind() const;
+  // Of this end, after finish() too: pids in the image, and here.
+  std::vector<std::pair<ImagePid, HostPid>> processes() const;
 
   // Before freeze(): the replica makes itself ready for what comes.
   absl::Status begin_last_epoch(stream::Writer& writer);
@@ -172,6 +178,9 @@ class Source {
   absl::StatusOr<RoundResult> send_pages(stream::Writer& writer, bool frozen);
   absl::Status send_pages_of(SourceProcess& process, stream::Writer& writer, bool frozen,
                              RoundResult& result);
+  absl::StatusOr<pages::PageSet> leave_out_of(SourceProcess& process, bool frozen,
+                                              pages::ScanResult& found);
+  absl::StatusOr<pages::PageSet> first_needed(const SourceProcess& process) const;
   absl::Status send_objects(stream::Writer& writer, bool frozen);
   absl::Status send_all_hashes(stream::Writer& writer);
   absl::Status send_hashes_of(const FrozenProcess& frozen, stream::Writer& writer);
@@ -214,6 +223,7 @@ class Source {
   bool final_ = false;
   bool holding_ = false;
   bool verify_ = false;
+  bool leaving_behind_ = false;
   int64_t longest_stop_ns_ = 0;
   SourceCounts counts_;
   Spans spans_;

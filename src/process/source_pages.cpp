@@ -53,6 +53,10 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "guard regions (MADV_GUARD_INSTALL) are not carried");
   const auto space = static_cast<uint64_t>(process.pid.value);
+  pages::PageSet missing;
+  if (leaving_behind_) {
+    GW_ASSIGN_OR_RETURN(missing, leave_out_of(process, frozen, found));
+  }
   const std::vector<stream::PageRun> dropped = found.dropped.runs();
   for (size_t at = 0; at < dropped.size(); at += stream::kMaxRunsPerFrame)
     GW_RETURN_IF_ERROR(writer.pages_dropped(
@@ -64,6 +68,7 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   GW_RETURN_IF_ERROR(process.sender->send(space, found.dirty, pages::ZeroPages::kDrop, unreadable));
   GW_RETURN_IF_ERROR(
       process.sender->send(space, found.dirty_file, pages::ZeroPages::kCarry, unreadable));
+  GW_RETURN_IF_ERROR(writer.pages_missing(space, missing.runs()));
   if (frozen && !unreadable.empty())
     return make_error(absl::StatusCode::kInternal, "{} pages from {:x} on cannot be read",
                       unreadable.pages(), unreadable.ranges().front().start);

@@ -37,6 +37,7 @@ struct SourceProcess {
   int64_t flags_cost_ns = 0;
   std::vector<int> fds;                 // descriptors, as last read
   pages::ScanResult last_scan;          // of the freeze
+  pages::PageSet left_behind;           // post-copy: what the replica will run without at first
   resource::MemoryMapState memory_map;  // as last sent
   // As numbered here, read before the tree was.
   pid_t group = 0;

@@ -42,6 +42,7 @@ LengthBounds length_bounds(FrameType type) {
       return {kPagesFixedBytes + kRunBytes + kPageSize,
               kPagesFixedBytes + kMaxRunsPerFrame * kRunBytes + kMaxPagesPerFrame * kPageSize};
     case FrameType::kPagesDropped:
+    case FrameType::kPagesMissing:
       return {kPagesFixedBytes + kRunBytes, kPagesFixedBytes + kMaxRunsPerFrame * kRunBytes};
     case FrameType::kFileBlocks:
       return {16, 16 + kMaxFileStateBytes + kMaxFileDataBytes};
@@ -145,10 +146,12 @@ bool decode_section(Decoder& from, SectionKey& key, std::string* state, std::str
   return fault.empty();
 }
 
-bool decode_dropped(Decoder& from, PagesDropped& to, std::string_view& fault) {
+// PagesDropped and PagesMissing.
+template <typename Ranges>
+bool decode_ranges(Decoder& from, Ranges& to, std::string_view& fault) {
   to.space = from.number<uint64_t>();
   const auto count = from.number<uint32_t>();
-  if (from.number<uint32_t>() != 0) fault = "reserved bytes of dropped pages are set";
+  if (from.number<uint32_t>() != 0) fault = "reserved bytes of page ranges are set";
   if (count == 0 || count > kMaxRunsPerFrame) fault = "number of page runs out of bounds";
   return fault.empty() && decode_runs(from, count, to.runs, fault);
 }
@@ -211,7 +214,10 @@ bool decode_payload(FrameType type, std::span<const std::byte> payload, Frame& f
       good = decode_section(from, frame.emplace<SectionRemoved>().key, nullptr, fault);
       break;
     case FrameType::kPagesDropped:
-      good = decode_as<PagesDropped>(decode_dropped, from, frame, fault);
+      good = decode_as<PagesDropped>(decode_ranges<PagesDropped>, from, frame, fault);
+      break;
+    case FrameType::kPagesMissing:
+      good = decode_as<PagesMissing>(decode_ranges<PagesMissing>, from, frame, fault);
       break;
     case FrameType::kFileBlocks:
       good = decode_as<FileBlocks>(decode_file_blocks, from, frame, fault);

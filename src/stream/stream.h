@@ -52,6 +52,7 @@ enum class FrameType : uint16_t {
   kStateEnd = 9,  // every section of the epoch has been written: only pages follow
   kPageHashes = 10,
   kHashesEnd = 11,
+  kPagesMissing = 12,  // what they hold comes after the stream: post-copy
 };
 
 // Names one section: the resource's name in the registry and its object: a pid or tid, the id of
@@ -109,6 +110,13 @@ struct PagesDropped {
   std::vector<PageRun> runs;
 };
 
+// The replica runs before it has these: what is there now must not be seen any more. Until a later
+// frame of the stream has them after all.
+struct PagesMissing {
+  uint64_t space = 0;
+  std::vector<PageRun> runs;
+};
+
 // A change in the file layer; `op` and meaning are capsule/file_layer's (its protobuf message).
 struct FileBlocks {
   std::string state;
@@ -141,7 +149,7 @@ struct EpochEnd {
 };
 
 using Frame = std::variant<Preamble, EpochBegin, Section, SectionRemoved, Pages, PagesDropped,
-                           FileBlocks, StateEnd, PageHashes, HashesEnd, EpochEnd>;
+                           FileBlocks, StateEnd, PageHashes, HashesEnd, EpochEnd, PagesMissing>;
 
 // Where bytes go. Blocking; all of it or an error. What was written may wait in a buffer until
 // flush(), but never overtakes.
@@ -189,6 +197,7 @@ class Writer {
   absl::Status pages(uint64_t space, std::span<const PageRun> runs, std::span<const iovec> data);
   // Any number of runs: as many frames as they need.
   absl::Status pages_dropped(uint64_t space, std::span<const PageRun> runs);
+  absl::Status pages_missing(uint64_t space, std::span<const PageRun> runs);
   absl::Status file_blocks(std::string_view state, std::span<const std::byte> data);
   absl::Status end_state();
   // Bounds as for pages().
@@ -203,6 +212,7 @@ class Writer {
   uint64_t epoch() const { return epoch_; }
 
  private:
+  absl::Status only_runs(FrameType type, uint64_t space, std::span<const PageRun> runs);
   // Writes `head` (fixed part of the payload), then `tail`.
   absl::Status frame(FrameType type, std::span<const std::byte> head,
                      std::span<const iovec> tail = {});

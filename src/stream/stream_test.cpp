@@ -69,6 +69,7 @@ void write_sample(Writer& writer) {
   ASSERT_TRUE(writer.section_removed({"pipe", 7}).ok());
   ASSERT_TRUE(
       writer.pages_dropped(kSharedSpace | 3, std::vector<PageRun>{{0, 4'000'000'000u}}).ok());
+  ASSERT_TRUE(writer.pages_missing(12, std::vector<PageRun>{{0x5000, 3}, {0x9000, 1}}).ok());
   ASSERT_TRUE(writer.file_blocks("op", std::as_bytes(std::span(pages).first(5))).ok());
   const std::vector<PageHash> hashes = {PageHash{std::byte{1}}, PageHash{std::byte{2}}};
   ASSERT_TRUE(writer.page_hashes(12, std::vector<PageRun>{{0x4000, 2}}, hashes).ok());
@@ -112,6 +113,9 @@ void expect_sample(Reader& reader) {
   const auto dropped = std::get<PagesDropped>(next());
   EXPECT_EQ(dropped.space, kSharedSpace | 3);
   EXPECT_EQ(dropped.runs, (std::vector<PageRun>{{0, 4'000'000'000u}}));
+  const auto missing = std::get<PagesMissing>(next());
+  EXPECT_EQ(missing.space, 12u);
+  EXPECT_EQ(missing.runs, (std::vector<PageRun>{{0x5000, 3}, {0x9000, 1}}));
   const auto blocks = std::get<FileBlocks>(next());
   EXPECT_EQ(blocks.state, "op");
   EXPECT_EQ(blocks.data.size(), 5u);

@@ -147,6 +147,14 @@ absl::Status Writer::pages(uint64_t space, std::span<const PageRun> runs,
 }
 
 absl::Status Writer::pages_dropped(uint64_t space, std::span<const PageRun> runs) {
+  return only_runs(FrameType::kPagesDropped, space, runs);
+}
+
+absl::Status Writer::pages_missing(uint64_t space, std::span<const PageRun> runs) {
+  return only_runs(FrameType::kPagesMissing, space, runs);
+}
+
+absl::Status Writer::only_runs(FrameType type, uint64_t space, std::span<const PageRun> runs) {
   GW_RETURN_IF_ERROR(need_epoch());
   for (const PageRun& run : runs) {
     if (const auto fault = fault_of_run(run); !fault.empty()) return refuse(fault);
@@ -156,7 +164,7 @@ absl::Status Writer::pages_dropped(uint64_t space, std::span<const PageRun> runs
     Encoder to(head_);
     to.number(space).number(static_cast<uint32_t>(some.size())).number(uint32_t{0});
     encode_runs(to, some);
-    GW_RETURN_IF_ERROR(frame(FrameType::kPagesDropped, head_));
+    GW_RETURN_IF_ERROR(frame(type, head_));
     runs = runs.subspan(some.size());
   }
   return absl::OkStatus();

@@ -71,6 +71,7 @@ DESTINATION_STEPS = [
     ("node.before_commit", "source", True),
     ("node.after_commit", "destination", True),
     ("destination.committed", "destination", True),
+    ("destination.settled", "destination", True),
 ]
 # Reached only by moves that are verified.
 VERIFYING = {"source.send_hashes", "replica.end_comparison"}

@@ -63,6 +63,7 @@ struct WriteAgain {
     return to.pages(f.space, f.runs, {&data, 1});
   }
   absl::Status operator()(const PagesDropped& f) { return to.pages_dropped(f.space, f.runs); }
+  absl::Status operator()(const PagesMissing& f) { return to.pages_missing(f.space, f.runs); }
   absl::Status operator()(const FileBlocks& f) { return to.file_blocks(f.state, f.data); }
   absl::Status operator()(const StateEnd&) { return to.end_state(); }
   absl::Status operator()(const PageHashes& f) { return to.page_hashes(f.space, f.runs, f.hashes); }

@@ -2,7 +2,8 @@
 """Real programs move there and back under load; their clients check every answer.
 
   programs_test.py build/godwit PROGRAM [MOVES]     $GODWIT_MOVES overrides MOVES;
-  $GODWIT_VERIFY_EVERY=1 compares every page in every move, not in every fourth
+  $GODWIT_VERIFY_EVERY=1 compares every page in every move, not in every fourth;
+  $GODWIT_STRATEGY=postcopy,hybrid moves it by these, in turns, instead of by default
 
 After each move: the outcome is "moved", no answer was wrong or lost, every connection is the one
 that was opened at the beginning; now and then every page was compared (--verify); and the tree of processes is the same as the pids inside of the
@@ -27,6 +28,7 @@ import process_view  # noqa: E402
 
 # So often every page of the program is compared before it runs at its new place.
 VERIFY_EVERY = int(os.environ.get("GODWIT_VERIFY_EVERY") or 4)
+STRATEGIES = [each for each in (os.environ.get("GODWIT_STRATEGY") or "").split(",") if each]
 SUBJECTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "subjects")
 
 NGINX = """
@@ -192,8 +194,12 @@ def moves(lab, program, name, address, count):
     gaps = []
     for number in range(1, count + 1):
         node = "n2" if number % 2 else "n1"
-        verify = number % VERIFY_EVERY == 0
-        result = lab.move(name, node, *(["--verify"] if verify else []))
+        options, verify = [], False
+        if STRATEGIES:
+            options = ["--strategy", STRATEGIES[number % len(STRATEGIES)]]
+        elif number % VERIFY_EVERY == 0:
+            options, verify = ["--verify"], True
+        result = lab.move(name, node, *options)
         shown = lab.inspect(name)
         if shown["node"] != node:
             raise Failure("move %d: the service is on %s" % (number, shown["node"]))

@@ -75,7 +75,7 @@ class Beat:
     """Tells that the loop's timers and its signal wake-up descriptor work."""
 
     def __init__(self, loop):
-        self.loop, self.asked, self.alarms = loop, 0, 0
+        self.loop, self.asked, self.alarms, self.late = loop, 0, 0, 0
         loop.add_signal_handler(signal.SIGUSR1, self.alarm)
         loop.call_later(0.05, self.ask)
 
@@ -83,8 +83,14 @@ class Beat:
         self.alarms += 1
 
     def ask(self):
+        # The thread that got it may be waiting for a page: late is not lost.
+        if self.asked != self.alarms and self.late < 40:
+            self.late += 1
+            self.loop.call_later(0.05, self.ask)
+            return
         if self.asked != self.alarms:
             fail("%d signals were sent, %d arrived" % (self.asked, self.alarms))
+        self.late = 0
         self.asked += 1
         os.kill(os.getpid(), signal.SIGUSR1)
         self.loop.call_later(0.05, self.ask)
