@@ -20,6 +20,8 @@ namespace {
 // A link that is cut silently is noticed after this long without an answer.
 constexpr int kPingEveryMs = 5'000;
 constexpr int kPingAnswerMs = 3'000;
+// Of one attempt, TLS included (gRPC has no other name for it): a busy machine needs its time.
+constexpr int kConnectWithinMs = 1'000;
 constexpr int kReconnectFirstMs = 100;
 constexpr int kReconnectMostMs = 1'000;
 
@@ -82,7 +84,7 @@ std::shared_ptr<grpc::Channel> peer_channel(const Identity& identity, const std:
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kReconnectFirstMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectWithinMs);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMostMs);
   // Connections are shared by equal arguments; a node that took over an address is another peer.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
