@@ -3,6 +3,7 @@
 #include <grpcpp/client_context.h>
 #include <openssl/rand.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "api/rpc_status.h"
@@ -16,7 +17,7 @@ namespace godwit::node {
 namespace {
 
 constexpr absl::Duration kLook = absl::Milliseconds(100);
-constexpr absl::Duration kLookAtRecord = absl::Seconds(1);
+constexpr absl::Duration kLookAtRecord = absl::Milliseconds(500);
 constexpr absl::Duration kTryAgain = absl::Milliseconds(500);
 constexpr absl::Duration kAskTimeout = absl::Seconds(5);
 // From the source's answer to its mover's connections: a process has to start.
@@ -192,7 +193,6 @@ void PostCopy::keep_until_not_needed(const std::string& migration) {
     {
       const std::lock_guard lock(mutex_);
       mover = std::move(kept_.at(migration).mover);
-      kept_.erase(migration);
     }
     if (mover != nullptr) mover->kill();
     entry.set_pages_given(true);
@@ -201,8 +201,26 @@ void PostCopy::keep_until_not_needed(const std::string& migration) {
         .keep_trying(fmt::format("taking {} down after migration {}", entry.service(), entry.id()),
                      [&] { return node_.settle_source(entry, Node::Undone::kAll).status(); })
         .IgnoreError();
+    const std::lock_guard lock(mutex_);
+    kept_.erase(migration);
     return;
   }
+}
+
+absl::Status PostCopy::wait_until_gone(const std::string& service, Deadline deadline) {
+  const auto kept = [&] {
+    const std::lock_guard lock(mutex_);
+    return std::any_of(kept_.begin(), kept_.end(),
+                       [&](const auto& each) { return each.second.entry.service() == service; });
+  };
+  while (kept()) {
+    if (deadline.passed() || node_.stopping())
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "{} still keeps a copy of {} whose pages are needed elsewhere",
+                        node_.config().name, service);
+    pause(kLook);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::string& peer) {

@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "api/godwit.pb.h"
+#include "base/clock.h"
 #include "node/mover_process.h"
 #include "node/records.h"
 
@@ -46,6 +47,8 @@ class PostCopy {
   // In the background until it is not needed any more; then it is settled like any other. Once for
   // a migration.
   void keep(const api::MigrationJournal& entry);
+  // Until no copy of the service is kept here; kFailedPrecondition: one still is.
+  absl::Status wait_until_gone(const std::string& service, Deadline deadline);
   // `peer` wants its pages: a mover connects to it. Back when that has been started.
   absl::Status serve(const api::ServePagesRequest& request, const std::string& peer);
 

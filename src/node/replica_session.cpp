@@ -53,6 +53,7 @@ absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
       session->hold_,
       node.busy().hold(request.service(), fmt::format("being moved here from {}", request.source()),
                        Deadline::in(kHoldWait)));
+  GW_RETURN_IF_ERROR(node.post_copy().wait_until_gone(request.service(), Deadline::in(kHoldWait)));
   session->pause_ = SpareMover::Pause(node.spare_mover());
   GW_RETURN_IF_ERROR(session->prepare());
   node.add_session(session);

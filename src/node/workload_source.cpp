@@ -7,6 +7,7 @@
 #include "node/file_sections.h"
 #include "node/restore.h"
 #include "pages/page_server.h"
+#include "process/priority.h"
 
 namespace godwit::node {
 namespace {
@@ -250,6 +251,8 @@ absl::Status ServiceSource::serve_pages(
   std::vector<pages::PageServer::Space> spaces;
   for (const auto& [pid, host] : source_->processes())
     spaces.push_back({static_cast<uint64_t>(pid.value), host});
+  process::take_part();
+  const process::WakefulCpus awake;
   pages::PageServer server(std::move(spaces), bytes_per_s_);
   return server.serve(faults, push, [&](const pages::PageServerFigures& now) {
     told({.left = now.left, .given = now.given, .faults = now.faults, .bytes = now.bytes});

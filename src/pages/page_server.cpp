@@ -20,6 +20,7 @@ constexpr int64_t kTellEveryNs = 200'000'000;
 constexpr int kIdleMs = 100;
 // A sign of life at least this often; the other end gives up after a multiple of it.
 constexpr int64_t kAliveEveryNs = 300'000'000;
+constexpr absl::Duration kLastWords = absl::Milliseconds(200);
 constexpr size_t kReadBytes = size_t{64} << 10;
 
 absl::Status lost(std::string_view what, int error) {
@@ -46,6 +47,7 @@ void append_header(std::vector<std::byte>& to, const PageHeader& header) {
 
 PageServer::PageServer(std::vector<Space> spaces, uint64_t bytes_per_s)
     : bytes_per_s_(bytes_per_s),
+      in_(std::make_unique_for_overwrite<std::byte[]>(kReadBytes)),
       page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {
   for (const Space& space : spaces) sources_.emplace(space.id, Source{PageReader(space.pid), {}});
 }
@@ -155,19 +157,19 @@ absl::Status PageServer::obey(const PageHeader& header) {
 }
 
 absl::Status PageServer::take_in(int faults) {
-  const size_t had = in_.size();
-  in_.resize(had + kReadBytes);
-  const ssize_t n = ::recv(faults, in_.data() + had, kReadBytes, MSG_DONTWAIT);
-  in_.resize(had + (n > 0 ? static_cast<size_t>(n) : 0));
+  const ssize_t n = ::recv(faults, in_.get() + in_bytes_, kReadBytes - in_bytes_, MSG_DONTWAIT);
   if (n == 0) return lost("recv(faults)", 0);
-  if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("recv(faults)", errno);
+  if (n < 0)
+    return errno == EAGAIN || errno == EINTR ? absl::OkStatus() : lost("recv(faults)", errno);
+  in_bytes_ += static_cast<size_t>(n);
   size_t at = 0;
-  for (; at + sizeof(PageHeader) <= in_.size() && !complete_; at += sizeof(PageHeader)) {
+  for (; at + sizeof(PageHeader) <= in_bytes_ && !complete_; at += sizeof(PageHeader)) {
     PageHeader header;
-    std::memcpy(&header, in_.data() + at, sizeof header);
+    std::memcpy(&header, in_.get() + at, sizeof header);
     GW_RETURN_IF_ERROR(obey(header));
   }
-  in_.erase(in_.begin(), in_.begin() + static_cast<std::ptrdiff_t>(at));
+  std::memmove(in_.get(), in_.get() + at, in_bytes_ - at);
+  in_bytes_ -= at;
   return absl::OkStatus();
 }
 
@@ -201,7 +203,8 @@ int64_t PageServer::push_allowed_in_ns() {
   return std::max<int64_t>(0, allowed_at_ns_ - monotonic_ns());
 }
 
-absl::Status PageServer::push_some(int push) {
+// False: the connection takes no more for now.
+absl::StatusOr<bool> PageServer::push_some(int push) {
   if (pushed_ == push_.size()) {
     out_.clear();
     // Small runs go together; a big one alone.
@@ -227,14 +230,28 @@ absl::Status PageServer::push_some(int push) {
       ::send(push, push_.data() + pushed_, push_.size() - pushed_, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("send(pages)", errno);
   if (n > 0) pushed_ += static_cast<size_t>(n);
-  return absl::OkStatus();
+  return n > 0;
 }
 
 absl::Status PageServer::serve(int faults, int push,
                                absl::FunctionRef<void(const PageServerFigures&)> told) {
+  absl::Status served = run(faults, push, told);
+  // A destination that has all says so and closes both; which of them shows it first is chance.
+  const Deadline deadline = Deadline::in(kLastWords);
+  while (!served.ok() && !complete_ && !deadline.passed()) {
+    pollfd one{faults, POLLIN, 0};
+    if (::poll(&one, 1, deadline.remaining_ms()) <= 0 || !take_in(faults).ok()) break;
+  }
+  if (!complete_) return served;
+  told(figures_);
+  return absl::OkStatus();
+}
+
+absl::Status PageServer::run(int faults, int push,
+                             absl::FunctionRef<void(const PageServerFigures&)> told) {
   faults_ = faults;
   listed_ = complete_ = false;
-  in_.clear();
+  in_bytes_ = 0;
   push_.clear();
   pushed_ = 0;
   figures_ = {};
@@ -247,31 +264,31 @@ absl::Status PageServer::serve(int faults, int push,
       told_at = now;
       told(figures_);
     }
-    const bool to_push = pushed_ < push_.size() || (listed_ && figures_.left > 0);
-    const int64_t wait_ns = to_push ? push_allowed_in_ns() : 0;
-    std::array<pollfd, 2> both{
-        pollfd{faults, POLLIN, 0},
-        pollfd{push, static_cast<short>(to_push && wait_ns == 0 ? POLLIN | POLLOUT : POLLIN), 0}};
-    const int timeout = wait_ns > 0 ? static_cast<int>(wait_ns / 1'000'000) + 1 : kIdleMs;
-    const int ready = ::poll(both.data(), both.size(), std::min(timeout, kIdleMs));
-    if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(pages)");
-    if (both[0].revents != 0) {
-      GW_RETURN_IF_ERROR(take_in(faults));
-      if (complete_) {
-        told(figures_);
-        return absl::OkStatus();
-      }
-    }
-    if ((both[1].revents & POLLOUT) != 0) {
-      GW_RETURN_IF_ERROR(push_some(push));
-    } else if (both[1].revents != 0) {
-      return lost("pages", 0);  // nothing is ever said there
-    }
-    if (monotonic_ns() - alive_at > kAliveEveryNs) {
-      alive_at = monotonic_ns();
+    if (now - alive_at > kAliveEveryNs) {
+      alive_at = now;
       const PageHeader alive = page_header(PageMessage::kAlive, 0, 0, 0);
       GW_RETURN_IF_ERROR(send_all(faults, std::as_bytes(std::span(&alive, 1))));
     }
+    // What is waited for goes before each piece of the rest.
+    GW_RETURN_IF_ERROR(take_in(faults));
+    if (complete_) return absl::OkStatus();
+    const bool to_push = pushed_ < push_.size() || (listed_ && figures_.left > 0);
+    const int64_t wait_ns = to_push ? push_allowed_in_ns() : 0;
+    bool full = false;
+    if (to_push && wait_ns == 0) {
+      GW_ASSIGN_OR_RETURN(const bool taken, push_some(push));
+      if (taken) continue;
+      full = true;
+    }
+    std::array<pollfd, 2> both{
+        pollfd{faults, POLLIN, 0},
+        pollfd{push, static_cast<short>(full ? POLLIN | POLLOUT : POLLIN), 0}};
+    const int64_t timeout = wait_ns > 0 ? wait_ns / 1'000'000 + 1 : kIdleMs;
+    const int ready =
+        ::poll(both.data(), both.size(), static_cast<int>(std::min<int64_t>(timeout, kIdleMs)));
+    if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(pages)");
+    // Nothing is ever said there.
+    if ((both[1].revents & ~POLLOUT) != 0) return lost("pages", 0);
   }
 }
 

@@ -48,6 +48,7 @@ class PageServer {
     std::map<uint64_t, uint64_t> left;  // start to end
   };
   absl::Status take_in(int faults);
+  absl::Status run(int faults, int push, absl::FunctionRef<void(const PageServerFigures&)> told);
   absl::Status obey(const PageHeader& header);
   absl::Status answer(uint64_t space, uint64_t address);
   // At most `most` pages from `address` on that are left, in one run.
@@ -55,7 +56,7 @@ class PageServer {
   static void give_up(Source& source, PageRange range);
   absl::Status append(uint64_t space, Source& source, PageRange range);
   bool fill_push();
-  absl::Status push_some(int push);
+  absl::StatusOr<bool> push_some(int push);
   int64_t push_allowed_in_ns();
   absl::StatusOr<Source*> source_of(uint64_t space);
 
@@ -64,9 +65,10 @@ class PageServer {
   int faults_ = -1;
   bool listed_ = false;
   bool complete_ = false;
-  std::vector<std::byte> in_;    // of the connection for faults, not yet understood
-  std::vector<std::byte> out_;   // what append() makes
-  std::vector<std::byte> push_;  // half-sent
+  std::unique_ptr<std::byte[]> in_;  // of the connection for faults
+  size_t in_bytes_ = 0;              // not yet understood
+  std::vector<std::byte> out_;       // what append() makes
+  std::vector<std::byte> push_;      // half-sent
   size_t pushed_ = 0;
   std::unique_ptr<std::byte[]> page_data_;
   std::vector<PageRange> got_;

@@ -44,6 +44,8 @@ constexpr absl::Duration kFreezeSlice = absl::Microseconds(100);
 
 // What a mover is in the rounds: the caller, the threads that it makes later, and its session.
 void give_way();
+// Not any more: a program waits for it elsewhere. As everybody is.
+void take_part();
 
 // "/autogroup-25 nice 10\n", as /proc/PID/autogroup has it.
 absl::StatusOr<int> parse_session_nice(std::string_view text);
