@@ -41,6 +41,10 @@ LengthBounds length_bounds(FrameType type) {
     case FrameType::kPages:
       return {kPagesFixedBytes + kRunBytes + kPageSize,
               kPagesFixedBytes + kMaxRunsPerFrame * kRunBytes + kMaxPagesPerFrame * kPageSize};
+    case FrameType::kCompressedPages:
+      return {
+          kCompressedFixedBytes + kRunBytes + 1,
+          kCompressedFixedBytes + kMaxRunsPerFrame * kRunBytes + kMaxPagesPerFrame * kPageSize - 1};
     case FrameType::kPagesDropped:
     case FrameType::kPagesMissing:
       return {kPagesFixedBytes + kRunBytes, kPagesFixedBytes + kMaxRunsPerFrame * kRunBytes};
@@ -91,6 +95,15 @@ bool decode_pages_fixed(std::span<const std::byte> payload, uint64_t& space, uin
   return from.ok() && runs >= 1 && runs <= kMaxRunsPerFrame;
 }
 
+bool decode_compressed_fixed(std::span<const std::byte> payload, uint32_t pages, Codec& codec,
+                             uint32_t& stored) {
+  Decoder from(payload);
+  codec = static_cast<Codec>(from.number<uint32_t>());
+  stored = from.number<uint32_t>();
+  return from.ok() && (codec == Codec::kLz4 || codec == Codec::kZstd) && stored > 0 &&
+         stored < pages * kPageSize;
+}
+
 bool decode_runs(Decoder& from, uint32_t count, std::vector<PageRun>& runs,
                  std::string_view& fault) {
   runs.reserve(count);
@@ -118,7 +131,8 @@ bool decode_preamble(Decoder& from, Preamble& to, std::string_view& fault) {
   const auto migration_bytes = from.number<uint32_t>();
   to.workload = from.text(workload_bytes);
   to.migration_id = from.text(migration_bytes);
-  if (to.version != kVersion) fault = "the stream has a version that this program cannot read";
+  if (to.version != kVersion && to.version != kVersionCompressed)
+    fault = "the stream has a version that this program cannot read: it reads 1 and 2";
   if (fault.empty() && to.page_size != kPageSize) fault = "the stream has another page size";
   if (fault.empty()) fault = fault_of_name(to.workload);
   if (fault.empty()) fault = fault_of_name(to.migration_id);
@@ -242,6 +256,7 @@ bool decode_payload(FrameType type, std::span<const std::byte> payload, Frame& f
       good = true;
       break;
     case FrameType::kPages:
+    case FrameType::kCompressedPages:
     case FrameType::kInvalid:
       break;
   }

@@ -21,6 +21,7 @@ inline constexpr size_t kHeaderBytes = 32;
 inline constexpr size_t kHashedHeaderBytes = 24;  // all but the checksum itself
 inline constexpr size_t kRunBytes = 16;
 inline constexpr size_t kPagesFixedBytes = 16;
+inline constexpr size_t kCompressedFixedBytes = 24;
 inline constexpr size_t kMaxPreambleBytes = 32 + 2 * kMaxNameBytes;
 
 //  0        4     6     8          16         24         32
@@ -104,13 +105,16 @@ std::string_view fault_of_kind(std::string_view kind);
 std::string_view fault_of_name(std::string_view name);
 std::string_view fault_of_run(const PageRun& run);
 
-// Payload of any frame but Pages. On failure `fault` says what is wrong. Spans point into
-// `payload`.
+// Payload of any frame but those with pages' contents. On failure `fault` says what is wrong. Spans
+// point into `payload`.
 bool decode_payload(FrameType type, std::span<const std::byte> payload, Frame& frame,
                     std::string_view& fault);
 // Fixed part of a Pages payload: 16 bytes; gives the number of runs and of pages.
 bool decode_pages_fixed(std::span<const std::byte> payload, uint64_t& space, uint32_t& runs,
                         uint32_t& pages);
+// The 8 bytes behind it in a CompressedPages payload; false: out of bounds for that many pages.
+bool decode_compressed_fixed(std::span<const std::byte> payload, uint32_t pages, Codec& codec,
+                             uint32_t& stored);
 bool decode_runs(Decoder& from, uint32_t count, std::vector<PageRun>& runs,
                  std::string_view& fault);
 

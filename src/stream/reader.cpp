@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <new>
 
 #include "base/status.h"
@@ -47,6 +48,8 @@ absl::Status Reader::damaged(std::string_view what) const {
 
 absl::StatusOr<Frame> Reader::next() {
   GW_RETURN_IF_ERROR(broken_);
+  if (unpacked_ != nullptr) data_left_ = 0;
+  unpacked_ = nullptr;
   while (data_left_ > 0) {
     const iovec all = {data_buffer(), std::min(data_left_, kMaxPagesPerFrame * kPageSize)};
     GW_RETURN_IF_ERROR(read_data({&all, 1}));
@@ -65,6 +68,7 @@ absl::StatusOr<Frame> Reader::read_frame() {
   GW_RETURN_IF_ERROR(check_order(header));
   expected_ = header.checksum;
   if (header.type == FrameType::kPages) return read_pages(header);
+  if (header.type == FrameType::kCompressedPages) return read_compressed_pages(header);
 
   GW_RETURN_IF_ERROR(read_payload(header.length));
   GW_RETURN_IF_ERROR(verify(frame_at_));
@@ -152,20 +156,57 @@ absl::StatusOr<Frame> Reader::read_pages(const FrameHeader& header) {
   if (header.length != kPagesFixedBytes + runs * kRunBytes + count * kPageSize)
     return damaged("payload and its inner lengths disagree");
 
-  GW_RETURN_IF_ERROR(read_payload(runs * kRunBytes));
-  Decoder from(std::span<const std::byte>(buffer_).subspan(kPagesFixedBytes));
-  std::string_view fault;
-  if (!decode_runs(from, runs, pages.runs, fault)) return damaged(fault);
-  uint64_t sum = 0;
-  for (const PageRun& run : pages.runs) sum += run.count;
-  if (sum != count) return damaged("page runs do not add up to the pages");
-
+  GW_RETURN_IF_ERROR(read_runs(kPagesFixedBytes, runs, count, pages));
   ++sequence_;
   data_left_ = count * kPageSize;
   if (page_data_ == PageData::kBuffered) {
     const iovec all = {data_buffer(), data_left_};
     GW_RETURN_IF_ERROR(read_data({&all, 1}));
     pages.data = {data_buffer(), count * kPageSize};
+  }
+  return pages;
+}
+
+absl::Status Reader::read_runs(size_t fixed, uint32_t runs, uint32_t count, Pages& pages) {
+  GW_RETURN_IF_ERROR(read_payload(runs * kRunBytes));
+  Decoder from(std::span<const std::byte>(buffer_).subspan(fixed));
+  std::string_view fault;
+  if (!decode_runs(from, runs, pages.runs, fault)) return damaged(fault);
+  uint64_t sum = 0;
+  for (const PageRun& run : pages.runs) sum += run.count;
+  if (sum != count) return damaged("page runs do not add up to the pages");
+  return absl::OkStatus();
+}
+
+// The checksum is of what came; only what it is right for is decompressed.
+absl::StatusOr<Frame> Reader::read_compressed_pages(const FrameHeader& header) {
+  if (version_ != kVersionCompressed) return damaged("compressed pages in a stream of version 1");
+  Pages pages;
+  uint32_t runs = 0;
+  uint32_t count = 0;
+  uint32_t stored = 0;
+  GW_RETURN_IF_ERROR(read_payload(kCompressedFixedBytes));
+  const std::span<const std::byte> fixed(buffer_);
+  if (!decode_pages_fixed(fixed, pages.space, runs, count))
+    return damaged("number of page runs out of bounds");
+  if (count == 0 || count > kMaxPagesPerFrame) return damaged("number of pages out of bounds");
+  if (!decode_compressed_fixed(fixed.subspan(kPagesFixedBytes), count, pages.codec, stored))
+    return damaged("compressed pages of an unknown codec, or of a length out of bounds");
+  if (header.length != kCompressedFixedBytes + runs * kRunBytes + stored)
+    return damaged("payload and its inner lengths disagree");
+  GW_RETURN_IF_ERROR(read_runs(kCompressedFixedBytes, runs, count, pages));
+  GW_RETURN_IF_ERROR(read_payload(stored));
+  GW_RETURN_IF_ERROR(verify(frame_at_));
+  pages.stored = std::span<const std::byte>(buffer_).last(stored);
+  const std::span<std::byte> data(data_buffer(), count * kPageSize);
+  if (!decompressor_.decompress(pages.codec, pages.stored, data))
+    return damaged(fmt::format("{} of compressed pages is damaged", codec_name(pages.codec)));
+  ++sequence_;
+  if (page_data_ == PageData::kBuffered) {
+    pages.data = data;
+  } else {
+    data_left_ = data.size();
+    unpacked_ = data.data();
   }
   return pages;
 }
@@ -179,6 +220,14 @@ absl::Status Reader::read_data(std::span<const iovec> to) {
                       "stream reader: {} bytes of page data asked for, {} are left", bytes,
                       data_left_);
   if (bytes == 0) return absl::OkStatus();
+  if (unpacked_ != nullptr) {
+    for (const iovec& part : to) {
+      std::memcpy(part.iov_base, unpacked_, part.iov_len);
+      unpacked_ += part.iov_len;
+    }
+    data_left_ -= bytes;
+    return absl::OkStatus();
+  }
   absl::Status status = feed_.readv(to);
   if (absl::IsOutOfRange(status) || absl::IsDataLoss(status))
     status = damaged("the stream ends inside a frame");
@@ -196,7 +245,10 @@ absl::Status Reader::read_data(std::span<const iovec> to) {
 
 absl::StatusOr<Frame> Reader::check_epoch(Frame frame) {
   ++sequence_;
-  if (std::holds_alternative<Preamble>(frame)) seen_preamble_ = true;
+  if (const auto* preamble = std::get_if<Preamble>(&frame)) {
+    seen_preamble_ = true;
+    version_ = preamble->version;
+  }
   if (const auto* begin = std::get_if<EpochBegin>(&frame)) {
     if (begin->number != next_epoch_)
       return damaged(fmt::format("epoch {} where epoch {} should be", begin->number, next_epoch_));

@@ -26,10 +26,13 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "stream/checksum.h"
+#include "stream/codec.h"
 
 namespace godwit::stream {
 
 inline constexpr uint32_t kVersion = 1;
+// Compressed pages may be in it. A reader that knows none of them stops at the preamble.
+inline constexpr uint32_t kVersionCompressed = 2;
 inline constexpr size_t kPageSize = 4096;
 inline constexpr size_t kMaxSectionBytes = size_t{64} << 20;
 inline constexpr size_t kMaxPagesPerFrame = 1024;  // 4 MiB
@@ -53,6 +56,7 @@ enum class FrameType : uint16_t {
   kPageHashes = 10,
   kHashesEnd = 11,
   kPagesMissing = 12,  // what they hold comes after the stream: post-copy
+  kCompressedPages = 13,  // contents
 };
 
 // Names one section: the resource's name in the registry and its object: a pid or tid, the id of
@@ -103,6 +107,9 @@ struct Pages {
   uint64_t space = 0;
   std::vector<PageRun> runs;
   std::span<const std::byte> data;  // valid until the next call of the reader
+  // How they came; with a codec, `data` are the pages, and `stored` what was read for them.
+  Codec codec = Codec::kNone;
+  std::span<const std::byte> stored;
 };
 
 struct PagesDropped {
@@ -195,6 +202,10 @@ class Writer {
   // `data` in as many parts as the caller has (no copy is made); their sum is the runs' pages.
   // At most kMaxRunsPerFrame runs and kMaxPagesPerFrame pages; no runs: no frame.
   absl::Status pages(uint64_t space, std::span<const PageRun> runs, std::span<const iovec> data);
+  // `stored`: what a Compressor has made of the runs' pages, smaller than these. Bounds as for
+  // pages(). Only in a stream of kVersionCompressed.
+  absl::Status compressed_pages(uint64_t space, std::span<const PageRun> runs, Codec codec,
+                                std::span<const std::byte> stored);
   // Any number of runs: as many frames as they need.
   absl::Status pages_dropped(uint64_t space, std::span<const PageRun> runs);
   absl::Status pages_missing(uint64_t space, std::span<const PageRun> runs);
@@ -226,6 +237,7 @@ class Writer {
   uint64_t sequence_ = 0;
   uint64_t epoch_frames_ = 0;
   uint64_t running_checksum_ = 0;
+  uint32_t version_ = kVersion;
   bool seen_preamble_ = false;
   bool in_epoch_ = false;
   Checksum checksum_;
@@ -250,7 +262,8 @@ class Reader {
   // With kDeferred, after next() gave Pages: the frame's data in order, straight into `to`, in as
   // many calls as wanted; together data_left() bytes. Runs have been checked for bounds, but not
   // yet against the checksum: the call that takes the last byte does (kDataLoss: what was read is
-  // not to be used). next() reads and checks what was left.
+  // not to be used). next() reads and checks what was left. Of compressed pages all is read and
+  // checked before.
   absl::Status read_data(std::span<const iovec> to);
   size_t data_left() const { return data_left_; }
 
@@ -264,6 +277,9 @@ class Reader {
   absl::Status read_header(struct FrameHeader& header);
   absl::Status check_order(const struct FrameHeader& header) const;
   absl::StatusOr<Frame> read_pages(const struct FrameHeader& header);
+  absl::StatusOr<Frame> read_compressed_pages(const struct FrameHeader& header);
+  // Both: the runs behind the fixed part of `fixed` bytes.
+  absl::Status read_runs(size_t fixed, uint32_t runs, uint32_t count, Pages& pages);
   absl::StatusOr<Frame> check_epoch(Frame frame);
   // Payload bytes into buffer_ behind what is there, hashed.
   absl::Status read_payload(uint64_t bytes);
@@ -277,6 +293,8 @@ class Reader {
   std::vector<std::byte> buffer_;                   // payload without page data
   std::unique_ptr<std::byte[], AlignedFree> data_;  // page data, kMaxPagesPerFrame pages
   size_t data_left_ = 0;
+  const std::byte* unpacked_ = nullptr;  // they are the next bytes of data_, which is complete
+  Decompressor decompressor_;
   uint64_t bytes_ = 0;
   uint64_t frame_at_ = 0;  // offset of the current frame
   uint64_t expected_ = 0;  // checksum in its header
@@ -284,6 +302,7 @@ class Reader {
   uint64_t next_epoch_ = 0;
   uint64_t epoch_frames_ = 0;
   uint64_t running_checksum_ = 0;
+  uint32_t version_ = 0;
   bool seen_preamble_ = false;
   bool in_epoch_ = false;
   Checksum checksum_;

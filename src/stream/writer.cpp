@@ -74,8 +74,9 @@ absl::Status Writer::flush() {
 absl::Status Writer::preamble(const Preamble& preamble) {
   if (seen_preamble_)
     return make_error(absl::StatusCode::kFailedPrecondition, "stream writer: second preamble");
-  if (preamble.version != kVersion || preamble.page_size != kPageSize)
-    return refuse("this program writes version 1 with pages of 4096 bytes");
+  if ((preamble.version != kVersion && preamble.version != kVersionCompressed) ||
+      preamble.page_size != kPageSize)
+    return refuse("this program writes versions 1 and 2 with pages of 4096 bytes");
   for (const std::string& name : {preamble.workload, preamble.migration_id}) {
     if (const auto fault = fault_of_name(name); !fault.empty()) return refuse(fault);
   }
@@ -90,6 +91,7 @@ absl::Status Writer::preamble(const Preamble& preamble) {
       .text(preamble.migration_id);
   GW_RETURN_IF_ERROR(frame(FrameType::kPreamble, head_));
   seen_preamble_ = true;
+  version_ = preamble.version;
   return flush();
 }
 
@@ -144,6 +146,25 @@ absl::Status Writer::pages(uint64_t space, std::span<const PageRun> runs,
   to.number(space).number(static_cast<uint32_t>(runs.size())).number(static_cast<uint32_t>(count));
   encode_runs(to, runs);
   return frame(FrameType::kPages, head_, data);
+}
+
+absl::Status Writer::compressed_pages(uint64_t space, std::span<const PageRun> runs, Codec codec,
+                                      std::span<const std::byte> stored) {
+  GW_RETURN_IF_ERROR(need_epoch());
+  if (version_ != kVersionCompressed) return refuse("compressed pages in a stream of version 1");
+  if (codec != Codec::kLz4 && codec != Codec::kZstd) return refuse("no such codec");
+  GW_ASSIGN_OR_RETURN(const uint64_t count, pages_of(runs));
+  if (stored.empty() || stored.size() >= count * kPageSize)
+    return refuse("compressed pages are not smaller than plain ones");
+  Encoder to(head_);
+  to.number(space)
+      .number(static_cast<uint32_t>(runs.size()))
+      .number(static_cast<uint32_t>(count))
+      .number(static_cast<uint32_t>(codec))
+      .number(static_cast<uint32_t>(stored.size()));
+  encode_runs(to, runs);
+  const iovec tail = {const_cast<std::byte*>(stored.data()), stored.size()};
+  return frame(FrameType::kCompressedPages, head_, {&tail, 1});
 }
 
 absl::Status Writer::pages_dropped(uint64_t space, std::span<const PageRun> runs) {

@@ -59,6 +59,7 @@ struct WriteAgain {
   absl::Status operator()(const Section& f) { return to.section(f.key, f.state); }
   absl::Status operator()(const SectionRemoved& f) { return to.section_removed(f.key); }
   absl::Status operator()(const Pages& f) {
+    if (f.codec != Codec::kNone) return to.compressed_pages(f.space, f.runs, f.codec, f.stored);
     const iovec data = {const_cast<std::byte*>(f.data.data()), f.data.size()};
     return to.pages(f.space, f.runs, {&data, 1});
   }
