@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <ctime>
 
 #include "base/clock.h"
@@ -99,11 +100,19 @@ std::vector<PageSender::Wanted> PageSender::cut(const PageSet& pages) {
   return work;
 }
 
-void PageSender::read(const Wanted& wanted, Batch& batch) {
+void PageSender::read(const Wanted& wanted, size_t slot, ZeroPages zero,
+                      PageCompression::Pipeline pipeline) {
+  Batch& batch = batches_[slot];
   batch.got.clear();
   batch.unreadable.clear();
+  const int64_t begin = monotonic_ns();
   batch.status =
       reader_.read(wanted, {batch.bytes, kBatchPages * kPageSize}, batch.got, batch.unreadable);
+  if (!batch.status.ok()) return;
+  find_zeros(batch, zero);
+  arrange(batch);
+  batch.figures.read_ns = monotonic_ns() - begin;
+  compress(batch, slot, pipeline);
 }
 
 void PageSender::find_zeros(const Batch& batch, ZeroPages zero) {
@@ -121,41 +130,73 @@ void PageSender::find_zeros(const Batch& batch, ZeroPages zero) {
     is_zero_.assign(is_zero_.size(), false);
 }
 
-absl::Status PageSender::write(uint64_t space, const Batch& batch, ZeroPages zero,
-                               PageSet& unreadable) {
-  GW_RETURN_IF_ERROR(batch.status);
-  FAULT_POINT("pages.send");
-  runs_.clear();
-  data_.clear();
-  find_zeros(batch, zero);
-  PageSet zeros;
+void PageSender::arrange(Batch& batch) {
+  batch.runs.clear();
+  batch.data.clear();
+  batch.zeros.clear();
+  batch.figures = {};
   std::byte* bytes = batch.bytes;
-  uint64_t count = 0;
   size_t index = 0;
   for (const PageRange& range : batch.got) {
     for (uint64_t page = range.start; page < range.end; page += kPageSize, bytes += kPageSize) {
       if (is_zero_[index++]) {
-        zeros.add({page, page + kPageSize});
+        batch.zeros.add({page, page + kPageSize});
         continue;
       }
-      ++count;
-      if (!runs_.empty() && runs_.back().address + runs_.back().count * kPageSize == page)
-        ++runs_.back().count;
+      batch.figures.bytes += kPageSize;
+      if (!batch.runs.empty() &&
+          batch.runs.back().address + batch.runs.back().count * kPageSize == page)
+        ++batch.runs.back().count;
       else
-        runs_.push_back({page, 1});
-      if (!data_.empty() &&
-          static_cast<std::byte*>(data_.back().iov_base) + data_.back().iov_len == bytes)
-        data_.back().iov_len += kPageSize;
+        batch.runs.push_back({page, 1});
+      if (!batch.data.empty() &&
+          static_cast<std::byte*>(batch.data.back().iov_base) + batch.data.back().iov_len == bytes)
+        batch.data.back().iov_len += kPageSize;
       else
-        data_.push_back({bytes, kPageSize});
+        batch.data.push_back({bytes, kPageSize});
     }
   }
-  GW_RETURN_IF_ERROR(control_.admit(count * kPageSize));
-  GW_RETURN_IF_ERROR(writer_.pages(space, runs_, data_));
-  GW_RETURN_IF_ERROR(writer_.pages_dropped(space, zeros.runs()));
+}
+
+void PageSender::compress(Batch& batch, size_t slot, PageCompression::Pipeline pipeline) {
+  PageCompression& compression = control_.compression();
+  batch.packed = {};
+  if (batch.data.empty()) return;
+  const stream::Codec codec = compression.choose(batch.figures.bytes, pipeline);
+  if (codec != stream::Codec::kNone) {
+    // Closed up where zero pages were.
+    std::byte* to = batch.bytes;
+    for (const iovec& part : batch.data) {
+      if (part.iov_base != to) std::memmove(to, part.iov_base, part.iov_len);
+      to += part.iov_len;
+    }
+    batch.data.assign(1, {batch.bytes, batch.figures.bytes});
+    batch.packed = compression.compress(codec, {batch.bytes, batch.figures.bytes}, slot);
+  }
+  if (pipeline == PageCompression::Pipeline::kAlone) return;
+  compression.look(batch.data);
+}
+
+absl::Status PageSender::write(uint64_t space, Batch& batch, int64_t previous_ns,
+                               PageSet& unreadable) {
+  GW_RETURN_IF_ERROR(batch.status);
+  FAULT_POINT("pages.send");
+  BatchFigures& figures = batch.figures;
+  const PageCompression::Packed& packed = batch.packed;
+  figures.codec = packed.codec;
+  figures.compress_ns = packed.ns;
+  figures.wire_bytes = packed.stored.empty() ? figures.bytes : packed.stored.size();
+  const int64_t begin = monotonic_ns();
+  GW_RETURN_IF_ERROR(control_.admit(figures.wire_bytes));
+  GW_RETURN_IF_ERROR(PageCompression::write(writer_, space, batch.runs, batch.data, packed));
+  const int64_t end = monotonic_ns();
+  figures.write_ns = end - begin;
+  figures.cycle_ns = previous_ns == 0 ? 0 : end - previous_ns;
+  GW_RETURN_IF_ERROR(writer_.pages_dropped(space, batch.zeros.runs()));
   unreadable.add(batch.unreadable);
-  control_.pages_sent += count;
-  control_.zero_pages += zeros.pages();
+  control_.compression().sent(figures);
+  control_.pages_sent += figures.bytes / kPageSize;
+  control_.zero_pages += batch.zeros.pages();
   control_.pages_skipped += batch.unreadable.pages();
   return absl::OkStatus();
 }
@@ -166,8 +207,8 @@ absl::Status PageSender::send(uint64_t space, const PageSet& pages, ZeroPages ze
   // A hand-over to another thread costs as much as reading some tens of pages.
   if (work.size() > 1) return send_pipelined(space, work, zero, unreadable);
   for (const Wanted& wanted : work) {
-    read(wanted, batches_[0]);
-    GW_RETURN_IF_ERROR(write(space, batches_[0], zero, unreadable));
+    read(wanted, 0, zero, PageCompression::Pipeline::kAlone);
+    GW_RETURN_IF_ERROR(write(space, batches_[0], 0, unreadable));
   }
   return absl::OkStatus();
 }
@@ -176,16 +217,19 @@ absl::Status PageSender::send_pipelined(uint64_t space, std::span<const Wanted> 
                                         ZeroPages zero, PageSet& unreadable) {
   std::unique_lock lock(mutex_);
   work_ = work;
+  zero_ = zero;
   read_ = 0;
   written_ = 0;
   abandoned_ = false;
   reading_ = true;
   changed_.notify_all();
   absl::Status status;
+  int64_t previous_ns = 0;
   for (size_t n = 0; n < work.size() && status.ok(); ++n) {
     changed_.wait(lock, [&] { return read_ > n; });
     lock.unlock();
-    status = write(space, batches_[n % kBatches], zero, unreadable);
+    status = write(space, batches_[n % kBatches], previous_ns, unreadable);
+    previous_ns = monotonic_ns();
     kernel::let_others_run();
     lock.lock();
     written_ = n + 1;
@@ -206,7 +250,7 @@ void PageSender::read_loop() {
       changed_.wait(lock, [&] { return abandoned_ || n < written_ + kBatches; });
       if (abandoned_) break;
       lock.unlock();
-      read(work_[n], batches_[n % kBatches]);
+      read(work_[n], n % kBatches, zero_, PageCompression::Pipeline::kOne);
       kernel::let_others_run();
       lock.lock();
       read_ = n + 1;

@@ -1,6 +1,7 @@
-// From the source's memory into the stream. One thread reads pages while another hashes and writes
-// them; a few buffers of 2 MiB go round between them. An aligned block of 2 MiB that is sent whole
-// is in one frame, so that the other side can make a huge page for it.
+// From the source's memory into the stream. One thread reads pages, and compresses them where that
+// pays, while another hashes and writes them; a few buffers of 2 MiB go round between them. An
+// aligned block of 2 MiB that is sent whole is in one frame, so that the other side can make a huge
+// page for it.
 #ifndef GODWIT_PAGES_SENDER_H_
 #define GODWIT_PAGES_SENDER_H_
 
@@ -15,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "base/ids.h"
+#include "pages/compression.h"
 #include "pages/page_reader.h"
 #include "pages/page_set.h"
 #include "stream/stream.h"
@@ -29,8 +31,11 @@ class SendControl {
   void cancel() { cancelled_ = true; }
   bool cancelled() const { return cancelled_; }
 
-  // Waits until `bytes` may go. kCancelled when cancel() was called.
+  // Waits until `bytes` may go, as they are on the wire. kCancelled when cancel() was called.
   absl::Status admit(uint64_t bytes);
+
+  PageCompression& compression() { return compression_; }
+  const PageCompression& compression() const { return compression_; }
 
   std::atomic<uint64_t> pages_sent{0};     // with contents
   std::atomic<uint64_t> zero_pages{0};     // sent as dropped
@@ -42,6 +47,7 @@ class SendControl {
   std::mutex mutex_;
   double allowance_ = 0;    // bytes; below 0: owed
   int64_t counted_at_ = 0;  // monotonic ns
+  PageCompression compression_;
 };
 
 enum class ZeroPages {
@@ -71,14 +77,22 @@ class PageSender {
     std::vector<PageRange> got;
     PageSet unreadable;
     absl::Status status;
+    // As they go out.
+    std::vector<stream::PageRun> runs;
+    std::vector<iovec> data;
+    PageSet zeros;
+    PageCompression::Packed packed;
+    BatchFigures figures;
   };
-  static constexpr size_t kBatches = 3;
-  static constexpr size_t kBatchPages = 512;
+  static constexpr size_t kBatches = PageCompression::kSlots;
+  static constexpr size_t kBatchPages = PageCompression::kSlotBytes / kPageSize;
 
   static std::vector<Wanted> cut(const PageSet& pages);
-  void read(const Wanted& wanted, Batch& batch);
+  void read(const Wanted& wanted, size_t slot, ZeroPages zero, PageCompression::Pipeline pipeline);
   void find_zeros(const Batch& batch, ZeroPages zero);
-  absl::Status write(uint64_t space, const Batch& batch, ZeroPages zero, PageSet& unreadable);
+  void arrange(Batch& batch);
+  void compress(Batch& batch, size_t slot, PageCompression::Pipeline pipeline);
+  absl::Status write(uint64_t space, Batch& batch, int64_t previous_ns, PageSet& unreadable);
   absl::Status send_pipelined(uint64_t space, std::span<const Wanted> work, ZeroPages zero,
                               PageSet& unreadable);
   void read_loop();
@@ -88,15 +102,14 @@ class PageSender {
   PageReader reader_;
   std::unique_ptr<std::byte[]> memory_;
   Batch batches_[kBatches];
-  std::vector<bool> is_zero_;  // of the pages of the batch that is written
-  std::vector<stream::PageRun> runs_;
-  std::vector<iovec> data_;
+  std::vector<bool> is_zero_;  // of the pages of the batch that is read
 
   // The reading thread fills batch n of work_ into batches_[n % kBatches] while n < written_ +
   // kBatches, and then sets read_ to n + 1.
   std::mutex mutex_;
   std::condition_variable changed_;
   std::span<const Wanted> work_;
+  ZeroPages zero_ = ZeroPages::kDrop;
   size_t read_ = 0;
   size_t written_ = 0;
   bool reading_ = false;

@@ -1,8 +1,11 @@
 #include "pages/sender.h"
 
 #include <gtest/gtest.h>
+#include <sys/uio.h>
 
 #include <cstring>
+#include <map>
+#include <random>
 #include <string>
 
 #include "base/clock.h"
@@ -18,6 +21,12 @@ constexpr uint64_t B = 0x2000'0000'0000;
 class CountingSink final : public stream::Sink {
  public:
   absl::Status write(std::span<const iovec> parts) override {
+    if (bytes_per_s > 0) {
+      uint64_t size = 0;
+      for (const iovec& part : parts) size += part.iov_len;
+      const timespec time{0, static_cast<long>(size * 1'000'000'000 / bytes_per_s)};
+      ::nanosleep(&time, nullptr);
+    }
     for (const iovec& part : parts) {
       bytes += part.iov_len;
       if (keep == nullptr) continue;
@@ -29,6 +38,7 @@ class CountingSink final : public stream::Sink {
   absl::Status flush() override { return absl::OkStatus(); }
   uint64_t bytes = 0;
   uint64_t fail_after = UINT64_MAX;
+  uint64_t bytes_per_s = 0;
   std::string* keep = nullptr;
 };
 
@@ -49,7 +59,9 @@ class TextFeed final : public stream::Feed {
 struct Path {
   explicit Path(std::string* keep = nullptr) : writer(sink), sender(puppet.pid(), writer, control) {
     sink.keep = keep;
-    EXPECT_TRUE(writer.preamble({}).ok());
+    stream::Preamble preamble;
+    preamble.version = stream::kVersionCompressed;
+    EXPECT_TRUE(writer.preamble(preamble).ok());
     EXPECT_TRUE(writer.begin_epoch(false).ok());
   }
   absl::Status send(PageSet pages, ZeroPages zero = ZeroPages::kDrop) {
@@ -181,6 +193,115 @@ TEST(PageSender, CancelFailureAndDeathEndIt) {
   ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(dead.puppet.pid().value), &info, WEXITED | WNOWAIT),
             0);
   EXPECT_EQ(errno_of(dead.send(all)), ESRCH);
+}
+
+// Every page of the stream, by its address; what was dropped is zero.
+std::map<uint64_t, std::string> pages_in(const std::string& bytes, uint64_t& compressed) {
+  TextFeed feed(bytes);
+  stream::Reader reader(feed);
+  std::map<uint64_t, std::string> pages;
+  for (auto frame = reader.next(); frame.ok(); frame = reader.next()) {
+    if (const auto* dropped = std::get_if<stream::PagesDropped>(&*frame))
+      for (const stream::PageRun& run : dropped->runs)
+        for (uint64_t i = 0; i < run.count; ++i)
+          pages[run.address + i * P] = std::string(P, char{0});
+    const auto* sent = std::get_if<stream::Pages>(&*frame);
+    if (sent == nullptr) continue;
+    const auto* at = reinterpret_cast<const char*>(sent->data.data());
+    for (const stream::PageRun& run : sent->runs)
+      for (uint64_t i = 0; i < run.count; ++i, at += P) {
+        pages[run.address + i * P].assign(at, P);
+        compressed += sent->codec == stream::Codec::kNone ? 0 : 1;
+      }
+  }
+  return pages;
+}
+
+void put(const Puppet& puppet, uint64_t address, std::string& bytes) {
+  const iovec from = {bytes.data(), bytes.size()};
+  const iovec to = {reinterpret_cast<void*>(address), bytes.size()};
+  ASSERT_EQ(::process_vm_writev(puppet.pid().value, &from, 1, &to, 1, 0),
+            static_cast<ssize_t>(bytes.size()));
+}
+
+// Pages of words, zero pages among them; and one block of what does not shrink.
+void fill_mixed(Puppet& puppet, uint64_t pages) {
+  puppet.map(B, pages * P);
+  std::mt19937 random(1);
+  for (uint64_t i = 0; i < pages; ++i) {
+    if (i % 7 == 3) continue;
+    if (i / 512 == 2) {
+      puppet.fill(B + i * P, P, i);
+      continue;
+    }
+    std::string page;
+    while (page.size() < P) page += std::to_string(random() % 900) + " words of it, ";
+    page.resize(P);
+    put(puppet, B + i * P, page);
+  }
+}
+
+TEST(PageSender, EveryCodecCarriesTheSamePages) {
+  constexpr uint64_t kPages = 4096 + 100;
+  std::map<uint64_t, std::string> plain;
+  for (const Compress compress : {Compress::kNone, Compress::kLz4, Compress::kZstd}) {
+    std::string bytes;
+    Path path(&bytes);
+    path.control.compression().set(compress);
+    fill_mixed(path.puppet, kPages);
+    ASSERT_TRUE(path.send({{B, B + kPages * P}}).ok());
+    ASSERT_TRUE(path.writer.end_epoch().ok());
+    uint64_t compressed = 0;
+    const auto pages = pages_in(bytes, compressed);
+    ASSERT_EQ(pages.size(), kPages);
+    if (compress == Compress::kNone) plain = pages;
+    EXPECT_TRUE(pages == plain);
+    const PageCompression& figures = path.control.compression();
+    EXPECT_EQ(figures.bytes(), path.control.pages_sent * P);
+    if (compress == Compress::kNone) {
+      EXPECT_EQ(compressed, 0u);
+      EXPECT_EQ(figures.wire_bytes(), figures.bytes());
+      EXPECT_EQ(figures.used(), "none");
+      continue;
+    }
+    // All but those of the third block, which do not shrink.
+    EXPECT_LT(figures.wire_bytes(), figures.bytes() / 3);
+    EXPECT_GT(figures.wire_bytes(), 400 * P);
+    EXPECT_GT(compressed, path.control.pages_sent - 512);
+    EXPECT_LT(compressed, path.control.pages_sent - 400);
+    EXPECT_EQ(figures.used(), compress == Compress::kLz4 ? "lz4" : "zstd");
+  }
+}
+
+TEST(PageSender, AHandfulOfPagesGoesAsItIs) {
+  std::string bytes;
+  Path path(&bytes);
+  path.control.compression().set(Compress::kZstd);
+  fill_mixed(path.puppet, 64);
+  ASSERT_TRUE(path.send({{B, B + 8 * P}}).ok());
+  EXPECT_EQ(path.control.compression().used(), "none");
+  ASSERT_TRUE(path.send({{B, B + 64 * P}}).ok());
+  EXPECT_EQ(path.control.compression().used(), "zstd");
+}
+
+TEST(PageSender, ASlowLinkIsFoundAndSoIsALimit) {
+  for (const bool limited : {false, true}) {
+    Path path;
+    path.control.compression().set(Compress::kAuto);
+    fill_mixed(path.puppet, 512 * 40);
+    constexpr uint64_t kRate = uint64_t{100} << 20;
+    if (limited)
+      path.control.set_bytes_per_second(kRate);
+    else
+      path.sink.bytes_per_s = kRate;
+    const int64_t before = monotonic_ns();
+    ASSERT_TRUE(path.send({{B, B + 512 * 40 * P}}).ok());
+    const double took = static_cast<double>(monotonic_ns() - before) * 1e-9;
+    const PageCompression& figures = path.control.compression();
+    EXPECT_NE(figures.used(), "none") << limited;
+    EXPECT_LT(figures.wire_bytes(), figures.bytes() * 2 / 3) << limited;
+    EXPECT_LT(took, static_cast<double>(figures.bytes()) / kRate) << limited;
+  }
 }
 
 TEST(PageSender, RateIsKept) {

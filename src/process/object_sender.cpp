@@ -5,7 +5,9 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace godwit::process {
@@ -58,6 +60,7 @@ absl::Status ObjectSender::send_data(uint64_t start, uint64_t end, stream::Write
   buffer_.resize(kChunk);
   for (uint64_t at = start; at < end; at += kChunk) {
     const uint64_t bytes = std::min(kChunk, end - at);
+    const int64_t begin = monotonic_ns();
     const ssize_t got = ::pread(fd_.get(), buffer_.data(), bytes, static_cast<off_t>(at));
     if (got < 0) return errno_status(errno, fmt::format("pread(shared object, at {})", at));
     // The last page of an object may end inside of it.
@@ -78,9 +81,45 @@ absl::Status ObjectSender::send_data(uint64_t start, uint64_t end, stream::Write
       ++control.pages_sent;
     }
     if (runs.empty()) continue;
-    if (limited) GW_RETURN_IF_ERROR(control.admit(bytes));
-    GW_RETURN_IF_ERROR(writer.pages(stream::kSharedSpace | id_, runs, parts));
+    GW_RETURN_IF_ERROR(send_pages(runs, parts, writer, control, limited, begin));
   }
+  return absl::OkStatus();
+}
+
+// One thread reads, compresses and writes. While the program runs the choice is told of it as of
+// any other batch, and finds out what that gains.
+absl::Status ObjectSender::send_pages(std::span<const stream::PageRun> runs,
+                                      std::span<const iovec> parts, stream::Writer& writer,
+                                      pages::SendControl& control, bool limited, int64_t begin_ns) {
+  using Pipeline = pages::PageCompression::Pipeline;
+  pages::PageCompression& compression = control.compression();
+  pages::BatchFigures figures;
+  for (const iovec& part : parts) figures.bytes += part.iov_len;
+  figures.read_ns = monotonic_ns() - begin_ns;
+  pages::PageCompression::Packed packed;
+  figures.codec = compression.choose(figures.bytes, limited ? Pipeline::kOne : Pipeline::kAlone);
+  if (figures.codec != stream::Codec::kNone) {
+    // The hashes are known: what was not changed may be overwritten.
+    std::byte* to = buffer_.data();
+    for (const iovec& part : parts) {
+      if (part.iov_base != to) std::memmove(to, part.iov_base, part.iov_len);
+      to += part.iov_len;
+    }
+    packed = compression.compress(figures.codec, {buffer_.data(), figures.bytes}, 0);
+    figures.compress_ns = packed.ns;
+  }
+  const iovec closed_up = {buffer_.data(), figures.bytes};
+  if (figures.codec != stream::Codec::kNone) parts = {&closed_up, 1};
+  if (limited) compression.look(parts);
+  figures.wire_bytes = packed.stored.empty() ? figures.bytes : packed.stored.size();
+  const int64_t write_begin = monotonic_ns();
+  if (limited) GW_RETURN_IF_ERROR(control.admit(figures.wire_bytes));
+  GW_RETURN_IF_ERROR(
+      pages::PageCompression::write(writer, stream::kSharedSpace | id_, runs, parts, packed));
+  const int64_t end = monotonic_ns();
+  figures.write_ns = end - write_begin;
+  figures.cycle_ns = limited ? end - begin_ns : 0;
+  compression.sent(figures);
   return absl::OkStatus();
 }
 

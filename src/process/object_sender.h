@@ -29,6 +29,10 @@ class ObjectSender {
  private:
   absl::Status send_data(uint64_t start, uint64_t end, stream::Writer& writer,
                          pages::SendControl& control, bool limited);
+  // Of buffer_, which began to be read at `begin_ns`.
+  absl::Status send_pages(std::span<const stream::PageRun> runs, std::span<const iovec> parts,
+                          stream::Writer& writer, pages::SendControl& control, bool limited,
+                          int64_t begin_ns);
   absl::Status drop(uint64_t start, uint64_t end, stream::Writer& writer);
   uint64_t id_;
   UniqueFd fd_;

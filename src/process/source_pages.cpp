@@ -15,6 +15,7 @@ absl::StatusOr<RoundResult> Source::send_pages(stream::Writer& writer, bool froz
   const uint64_t sent_before = control_.pages_sent;
   const uint64_t zero_before = control_.zero_pages;
   const uint64_t bytes_before = writer.bytes_written();
+  const uint64_t saved_before = control_.compression().saved();
   if (frozen) {
     GW_RETURN_IF_ERROR(scanner_->wait());
     spans_.mark("scan");
@@ -34,6 +35,7 @@ absl::StatusOr<RoundResult> Source::send_pages(stream::Writer& writer, bool froz
   result.pages = control_.pages_sent - sent_before;
   result.zero_pages = control_.zero_pages - zero_before;
   result.bytes = writer.bytes_written() - bytes_before;
+  result.saved = control_.compression().saved() - saved_before;
   result.total_ns = monotonic_ns() - begin;
   return result;
 }

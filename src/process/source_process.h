@@ -55,6 +55,7 @@ struct RoundResult {
   uint64_t pages = 0;       // with contents
   uint64_t zero_pages = 0;  // and dropped ones
   uint64_t bytes = 0;       // written to the stream
+  uint64_t saved = 0;       // that would have been more without compression
   int64_t lead_ns = 0;      // before pages, and in scans
   int64_t total_ns = 0;
 };
