@@ -10,7 +10,7 @@ namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, file, node;
+  std::string name, file, node, compress = "none";
   bool leave_running = false, with_files = false, verify = false, json = false, verbose = false,
        quiet = false;
 };
@@ -34,6 +34,7 @@ int checkpoint(const Context& context, const Options& options) {
   request.set_leave_running(options.leave_running);
   request.set_with_files(options.with_files);
   request.set_verify(options.verify);
+  request.set_compress(options.compress);
   return follow_move(context.socket, output_of(options),
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
                        return stub.Checkpoint(&call, request);
@@ -77,6 +78,12 @@ void add_checkpoint(CLI::App& app, Context& context) {
   command->add_flag("--verify", options->verify,
                     "also the hash of every page: a restore compares what it has made with them "
                     "before it lets it run");
+  command
+      ->add_option("--compress", options->compress,
+                   "pages in the file: zstd for the smallest, lz4 for a quick one; auto where "
+                   "the disk is slower than compressing; none")
+      ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
+      ->capture_default_str();
   add_output_flags(command, *options);
   command->footer("What is in the file: godwit image show FILE.");
   command->callback([&context, options] { context.exit_code = checkpoint(context, *options); });

@@ -99,7 +99,11 @@ void count(const stream::Frame& frame, Image& image, Sections& sections) {
   } else if (const auto* removed = std::get_if<stream::SectionRemoved>(&frame)) {
     sections.erase(removed->key);
   } else if (const auto* pages = std::get_if<stream::Pages>(&frame)) {
-    epoch.pages += pages_in(pages->runs);
+    const uint64_t count = pages_in(pages->runs);
+    epoch.pages += count;
+    const bool plain = pages->codec == stream::Codec::kNone;
+    epoch.page_bytes += plain ? pages->data.size() : pages->stored.size();
+    if (!plain) epoch.compressed_pages[std::string(stream::codec_name(pages->codec))] += count;
   } else if (const auto* dropped = std::get_if<stream::PagesDropped>(&frame)) {
     epoch.dropped_pages += pages_in(dropped->runs);
   } else if (const auto* blocks = std::get_if<stream::FileBlocks>(&frame)) {

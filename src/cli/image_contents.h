@@ -22,9 +22,11 @@ struct ImageEpoch {
   bool final = false;
   uint64_t frames = 0;
   uint64_t sections = 0;
-  uint64_t pages = 0;          // with contents
-  uint64_t dropped_pages = 0;  // given back, or all zero
-  uint64_t file_changes = 0;   // of the writable layer
+  uint64_t pages = 0;                                     // with contents
+  uint64_t page_bytes = 0;                                // what these take in the file
+  std::map<std::string, uint64_t> compressed_pages = {};  // of them, by codec
+  uint64_t dropped_pages = 0;                             // given back, or all zero
+  uint64_t file_changes = 0;                              // of the writable layer
   uint64_t file_bytes = 0;
   uint64_t bytes = 0;  // in the file
 };

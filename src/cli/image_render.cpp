@@ -64,13 +64,22 @@ std::string what_of(const Image& image, uint64_t description) {
   return found == image.descriptions.end() ? "?" : printable(found->second.text);
 }
 
+std::string codecs_text(const ImageEpoch& epoch) {
+  std::string text;
+  for (const auto& [codec, pages] : epoch.compressed_pages)
+    text += (text.empty() ? "" : "+") + codec;
+  return text.empty() ? "none" : text;
+}
+
 std::string epochs_text(const Image& image) {
-  Table table({"EPOCH", "TAKEN", "SECTIONS", "PAGES", "DROPPED", "FILE CHANGES", "SIZE"});
+  Table table({"EPOCH", "TAKEN", "SECTIONS", "PAGES", "PLAIN", "STORED", "CODEC", "DROPPED",
+               "FILE CHANGES", "SIZE"});
   for (const ImageEpoch& each : image.epochs)
     table.row({std::to_string(each.number), each.final ? "frozen" : "running",
                std::to_string(each.sections), std::to_string(each.pages),
-               std::to_string(each.dropped_pages), std::to_string(each.file_changes),
-               format_bytes(each.bytes)});
+               format_bytes(each.pages * stream::kPageSize), format_bytes(each.page_bytes),
+               codecs_text(each), std::to_string(each.dropped_pages),
+               std::to_string(each.file_changes), format_bytes(each.bytes)});
   return table.str();
 }
 
@@ -224,6 +233,9 @@ void image_json(Json& json, const Image& image) {
         .number("frames", each.frames)
         .number("sections", each.sections)
         .number("pages", each.pages)
+        .number("page_bytes", each.pages * stream::kPageSize)
+        .number("page_bytes_stored", each.page_bytes)
+        .text("compression", codecs_text(each))
         .number("dropped_pages", each.dropped_pages)
         .number("file_changes", each.file_changes)
         .number("file_bytes", each.file_bytes)

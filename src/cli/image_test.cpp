@@ -114,6 +114,35 @@ TEST_F(ImageTest, ShowsWhatIsInIt) {
     EXPECT_THAT(json.str(), HasSubstr(field));
 }
 
+TEST_F(ImageTest, SaysHowPagesAreStored) {
+  const auto sink = stream::fd_sink(fd_);
+  stream::Writer writer(*sink);
+  stream::Preamble version_2 = preamble();
+  version_2.version = stream::kVersionCompressed;
+  ASSERT_TRUE(writer.preamble(version_2).ok());
+  ASSERT_TRUE(writer.begin_epoch(true).ok());
+  const std::vector<std::byte> page(stream::kPageSize, std::byte{'x'});
+  const iovec part{const_cast<std::byte*>(page.data()), page.size()};
+  const stream::PageRun run{0x1000, 1};
+  ASSERT_TRUE(writer.pages(2, {&run, 1}, {&part, 1}).ok());
+  std::vector<std::byte> stored(page.size());
+  stored.resize(stream::Compressor().compress(stream::Codec::kZstd, page, stored, [] {}));
+  ASSERT_TRUE(writer.compressed_pages(2, {&run, 1}, stream::Codec::kZstd, stored).ok());
+  ASSERT_TRUE(writer.end_epoch().ok());
+  ASSERT_EQ(::lseek(fd_, 0, SEEK_SET), 0);
+
+  const auto image = read();
+  ASSERT_TRUE(image.ok()) << message_of(image.status());
+  EXPECT_EQ(image->epochs[0].page_bytes, stream::kPageSize + stored.size());
+  EXPECT_THAT(image_text(*image, false), HasSubstr("8.0 KiB  4.0 KiB  zstd"));
+  Json json;
+  image_json(json, *image);
+  for (const std::string& field :
+       {std::string("\"compression\": \"zstd\""), std::string("\"page_bytes\": 8192"),
+        "\"page_bytes_stored\": " + std::to_string(stream::kPageSize + stored.size())})
+    EXPECT_THAT(json.str(), HasSubstr(field));
+}
+
 TEST_F(ImageTest, SaysWhenItCannotBeRestored) {
   write_image(false);
   const auto image = read();

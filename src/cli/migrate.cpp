@@ -9,7 +9,7 @@ namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, node, strategy = "precopy", max_downtime, bandwidth;
+  std::string name, node, strategy = "precopy", max_downtime, bandwidth, compress = "auto";
   bool resume = false, source_lost = false;
   bool dry_run = false, verify = false, json = false, verbose = false, quiet = false;
 };
@@ -36,6 +36,7 @@ int migrate(const Context& context, const Options& options) {
   request.set_dry_run(options.dry_run);
   request.set_verbose(options.verbose);
   request.set_verify(options.verify);
+  request.set_compress(options.compress);
   if (!options.max_downtime.empty()) {
     const auto limit = parse_duration_ns(options.max_downtime);
     if (!limit.ok()) return complain(annotate(limit.status(), "--max-downtime"), kUsage);
@@ -75,7 +76,14 @@ void add_migrate(CLI::App& app, Context& context) {
       "the service is stopped once what is left takes no longer than this (default: "
       "50ms)");
   command->add_option("--bandwidth", o.bandwidth,
-                      "limit while it runs, a second: 100MiB, 1Gbit (default: none)");
+                      "limit while it runs, a second, as on the wire: 100MiB, 1Gbit (default: "
+                      "none)");
+  command
+      ->add_option("--compress", o.compress,
+                   "pages on their way: auto tries lz4 and zstd while it measures, and keeps what "
+                   "makes the move quicker; none, lz4, zstd")
+      ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
+      ->capture_default_str();
   command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");
   command->add_flag("--verify", o.verify,
                     "before it runs there, compare every page and mapping of every process with "
@@ -95,7 +103,8 @@ void add_migrate(CLI::App& app, Context& context) {
       "Exit codes: 0 moved; 3 it cannot move, the reasons are printed and nothing was touched;\n"
       "4 it was tried, and the service runs on where it was; 1 another error.\n\n"
       "JSON fields: name, node (where the service is now), outcome (moved, rolled_back, refused,\n"
-      "movable), error, strategy, rounds, freeze_ns, total_ns, bytes_wire, setup_ns,\n"
+      "movable), error, strategy, rounds, freeze_ns, total_ns, bytes_wire, bytes_pages,\n"
+      "bytes_pages_wire (pages before and after compression), compression, setup_ns,\n"
       "first_stop_ns, pages_sent, pages_zero, source_cpu_ns, processes, threads, descriptors,\n"
       "connections, frames_replayed, pages_left_behind, page_faults, post_copy_ns, spans, "
       "refusals.");

@@ -20,6 +20,9 @@ void statistics_json(Json& json, const api::MigrationStatistics& s) {
       .number("setup_ns", s.setup_ns())
       .number("first_stop_ns", s.first_stop_ns())
       .number("bytes_wire", s.bytes_wire())
+      .number("bytes_pages", s.bytes_pages())
+      .number("bytes_pages_wire", s.bytes_pages_wire())
+      .text("compression", s.compression())
       .number("pages_sent", s.pages_sent())
       .number("pages_zero", s.pages_zero())
       .number("source_cpu_ns", s.source_cpu_ns())
@@ -35,6 +38,17 @@ void statistics_json(Json& json, const api::MigrationStatistics& s) {
   for (const api::MigrationSpan& each : s.spans())
     json.object().text("name", each.name()).number("ns", each.ns()).end();
   json.end();
+}
+
+// "pages 1.0 GiB, 0.3 GiB on the wire (3.4 times less, zstd)"
+std::string compression_text(const api::MigrationStatistics& s) {
+  if (s.bytes_pages_wire() == 0 || s.bytes_pages_wire() == s.bytes_pages())
+    return fmt::format("pages {}, not compressed", format_bytes(s.bytes_pages()));
+  return fmt::format(
+      "pages {}, {} on the wire ({:.1f} times less, {})", format_bytes(s.bytes_pages()),
+      format_bytes(s.bytes_pages_wire()),
+      static_cast<double>(s.bytes_pages()) / static_cast<double>(s.bytes_pages_wire()),
+      s.compression());
 }
 
 std::string quoted_if_needed(const std::string& word) {
@@ -222,6 +236,7 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
         s.processes(), s.threads(), s.descriptors(), s.connections(), s.pages_sent(),
         s.pages_zero(), format_ns(s.setup_ns()), format_ns(s.first_stop_ns()),
         format_ns(s.source_cpu_ns()), s.frames_replayed());
+    if (s.bytes_pages() > 0) out += "  " + compression_text(s) + "\n";
     for (const api::MigrationSpan& each : s.spans())
       out += fmt::format("  {:<32}{:>12}\n", each.name(), format_ns(each.ns()));
   }

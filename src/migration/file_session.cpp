@@ -51,10 +51,7 @@ absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
   GW_ASSIGN_OR_RETURN(const UniqueFd fd, create_image(partial));
   const auto sink = stream::fd_sink(fd.get());
   stream::Writer writer(*sink);
-  stream::Preamble preamble;
-  preamble.workload = start.service();
-  preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
-  GW_RETURN_IF_ERROR(writer.preamble(preamble));
+  GW_RETURN_IF_ERROR(writer.preamble(preamble_of(start)));
   GW_RETURN_IF_ERROR(workload.prepare());
   // One round while it runs, so that the freeze has little to write.
   GW_RETURN_IF_ERROR(workload.round(writer).status());
@@ -77,6 +74,15 @@ absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
 }
 
 }  // namespace
+
+stream::Preamble preamble_of(const MoverStart& start) {
+  const bool compressed = !start.compress().empty() && start.compress() != "none";
+  stream::Preamble preamble;
+  preamble.version = compressed ? stream::kVersionCompressed : stream::kVersion;
+  preamble.workload = start.service();
+  preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
+  return preamble;
+}
 
 Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
   const int64_t begin = monotonic_ns();

@@ -25,6 +25,9 @@ Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonL
 
 Finished failed(Outcome outcome, const absl::Status& status);
 
+// What the source's or the file's stream begins with.
+stream::Preamble preamble_of(const MoverStart& start);
+
 }  // namespace godwit::migration
 
 #endif  // GODWIT_MIGRATION_SESSION_H_

@@ -1,6 +1,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <memory>
@@ -109,10 +110,8 @@ class SourceSession {
     messages_ = std::make_unique<PeerMessages>(std::move(messages));
     sink_ = stream::fd_sink(stream_fd_.get());
     writer_ = std::make_unique<stream::Writer>(*sink_);
-    stream::Preamble preamble;
-    preamble.workload = start_.service();
+    stream::Preamble preamble = preamble_of(start_);
     preamble.migration_id = start_.migration_id();
-    preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
     workload_.on_question([this]() -> absl::StatusOr<WantedFiles> {
       GW_ASSIGN_OR_RETURN(const PeerMessage answer, wait_for_answer(PeerMessage::kWantedFiles));
       return answer.wanted_files();
@@ -134,6 +133,8 @@ class SourceSession {
       GW_RETURN_IF_ERROR(round.status());
       GW_RETURN_IF_ERROR(wait_for_applied());
       round->duration_ns = monotonic_ns() - begin;
+      wire_share_ = static_cast<double>(round->wire_bytes) /
+                    static_cast<double>(std::max<uint64_t>(1, round->bytes));
       ++rounds_;
       FAULT_POINT("source.round_done");
       const Decision decision = decider.after_round(*round);
@@ -401,7 +402,7 @@ class SourceSession {
     progress.set_phase(phase);
     progress.set_round(rounds_);
     progress.set_pages_left(decision.expected_pages);
-    progress.set_bytes_per_s(static_cast<uint64_t>(decision.bytes_per_s));
+    progress.set_bytes_per_s(static_cast<uint64_t>(decision.bytes_per_s * wire_share_));
     progress.set_dirty_pages_per_s(static_cast<uint64_t>(decision.dirty_pages_per_s));
     progress.set_time_left_ns(decision.expected_downtime_ns);
     daemon_.progress(progress);
@@ -465,6 +466,7 @@ class SourceSession {
   bool frozen_ = false;
   bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
+  double wire_share_ = 1;  // of the last round's bytes
   bool end_mark_sent_ = false;
   bool left_pages_ = false;  // post-copy
   bool committed_ = false;   // it runs there

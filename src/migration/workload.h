@@ -20,10 +20,11 @@ namespace godwit::migration {
 struct RoundFigures {
   uint64_t pages = 0;  // with contents
   uint64_t zero_pages = 0;
-  uint64_t bytes = 0;       // on the wire
+  uint64_t bytes = 0;       // as they would be on the wire without compression
   int64_t duration_ns = 0;  // all of the round
   // Of it, before the first page was on its way: what the link has no part in.
   int64_t lead_ns = 0;
+  uint64_t wire_bytes = 0;
 };
 
 struct PageFigures {

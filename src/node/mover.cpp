@@ -62,6 +62,9 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
       if (start.with_files()) (*source)->carry_all_files();
       if (start.verify()) (*source)->verify_pages();
+      // The daemon has looked at the name.
+      (*source)->compress_pages(
+          pages::compress_named(start.compress()).value_or(pages::Compress::kNone));
       return start.role() == migration::ROLE_SOURCE
                  ? migration::run_source(start, **source, daemon)
                  : migration::run_checkpoint(start, **source, daemon);

@@ -11,6 +11,7 @@
 #include "capsule/root_fs.h"
 #include "network/hold.h"
 #include "node/node.h"
+#include "stream/stream.h"
 
 namespace godwit::node {
 namespace {
@@ -149,6 +150,7 @@ absl::Status ReplicaSession::start_mover() {
   reply_.set_host(node_.config().listen_host);
   reply_.set_port(first->listening());
   reply_.set_token(token);
+  reply_.set_stream_version(stream::kVersionCompressed);
   return absl::OkStatus();
 }
 

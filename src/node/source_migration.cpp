@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "capsule/capsule.h"
+#include "node/compress_option.h"
 #include "node/node.h"
 
 namespace godwit::node {
@@ -112,6 +113,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
     return make_error(absl::StatusCode::kInvalidArgument, "service {} is on {} already",
                       request.name(), self);
   GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_of(request));
+  GW_RETURN_IF_ERROR(check_compress(request.compress()));
   GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
   GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
   entry_.set_id(random_id());
@@ -129,6 +131,9 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   on_progress_(preparing);
   const absl::Status prepared = prepare_destination(request.verbose());
   if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), Node::Undone::kAll);
+  const auto compress = compress_for(request.compress(), replica_, entry_.peer());
+  if (!compress.ok())
+    return rolled_back(std::string(message_of(compress.status())), Node::Undone::kAll);
   if (user_cancelled_()) return rolled_back("cancelled", Node::Undone::kAll);
 
   migration::MoverStart start = describe(migration::ROLE_SOURCE);
@@ -141,6 +146,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   start.set_verbose(request.verbose());
   start.set_verify(request.verify());
   entry_.set_bytes_per_s(request.bandwidth_bytes_per_s());
+  start.set_compress(*compress);
   const absl::Status started = start_mover(std::move(start));
   if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   return conclude(follow());
@@ -418,6 +424,7 @@ void SourceMigration::take_down() {
 
 absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
     const api::CheckpointRequest& request) {
+  GW_RETURN_IF_ERROR(check_compress(request.compress()));
   GW_RETURN_IF_ERROR(check(request.name(), "being saved to a file"));
   entry_.set_id(random_id());
   entry_.set_service(request.name());
@@ -433,6 +440,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   start.set_leave_running(request.leave_running());
   start.set_with_files(request.with_files());
   start.set_verify(request.verify());
+  start.set_compress(request.compress());
   start.set_strategy(request.leave_running() ? migration::STRATEGY_PRECOPY
                                              : migration::STRATEGY_COLD);
   const absl::Status started = start_mover(std::move(start));
@@ -484,6 +492,9 @@ api::MigrationStatistics statistics_of(const migration::Statistics& from) {
   to.set_page_faults(from.page_faults());
   to.set_post_copy_ns(from.post_copy_ns());
   to.set_bytes_wire(from.bytes_wire());
+  to.set_bytes_pages(from.bytes_pages());
+  to.set_bytes_pages_wire(from.bytes_pages_wire());
+  to.set_compression(from.compression());
   to.set_pages_sent(from.pages_sent());
   to.set_pages_zero(from.pages_zero());
   to.set_source_cpu_ns(from.cpu_ns());

@@ -172,9 +172,10 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer&
                                                              : source_->round(writer, extra));
   return migration::RoundFigures{.pages = result.pages,
                                  .zero_pages = result.zero_pages,
-                                 .bytes = result.bytes,
+                                 .bytes = result.bytes + result.saved,
                                  .duration_ns = result.total_ns,
-                                 .lead_ns = result.lead_ns};
+                                 .lead_ns = result.lead_ns,
+                                 .wire_bytes = result.bytes};
 }
 
 absl::Status ServiceSource::freeze() {
@@ -199,9 +200,10 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Write
   GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->final_pages(writer));
   return migration::RoundFigures{.pages = result.pages,
                                  .zero_pages = result.zero_pages,
-                                 .bytes = result.bytes,
+                                 .bytes = result.bytes + result.saved,
                                  .duration_ns = result.total_ns,
-                                 .lead_ns = result.lead_ns};
+                                 .lead_ns = result.lead_ns,
+                                 .wire_bytes = result.bytes};
 }
 
 absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
@@ -265,6 +267,10 @@ void ServiceSource::describe(migration::Statistics& statistics) {
   statistics.set_threads(counts.threads);
   statistics.set_descriptors(counts.descriptors);
   statistics.set_connections(counts.connections);
+  const pages::PageCompression& compression = source_->control().compression();
+  statistics.set_bytes_pages(compression.bytes());
+  statistics.set_bytes_pages_wire(compression.wire_bytes());
+  statistics.set_compression(compression.used());
   statistics.set_pages_sent(source_->control().pages_sent);
   statistics.set_pages_zero(source_->control().zero_pages);
   statistics.set_first_stop_ns(source_->longest_stop_ns());

@@ -39,6 +39,8 @@ class ServiceSource final : public migration::SourceWorkload {
   // So does the content of every file in use below the layer.
   void carry_all_files() { all_files_ = true; }
 
+  void compress_pages(pages::Compress compress) { source_->control().compression().set(compress); }
+
   // Every page is to be compared with the replica's.
   void verify_pages() { source_->verify_pages(); }
 

@@ -1,11 +1,12 @@
 // A service for tests and benchmarks: an echo server whose memory is checked all the time.
 //
 //   memory_server --port P [--mib M] [--dirty-pages-per-s D] [--threads T] [--files F]
-//                 [--map-changers C]
+//                 [--map-changers C] [--fill sparse|words|noise]
 //
-// Fills M MiB with a pattern, then dirties D pages a second in random order while it verifies each
-// page before it writes it. T further threads keep thread-local counters, floating point and
-// vector registers and check them; one that finds anything wrong aborts the process. F
+// Fills M MiB with a pattern: a few words a page and zeros between them, or text of which a page
+// shrinks to a third, or what does not shrink. Then dirties D pages a second in random order while
+// it verifies each page before it writes it. T further threads keep thread-local counters, floating
+// point and vector registers and check them; one that finds anything wrong aborts the process. F
 // descriptors on /dev/null and eventfds are held open. C threads map, unmap, protect, advise and
 // move memory all the time (map_changer.h). Answers every byte on port P unchanged.
 #include <arpa/inet.h>
@@ -50,12 +51,29 @@ int64_t now_ns() {
 // torn page is seen.
 class Memory {
  public:
-  explicit Memory(size_t bytes) : pages_(bytes / kPage), generation_(pages_) {
+  Memory(size_t bytes, const std::string& fill) : pages_(bytes / kPage), generation_(pages_) {
     void* memory = ::mmap(nullptr, pages_ * kPage + kPage, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     words_ = static_cast<uint64_t*>(memory);
-    for (size_t page = 0; page < pages_; ++page) write(page);
+    uint64_t x = 88172645463325252ULL;
+    const auto next = [&x] {
+      x ^= x << 13;
+      x ^= x >> 7;
+      x ^= x << 17;
+      return x;
+    };
+    for (size_t page = 0; page < pages_; ++page) {
+      auto* at = reinterpret_cast<char*>(words_) + page * kPage;
+      if (fill == "noise")
+        for (size_t word = 0; word < kPage / 8; ++word) words_[page * (kPage / 8) + word] = next();
+      if (fill == "words")
+        for (size_t done = 0; done + 32 < kPage;)
+          done +=
+              static_cast<size_t>(std::snprintf(at + done, 32, "item %llu is in place; ",
+                                                static_cast<unsigned long long>(next() % 10000)));
+      write(page);
+    }
   }
   size_t pages() const { return pages_; }
   void check(size_t page) const {
@@ -174,6 +192,7 @@ int main(int argc, char** argv) {
   uint64_t threads = 0;
   uint64_t files = 0;
   uint64_t map_changers = 0;
+  std::string fill = "sparse";
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
@@ -189,10 +208,12 @@ int main(int argc, char** argv) {
       files = value;
     else if (name == "--map-changers")
       map_changers = value;
+    else if (name == "--fill")
+      fill = argv[i + 1];
     else
       return 2;
   }
-  Memory memory(mib << 20);
+  Memory memory(mib << 20, fill);
   for (uint64_t i = 0; i < files; ++i)
     if ((i % 2 == 0 ? ::open("/dev/null", O_RDWR) : ::eventfd(static_cast<unsigned>(i), 0)) < 0) {
       std::perror("memory_server: --files");
