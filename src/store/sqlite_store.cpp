@@ -2,25 +2,59 @@
 
 #include <sqlite3.h>
 
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 
 #include "base/status.h"
 
 namespace godwit::store {
 namespace {
 
-constexpr char kSchema[] =
+constexpr char kSettings[] =
     "PRAGMA locking_mode=EXCLUSIVE;"
     "PRAGMA journal_mode=WAL;"
-    "PRAGMA synchronous=FULL;"
+    "PRAGMA synchronous=FULL;";
+
+// PRAGMA user_version. A change of a record writes one page, since the commit of a migration waits
+// for it: what is read by key is beside what is changed, in a table with row ids, whose leaves take
+// records of up to 4 KiB without overflow pages. In layout 0 it was four pages.
+constexpr int kLayout = 2;
+
+// From no file and from layout 0. The counter's third column keeps programs out that know no
+// layout: they would begin an empty store in this file (their INSERT into it has two values).
+constexpr char kUpgrade[] =
     "BEGIN IMMEDIATE;"
     "CREATE TABLE IF NOT EXISTS entries("
     "  key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;"
-    // One row: the last revision given out, which must not come back after a removal.
     "CREATE TABLE IF NOT EXISTS counter("
     "  one INTEGER PRIMARY KEY CHECK(one=1), revision INTEGER NOT NULL);"
+    "CREATE TABLE records("
+    "  key BLOB NOT NULL UNIQUE, value BLOB NOT NULL, revision INTEGER NOT NULL);"
+    "INSERT INTO records SELECT key, value, revision FROM entries;"
+    "DROP TABLE entries;"
+    // One row: a revision that was given out, and of those whose records are gone the last one, so
+    // that none comes back.
     "INSERT OR IGNORE INTO counter VALUES(1, 0);"
+    "ALTER TABLE counter ADD COLUMN layout INTEGER NOT NULL DEFAULT 2;"
+    "PRAGMA user_version=2;"
     "COMMIT;";
+
+// A commit that makes the log longer waits for the file system's journal as well as for the data.
+// SQLite writes the log from its beginning again once all of it is in the database, and never cuts
+// it: so it gets the length at which that is done by itself (1,000 pages, wal_autocheckpoint) at
+// once.
+constexpr uintmax_t kLogBytes = uintmax_t{4} << 20;
+constexpr char kMakeRoom[] =
+    "DROP TABLE IF EXISTS room;"
+    "CREATE TABLE room(bytes BLOB);"
+    "INSERT INTO room VALUES(zeroblob(4194304));"
+    "DROP TABLE room;"
+    "PRAGMA wal_checkpoint(RESTART);";
+// On a disk that has no room for it.
+constexpr char kGiveRoomBack[] =
+    "DROP TABLE IF EXISTS room;"
+    "PRAGMA wal_checkpoint(TRUNCATE);";
 
 // A statement is usable again whatever way its use ends.
 class Use {
@@ -72,17 +106,62 @@ absl::StatusOr<std::unique_ptr<SqliteStore>> SqliteStore::open(const std::string
   // The handle is to be closed even when opening failed.
   std::unique_ptr<SqliteStore> result(new SqliteStore(db));
   if (rc != SQLITE_OK) return result->error(fmt::format("sqlite3_open_v2({})", path).c_str());
-  const int made = sqlite3_exec(db, kSchema, nullptr, nullptr, nullptr);
-  if (made == SQLITE_BUSY)
-    return make_error(absl::StatusCode::kUnavailable, "{}: another process has this store open",
-                      path);
-  if (made != SQLITE_OK) return result->error(fmt::format("making the tables in {}", path).c_str());
+  GW_RETURN_IF_ERROR(result->bring_up_to_date(path));
+  result->make_room(path + "-wal");
   GW_RETURN_IF_ERROR(result->prepare());
+  GW_RETURN_IF_ERROR(result->read_last_revision());
   return result;
 }
 
+absl::Status SqliteStore::bring_up_to_date(const std::string& path) {
+  const auto run = [&](const char* sql) -> absl::Status {
+    const int rc = sqlite3_exec(db_, sql, nullptr, nullptr, nullptr);
+    if (rc == SQLITE_BUSY)
+      return make_error(absl::StatusCode::kUnavailable, "{}: another process has this store open",
+                        path);
+    return rc == SQLITE_OK ? absl::OkStatus()
+                           : error(fmt::format("making the tables in {}", path).c_str());
+  };
+  GW_RETURN_IF_ERROR(run(kSettings));
+  GW_ASSIGN_OR_RETURN(const int64_t layout, number("PRAGMA user_version"));
+  if (layout == kLayout) return absl::OkStatus();
+  if (layout != 0)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "{} has layout {}; this version of godwit knows up to {}", path, layout,
+                      kLayout);
+  return run(kUpgrade);
+}
+
+void SqliteStore::make_room(const std::string& log) {
+  // Kept when the store is closed.
+  int keep = 1;
+  sqlite3_file_control(db_, nullptr, SQLITE_FCNTL_PERSIST_WAL, &keep);
+  std::error_code missing;
+  const uintmax_t size = std::filesystem::file_size(log, missing);
+  if (!missing && size >= kLogBytes) return;
+  if (sqlite3_exec(db_, kMakeRoom, nullptr, nullptr, nullptr) != SQLITE_OK)
+    sqlite3_exec(db_, kGiveRoomBack, nullptr, nullptr, nullptr);
+}
+
+absl::StatusOr<int64_t> SqliteStore::number(const char* sql) {
+  sqlite3_stmt* statement = nullptr;
+  if (sqlite3_prepare_v2(db_, sql, -1, &statement, nullptr) != SQLITE_OK) return error(sql);
+  const int rc = sqlite3_step(statement);
+  const int64_t result = rc == SQLITE_ROW ? sqlite3_column_int64(statement, 0) : 0;
+  const absl::Status read = rc == SQLITE_ROW ? absl::OkStatus() : error(sql);
+  sqlite3_finalize(statement);
+  GW_RETURN_IF_ERROR(read);
+  return result;
+}
+
+absl::Status SqliteStore::read_last_revision() {
+  GW_ASSIGN_OR_RETURN(last_revision_, number("SELECT max((SELECT revision FROM counter),"
+                                             " (SELECT ifnull(max(revision), 0) FROM records))"));
+  return absl::OkStatus();
+}
+
 SqliteStore::~SqliteStore() {
-  for (sqlite3_stmt* s : {begin_, commit_, rollback_, get_, list_, put_, remove_, bump_})
+  for (sqlite3_stmt* s : {begin_, commit_, rollback_, get_, list_, add_, replace_, remove_, count_})
     sqlite3_finalize(s);
   sqlite3_close(db_);
 }
@@ -95,14 +174,15 @@ absl::Status SqliteStore::prepare() {
       {&begin_, "BEGIN IMMEDIATE"},
       {&commit_, "COMMIT"},
       {&rollback_, "ROLLBACK"},
-      {&get_, "SELECT value, revision FROM entries WHERE key=?1"},
+      {&get_, "SELECT value, revision FROM records WHERE key=?1"},
       // substr, not LIKE: keys are bytes, and LIKE has its own meaning for % and _.
       {&list_,
-       "SELECT key, value, revision FROM entries"
+       "SELECT key, value, revision FROM records"
        " WHERE key>=?1 AND substr(key,1,?2)=?1 ORDER BY key"},
-      {&put_, "INSERT OR REPLACE INTO entries VALUES(?1, ?2, ?3)"},
-      {&remove_, "DELETE FROM entries WHERE key=?1"},
-      {&bump_, "UPDATE counter SET revision=revision+1 RETURNING revision"},
+      {&add_, "INSERT INTO records VALUES(?1, ?2, ?3)"},
+      {&replace_, "UPDATE records SET value=?2, revision=?3 WHERE key=?1 AND revision=?4"},
+      {&remove_, "DELETE FROM records WHERE key=?1"},
+      {&count_, "UPDATE counter SET revision=?1"},
   };
   for (const auto& each : all) {
     if (sqlite3_prepare_v3(db_, each.sql, -1, SQLITE_PREPARE_PERSISTENT, each.statement, nullptr) !=
@@ -162,27 +242,27 @@ absl::StatusOr<Revision> SqliteStore::revision_of(const std::string& key) {
   return sqlite3_column_int64(get_, 1);
 }
 
-absl::StatusOr<Revision> SqliteStore::next_revision() {
-  Use use(bump_);
-  if (sqlite3_step(bump_) != SQLITE_ROW) return error("counting");
-  const Revision next = sqlite3_column_int64(bump_, 0);
-  // RETURNING hands the row out before the statement ends.
-  if (sqlite3_step(bump_) != SQLITE_DONE) return error("counting");
-  return next;
-}
-
 absl::StatusOr<Revision> SqliteStore::swap_in_transaction(const std::string& key, Revision expected,
                                                           const std::string& value) {
-  GW_ASSIGN_OR_RETURN(const Revision found, revision_of(key));
-  if (found != expected) return stale(key, expected, found);
-  GW_ASSIGN_OR_RETURN(const Revision next, next_revision());
-  {
-    Use use(put_);
-    bind_bytes(put_, 1, key);
-    bind_bytes(put_, 2, value);
-    sqlite3_bind_int64(put_, 3, next);
-    if (sqlite3_step(put_) != SQLITE_DONE) return error("put");
+  if (expected == kMustNotExist) {
+    GW_ASSIGN_OR_RETURN(const Revision found, revision_of(key));
+    if (found != kMustNotExist) return stale(key, expected, found);
   }
+  sqlite3_stmt* const statement = expected == kMustNotExist ? add_ : replace_;
+  const Revision next = last_revision_ + 1;
+  {
+    Use use(statement);
+    bind_bytes(statement, 1, key);
+    bind_bytes(statement, 2, value);
+    sqlite3_bind_int64(statement, 3, next);
+    if (expected != kMustNotExist) sqlite3_bind_int64(statement, 4, expected);
+    if (sqlite3_step(statement) != SQLITE_DONE) return error("put");
+  }
+  if (sqlite3_changes(db_) == 0) {
+    GW_ASSIGN_OR_RETURN(const Revision found, revision_of(key));
+    return stale(key, expected, found);
+  }
+  last_revision_ = next;
   return next;
 }
 
@@ -207,13 +287,15 @@ absl::StatusOr<Revision> SqliteStore::compare_and_swap(const std::string& key, R
 absl::Status SqliteStore::remove_in_transaction(const std::string& key, Revision expected) {
   GW_ASSIGN_OR_RETURN(const Revision found, revision_of(key));
   if (found != expected) return stale(key, expected, found);
-  GW_RETURN_IF_ERROR(next_revision().status());
   {
     Use use(remove_);
     bind_bytes(remove_, 1, key);
     if (sqlite3_step(remove_) != SQLITE_DONE) return error("remove");
   }
-  return absl::OkStatus();
+  // No record may tell any more what was given out.
+  Use use(count_);
+  sqlite3_bind_int64(count_, 1, last_revision_);
+  return sqlite3_step(count_) == SQLITE_DONE ? absl::OkStatus() : error("counting");
 }
 
 absl::Status SqliteStore::remove(const std::string& key, Revision expected) {

@@ -32,12 +32,16 @@ class SqliteStore : public Store {
 
  private:
   explicit SqliteStore(sqlite3* db) : db_(db) {}
+  absl::Status bring_up_to_date(const std::string& path);
+  void make_room(const std::string& log);  // only speed is at stake
   absl::Status prepare();
+  absl::Status read_last_revision();
+  // What a query says whose result is one number.
+  absl::StatusOr<int64_t> number(const char* sql);
   absl::Status error(const char* what) const;
   absl::Status step_once(sqlite3_stmt* statement, const char* what);
   // Revision of `key` now, 0 if there is none.
   absl::StatusOr<Revision> revision_of(const std::string& key);
-  absl::StatusOr<Revision> next_revision();
   absl::StatusOr<Revision> swap_in_transaction(const std::string& key, Revision expected,
                                                const std::string& value);
   absl::Status remove_in_transaction(const std::string& key, Revision expected);
@@ -46,14 +50,17 @@ class SqliteStore : public Store {
 
   std::mutex mutex_;
   sqlite3* db_;
+  // The last one given out. The file is ours alone, so that no change has to write it down.
+  Revision last_revision_ = 0;
   sqlite3_stmt* begin_ = nullptr;
   sqlite3_stmt* commit_ = nullptr;
   sqlite3_stmt* rollback_ = nullptr;
   sqlite3_stmt* get_ = nullptr;
   sqlite3_stmt* list_ = nullptr;
-  sqlite3_stmt* put_ = nullptr;
+  sqlite3_stmt* add_ = nullptr;
+  sqlite3_stmt* replace_ = nullptr;
   sqlite3_stmt* remove_ = nullptr;
-  sqlite3_stmt* bump_ = nullptr;
+  sqlite3_stmt* count_ = nullptr;
 };
 
 }  // namespace godwit::store

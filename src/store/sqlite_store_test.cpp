@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <sqlite3.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -12,6 +13,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <thread>
 
 namespace godwit::store {
@@ -63,6 +66,99 @@ TEST_F(SqliteStoreTest, AnEntryMadeAnewDoesNotGetAnOldRevision) {
   const auto again = store->compare_and_swap("a", kMustNotExist, "one");
   ASSERT_TRUE(again.ok());
   EXPECT_GT(*again, *first);
+}
+
+TEST_F(SqliteStoreTest, ARevisionGivenOutDoesNotComeBackAfterARestart) {
+  auto store = open();
+  const auto kept = store->compare_and_swap("kept", kMustNotExist, "1");
+  const auto removed = store->compare_and_swap("removed", kMustNotExist, "1");
+  ASSERT_TRUE(kept.ok() && removed.ok());
+  ASSERT_TRUE(store->remove("removed", *removed).ok());
+  store.reset();
+  store = open();
+  const auto next = store->compare_and_swap("removed", kMustNotExist, "1");
+  ASSERT_TRUE(next.ok());
+  EXPECT_GT(*next, *removed);
+  ASSERT_TRUE(store->remove("removed", *next).ok());
+  const auto last = store->compare_and_swap("kept", *kept, "2");
+  ASSERT_TRUE(last.ok());
+  store.reset();
+  store = open();
+  EXPECT_GT(store->compare_and_swap("kept", *last, "3").value_or(0), *last);
+}
+
+// A store as the version before layouts made it.
+constexpr char kLayout0[] =
+    "CREATE TABLE IF NOT EXISTS entries("
+    "  key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS counter("
+    "  one INTEGER PRIMARY KEY CHECK(one=1), revision INTEGER NOT NULL);"
+    "INSERT OR IGNORE INTO counter VALUES(1, 0);";
+
+int execute(const std::string& path, const std::string& sql) {
+  sqlite3* db = nullptr;
+  int rc = sqlite3_open(path.c_str(), &db);
+  if (rc == SQLITE_OK) rc = sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr);
+  sqlite3_close(db);
+  return rc;
+}
+
+TEST_F(SqliteStoreTest, AStoreOfTheLayoutBeforeIsTakenOver) {
+  const std::string large(5000, 'x');
+  ASSERT_EQ(execute(path_, std::string("PRAGMA journal_mode=WAL;") + kLayout0 +
+                               "INSERT INTO entries VALUES(x'61', x'0001', 7);"
+                               "INSERT INTO entries VALUES(x'62', CAST('" +
+                               large +
+                               "' AS BLOB), 3);"
+                               "UPDATE counter SET revision=9;"),
+            SQLITE_OK);
+  for (int time = 0; time < 2; ++time) {
+    auto store = open();
+    ASSERT_NE(store, nullptr);
+    EXPECT_EQ(store->list("")->size(), 2u);
+    EXPECT_EQ(store->get("a")->value, std::string("\0\1", 2));
+    EXPECT_EQ(store->get("a")->revision, 7);
+    EXPECT_EQ(store->get("b")->value, large);
+  }
+  EXPECT_GT(open()->compare_and_swap("a", 7, "v").value_or(0), 9);
+}
+
+TEST_F(SqliteStoreTest, AProgramOfTheLayoutBeforeDoesNotBeginAnEmptyStoreInIt) {
+  ASSERT_TRUE(open()->compare_and_swap("a", kMustNotExist, "v").ok());
+  EXPECT_EQ(execute(path_, std::string("BEGIN IMMEDIATE;") + kLayout0 + "COMMIT;"), SQLITE_ERROR);
+  EXPECT_EQ(open()->get("a")->value, "v");
+}
+
+TEST_F(SqliteStoreTest, ALayoutOfALaterVersionIsRefused) {
+  open().reset();
+  ASSERT_EQ(execute(path_, "PRAGMA user_version=3"), SQLITE_OK);
+  EXPECT_EQ(SqliteStore::open(path_).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+std::string bytes_of_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST_F(SqliteStoreTest, AChangeWritesOnePageIntoALogThatKeepsItsLength) {
+  auto store = open();
+  auto revision = store->compare_and_swap("service/x", kMustNotExist, std::string(2000, 'a'));
+  store.reset();
+  store = open();
+  for (int i = 0; i < 3; ++i) {
+    const std::string before = bytes_of_file(path_ + "-wal");
+    revision = store->compare_and_swap("service/x", *revision,
+                                       std::string(2000, static_cast<char>('b' + i)));
+    ASSERT_TRUE(revision.ok());
+    const std::string after = bytes_of_file(path_ + "-wal");
+    ASSERT_EQ(before.size(), after.size());
+    // https://www.sqlite.org/fileformat2.html#the_write_ahead_log
+    constexpr size_t kHeader = 32, kFrame = 24 + 4096;
+    int changed = 0;
+    for (size_t at = kHeader; at + kFrame <= after.size(); at += kFrame)
+      changed += after.compare(at, kFrame, before, at, kFrame) != 0;
+    EXPECT_EQ(changed, 1);
+  }
 }
 
 TEST_F(SqliteStoreTest, ListTakesThePrefixByBytes) {
@@ -144,7 +240,7 @@ TEST_F(SqliteStoreTest, AFailedCommitIsNoRefusal) {
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
   rlimit small = before;
-  small.rlim_cur = std::filesystem::file_size(path_ + "-wal");
+  small.rlim_cur = 1;
   ::signal(SIGXFSZ, SIG_IGN);
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
   const auto failed = store->compare_and_swap("a", *first, "two");
