@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "base/status.h"
@@ -22,12 +23,19 @@ uint64_t data_offset(size_t calls) {
          ~uint64_t{kDataAlignment - 1};
 }
 
+// Beside the stub's own flags, which are in the first byte: argument k is a place in the data.
+constexpr uint64_t kDataFlag = uint64_t{1} << 8;
+// A capture of a task has some hundred calls: no growing from one by doubling.
+constexpr size_t kFirstCalls = 64;
+constexpr size_t kFirstBytes = 1024;
+
 bool is_error(int64_t result) { return result < 0 && result >= -4095; }
 
 }  // namespace
 
 Batch::Data Batch::reserve(size_t bytes) {
   const size_t at = (data_.size() + kDataAlignment - 1) & ~size_t{kDataAlignment - 1};
+  if (data_.capacity() == 0) data_.reserve(std::max(kFirstBytes, bytes));
   data_.resize(at + bytes);
   return {.offset = static_cast<uint32_t>(at), .size = static_cast<uint32_t>(bytes)};
 }
@@ -43,10 +51,24 @@ void Batch::patch_pointer(Data where, size_t at, Data target) {
 }
 
 size_t Batch::call(long number, std::initializer_list<Argument> arguments, bool must_succeed) {
-  Call added{.number = number, .must_succeed = must_succeed, .result = -ECANCELED};
-  std::copy_n(arguments.begin(), std::min(arguments.size(), added.arguments.size()),
-              added.arguments.begin());
-  calls_.push_back(added);
+  static_assert(offsetof(Call, number) == STUB_ENTRY_NR);
+  static_assert(offsetof(Call, arguments) == STUB_ENTRY_ARGUMENTS);
+  static_assert(offsetof(Call, result) == STUB_ENTRY_RESULT);
+  static_assert(offsetof(Call, flags) == STUB_ENTRY_FLAGS);
+  static_assert(sizeof(Call) == STUB_ENTRY_SIZE);
+  if (calls_.capacity() == 0) calls_.reserve(kFirstCalls);
+  Call& added = calls_.emplace_back(Call{.number = static_cast<uint64_t>(number),
+                                         .arguments = {},
+                                         .result = -ECANCELED,
+                                         .flags = must_succeed ? STUB_ENTRY_MUST_SUCCEED : 0u});
+  size_t k = 0;
+  for (const Argument& argument : arguments) {
+    if (k == added.arguments.size()) break;
+    added.arguments[k] = argument.value;
+    if (argument.kind == Argument::Kind::kData) added.flags |= kDataFlag << k;
+    if (argument.kind == Argument::Kind::kResult) added.flags |= uint64_t{STUB_ENTRY_INDIRECT} << k;
+    ++k;
+  }
   return calls_.size() - 1;
 }
 
@@ -59,53 +81,48 @@ std::span<const std::byte> Batch::bytes(Data d) const {
 absl::Status Batch::check(size_t index) const {
   const Call& made = calls_.at(index);
   if (!is_error(made.result)) return absl::OkStatus();
-  std::array<uint64_t, 6> arguments{};
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const Argument& argument = made.arguments[i];
-    arguments[i] = argument.kind == Argument::Kind::kResult
-                       ? static_cast<uint64_t>(calls_.at(argument.value).result)
-                       : argument.value;
-  }
-  return errno_status(static_cast<int>(-made.result), describe_call(made.number, arguments));
+  std::array<uint64_t, 6> arguments = made.arguments;
+  for (size_t k = 0; k < arguments.size(); ++k)
+    if ((made.flags & (uint64_t{STUB_ENTRY_INDIRECT} << k)) != 0)
+      arguments[k] = static_cast<uint64_t>(calls_.at(arguments[k]).result);
+  return errno_status(static_cast<int>(-made.result),
+                      describe_call(static_cast<long>(made.number), arguments));
 }
 
 absl::Status Batch::check_all() const {
   for (size_t i = 0; i < calls_.size(); ++i) {
-    if (calls_[i].must_succeed) GW_RETURN_IF_ERROR(check(i));
+    if ((calls_[i].flags & STUB_ENTRY_MUST_SUCCEED) != 0) GW_RETURN_IF_ERROR(check(i));
   }
   return absl::OkStatus();
 }
 
 uint64_t Batch::image_size() const { return data_offset(calls_.size()) + data_.size(); }
 
-std::vector<std::byte> Batch::image(RemoteAddress frame) const {
-  std::vector<std::byte> image(image_size());
+void Batch::make_image(RemoteAddress frame, std::vector<std::byte>& image) const {
+  image.resize(image_size());
   const uint64_t data = data_offset(calls_.size());
   put(image, STUB_FRAME_TABLE, frame.value + STUB_FRAME_SIZE);
   put(image, STUB_FRAME_COUNT, calls_.size());
+  std::memcpy(image.data() + STUB_FRAME_SIZE, calls_.data(), calls_.size() * STUB_ENTRY_SIZE);
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Call& made = calls_[i];
     const uint64_t entry = STUB_FRAME_SIZE + i * STUB_ENTRY_SIZE;
-    uint64_t flags = made.must_succeed ? STUB_ENTRY_MUST_SUCCEED : 0;
-    for (size_t k = 0; k < made.arguments.size(); ++k) {
-      uint64_t value = made.arguments[k].value;
-      if (made.arguments[k].kind == Argument::Kind::kData) {
-        value += frame.value + data;
-      } else if (made.arguments[k].kind == Argument::Kind::kResult) {
-        value = frame.value + STUB_FRAME_SIZE + value * STUB_ENTRY_SIZE + STUB_ENTRY_RESULT;
-        flags |= uint64_t{STUB_ENTRY_INDIRECT} << k;
-      }
-      put(image, entry + STUB_ENTRY_ARGUMENTS + 8 * k, value);
+    for (size_t k = 0; made.flags > STUB_ENTRY_MUST_SUCCEED && k < made.arguments.size(); ++k) {
+      const uint64_t at = entry + STUB_ENTRY_ARGUMENTS + 8 * k;
+      if ((made.flags & (kDataFlag << k)) != 0)
+        put(image, at, frame.value + data + made.arguments[k]);
+      else if ((made.flags & (uint64_t{STUB_ENTRY_INDIRECT} << k)) != 0)
+        put(image, at,
+            frame.value + STUB_FRAME_SIZE + made.arguments[k] * STUB_ENTRY_SIZE +
+                STUB_ENTRY_RESULT);
     }
-    put(image, entry + STUB_ENTRY_NR, static_cast<uint64_t>(made.number));
+    // It may be run again.
     put(image, entry + STUB_ENTRY_RESULT, static_cast<uint64_t>(int64_t{-ECANCELED}));
-    put(image, entry + STUB_ENTRY_FLAGS, flags);
   }
   std::copy(data_.begin(), data_.end(), image.begin() + static_cast<ptrdiff_t>(data));
   for (const Patch& patch : patches_) {
     put(image, data + patch.where, frame.value + data + patch.target);
   }
-  return image;
 }
 
 void Batch::take_image(std::span<const std::byte> image) {

@@ -84,11 +84,12 @@ class Batch {
 
  private:
   friend class StubArea;
+  // As it stands in the table (stub_layout.h), but for arguments that become addresses.
   struct Call {
-    long number;
-    std::array<Argument, 6> arguments{0, 0, 0, 0, 0, 0};
-    bool must_succeed;
+    uint64_t number;
+    std::array<uint64_t, 6> arguments;
     int64_t result;
+    uint64_t flags;
   };
   struct Patch {
     uint32_t where;
@@ -96,7 +97,7 @@ class Batch {
   };
   // What the stub reads: frame, table, data, for a slice whose frame is at `frame`.
   uint64_t image_size() const;
-  std::vector<std::byte> image(RemoteAddress frame) const;
+  void make_image(RemoteAddress frame, std::vector<std::byte>& image) const;
   void take_image(std::span<const std::byte> image);
 
   std::vector<Call> calls_;

@@ -91,6 +91,7 @@ struct StubArea::Running {
   Registers saved;
   uint64_t mask = 0;
   Mark mark;
+  std::vector<std::byte> image;
   bool started = false;
 };
 
@@ -125,7 +126,8 @@ absl::StatusOr<StubArea::Started> StubArea::start_all(std::span<Run> runs, Deadl
                                                          .batch = run.batch,
                                                          .frame = slice + kGap,
                                                          .saved = {},
-                                                         .mark = {}});
+                                                         .mark = {},
+                                                         .image = {}});
     slice = slice + slice_size(run.batch->image_size());
     GW_RETURN_IF_ERROR(start(running, sets));
   }
@@ -167,7 +169,8 @@ absl::Status StubArea::start(Running& running, const internal::SignalSets& sets)
   GW_ASSIGN_OR_RETURN(running.mark, choose_mark(task, running.mask, sets));
   const Mark& mark = running.mark;
 
-  std::vector<std::byte> image = running.batch->image(running.frame);
+  std::vector<std::byte>& image = running.image;
+  running.batch->make_image(running.frame, image);
   internal::StubFrame frame{};
   std::memcpy(&frame, image.data(), sizeof frame);
   frame.all_mask = internal::kAllSignals;
@@ -255,7 +258,7 @@ absl::Status StubArea::finish(Running& running, Deadline deadline) const {
   } else if (!status.ok()) {
     return status;
   }
-  std::vector<std::byte> image(running.batch->image_size());
+  std::vector<std::byte>& image = running.image;
   GW_RETURN_IF_ERROR(read_memory(tid, running.frame, image));
   internal::StubFrame frame;
   std::memcpy(&frame, image.data(), sizeof frame);

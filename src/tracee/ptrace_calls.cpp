@@ -183,26 +183,29 @@ absl::StatusOr<std::string> read_proc_file(const std::string& path) {
 
 namespace {
 
-absl::StatusOr<uint64_t> hexadecimal_field(const std::string& text, std::string_view name) {
-  const size_t at = text.find(name);
+// Field `number` of /proc/PID/stat (proc_pid_stat(5)), which is behind the name.
+absl::StatusOr<uint64_t> stat_field(std::string_view text, int number) {
+  // The name in parentheses may itself hold any character: the last one ends it.
+  size_t at = text.rfind(')');
+  for (int field = 2; field < number && at != std::string_view::npos; ++field)
+    at = text.find(' ', at + 1);
   uint64_t value = 0;
-  if (at != std::string::npos) {
-    const char* begin = text.data() + at + name.size();
-    if (std::from_chars(begin, text.data() + text.size(), value, 16).ec == std::errc()) {
-      return value;
-    }
-  }
-  return make_error(absl::StatusCode::kInternal, "/proc/.../status has no {}", name.substr(1));
+  if (at != std::string_view::npos &&
+      std::from_chars(text.data() + at + 1, text.data() + text.size(), value).ec == std::errc())
+    return value;
+  return make_error(absl::StatusCode::kInternal, "/proc/.../stat has no field {}", number);
 }
 
 }  // namespace
 
+// Of the thread, not the process, whose stat adds up the times of all its threads. Half of what
+// status takes.
 absl::StatusOr<SignalSets> signal_sets(HostPid tid) {
   GW_ASSIGN_OR_RETURN(const std::string text,
-                      read_proc_file(fmt::format("/proc/{}/status", tid.value)));
+                      read_proc_file(fmt::format("/proc/{0}/task/{0}/stat", tid.value)));
   SignalSets sets;
-  GW_ASSIGN_OR_RETURN(sets.ignored, hexadecimal_field(text, "\nSigIgn:\t"));
-  GW_ASSIGN_OR_RETURN(sets.caught, hexadecimal_field(text, "\nSigCgt:\t"));
+  GW_ASSIGN_OR_RETURN(sets.ignored, stat_field(text, 33));
+  GW_ASSIGN_OR_RETURN(sets.caught, stat_field(text, 34));
   return sets;
 }
 

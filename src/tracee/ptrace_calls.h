@@ -53,7 +53,7 @@ absl::Status set_signal_mask(HostPid tid, uint64_t mask);
 // stop the program would see them.
 absl::StatusOr<Stop> settle(HostPid tid, int signal, Deadline deadline);
 
-// Dispositions of the process, from /proc/TID/status.
+// Dispositions of the process, of signals 1 to 31.
 struct SignalSets {
   uint64_t ignored = 0;
   uint64_t caught = 0;

@@ -173,6 +173,9 @@ absl::StatusOr<StubArea> StubArea::map(StoppedTask& task, ImagePid tgid, size_t 
                              std::byte{'i'}, std::byte{'t'}, std::byte{0}};
   const Batch::Data name = naming.data(kName);
   naming.call(SYS_prctl, {PR_SET_VMA, PR_SET_VMA_ANON_NAME, area.address_, area.size_, name});
+  // The pages that the first large batch needs are made now, and not in a freeze.
+  constexpr size_t kLargeBatch = size_t{16} << 10;
+  naming.reserve(std::min(table_bytes / 2, kLargeBatch));
   GW_ASSIGN_OR_RETURN(const ImagePid tid, internal::innermost_tid(task.tid()));
   GW_RETURN_IF_ERROR(area.run(task, tid, naming, Deadline::in(absl::Seconds(10))));
   return area;

@@ -23,6 +23,7 @@ absl::StatusOr<TaskResource::Collect> SignalActionsResource::capture(const TaskV
   GW_RETURN_IF_ERROR(must_be_stopped(view, name()));
   const tracee::Batch::Data all = batch.reserve(kSignals * sizeof(KernelSigaction));
   std::vector<size_t> calls;
+  calls.reserve(kSignals);
   for (int signal = 1; signal <= kSignals; ++signal) {
     if (!changeable(signal)) continue;
     const size_t at = static_cast<size_t>(signal - 1) * sizeof(KernelSigaction);
