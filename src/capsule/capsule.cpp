@@ -311,8 +311,32 @@ absl::StatusOr<HostPid> Capsule::spawn_husk(ImagePid pid, int comm, int comm_fd)
   ShimRequest request;
   request.mutable_husk()->set_image_pid(pid.value);
   request.mutable_husk()->set_comm_fd(comm_fd);
+  GW_RETURN_IF_ERROR(freeze_files().status());  // long before they are needed
   GW_ASSIGN_OR_RETURN(const Answer answer, call(request, {comm}));
   return HostPid{answer.reply.host_pid()};
+}
+
+absl::StatusOr<const FreezeFiles*> Capsule::freeze_files() {
+  if (!freeze_files_) {
+    GW_ASSIGN_OR_RETURN(FreezeFiles opened, FreezeFiles::open(work()));
+    freeze_files_ = std::move(opened);
+  }
+  return &*freeze_files_;
+}
+
+absl::Status Capsule::request_freeze() {
+  GW_ASSIGN_OR_RETURN(const FreezeFiles* files, freeze_files());
+  return files->request_freeze();
+}
+
+absl::Status Capsule::thaw() {
+  GW_ASSIGN_OR_RETURN(const FreezeFiles* files, freeze_files());
+  return files->thaw();
+}
+
+absl::StatusOr<std::vector<HostPid>> Capsule::work_pids() {
+  GW_ASSIGN_OR_RETURN(const FreezeFiles* files, freeze_files());
+  return files->processes();
 }
 
 absl::StatusOr<StdioEnds> Capsule::stdio() {

@@ -9,6 +9,7 @@
 #define GODWIT_CAPSULE_CAPSULE_H_
 
 #include <array>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -120,12 +121,12 @@ class Capsule {
   absl::Status adopt();  // idempotent; init reaps, and the service ends with its last process
 
   absl::Status freeze(Deadline deadline) { return work().freeze(deadline); }
-  absl::Status request_freeze() { return work().request_freeze(); }
+  absl::Status request_freeze();
   absl::Status wait_frozen(Deadline deadline) { return work().wait_frozen(true, deadline); }
-  absl::Status thaw() { return work().thaw(); }
+  absl::Status thaw();
   // SIGKILL to all; the shim stays with the exit status.
   absl::Status kill();
-  absl::StatusOr<std::vector<HostPid>> work_pids() const { return work().processes(); }
+  absl::StatusOr<std::vector<HostPid>> work_pids();
 
  private:
   Capsule(const NodePaths& node, std::string_view name, Cgroup cgroup)
@@ -139,10 +140,12 @@ class Capsule {
                                         const std::vector<int>& fds);
   absl::Status launch(const NodePaths& node, const CreateOptions& options);
   absl::StatusOr<CapsuleInfo> last_info() const;
+  absl::StatusOr<const FreezeFiles*> freeze_files();
 
   CapsuleSpec spec_;
   ServicePaths paths_;
   Cgroup cgroup_;
+  std::optional<FreezeFiles> freeze_files_;  // since they were first needed
   UniqueFd socket_;
 };
 

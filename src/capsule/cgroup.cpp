@@ -26,6 +26,21 @@ std::string_view field(std::string_view line, int index) {
   return line.substr(at, line.find(' ', at) - at);
 }
 
+std::vector<HostPid> parse_pids(std::string_view text) {
+  std::vector<HostPid> pids;
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (at < end) {
+    pid_t pid = 0;
+    const auto parsed = std::from_chars(at, end, pid);
+    if (parsed.ec != std::errc()) break;
+    // 0 stands for a process of another pid namespace, which ours cannot be.
+    if (pid > 0) pids.push_back({pid});
+    at = parsed.ptr + 1;
+  }
+  return pids;
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> cgroup2_mount() {
@@ -118,18 +133,7 @@ absl::Status Cgroup::wait_event(std::string_view line, Deadline deadline) const 
 
 absl::StatusOr<std::vector<HostPid>> Cgroup::read_pids(std::string_view file) const {
   GW_ASSIGN_OR_RETURN(const std::string text, kernel::read_file(fmt::format("{}/{}", path_, file)));
-  std::vector<HostPid> pids;
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  while (at < end) {
-    pid_t pid = 0;
-    const auto parsed = std::from_chars(at, end, pid);
-    if (parsed.ec != std::errc()) break;
-    // 0 stands for a process of another pid namespace, which ours cannot be.
-    if (pid > 0) pids.push_back({pid});
-    at = parsed.ptr + 1;
-  }
-  return pids;
+  return parse_pids(text);
 }
 
 absl::StatusOr<std::vector<HostPid>> Cgroup::processes() const { return read_pids("cgroup.procs"); }
@@ -159,6 +163,32 @@ absl::Status Cgroup::remove(Deadline deadline) const {
     ::poll(nullptr, 0, 1);
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<FreezeFiles> FreezeFiles::open(const Cgroup& cgroup) {
+  GW_ASSIGN_OR_RETURN(UniqueFd procs, kernel::open(cgroup.path() + "/cgroup.procs", O_RDONLY));
+  GW_ASSIGN_OR_RETURN(UniqueFd freeze, kernel::open(cgroup.path() + "/cgroup.freeze", O_WRONLY));
+  return FreezeFiles(std::move(procs), std::move(freeze));
+}
+
+absl::Status FreezeFiles::write(std::string_view text) const {
+  while (::pwrite(freeze_.get(), text.data(), text.size(), 0) < 0)
+    if (errno != EINTR) return errno_status(errno, fmt::format("pwrite(cgroup.freeze, {})", text));
+  return absl::OkStatus();
+}
+
+// From offset 0 on the members are gone through anew (cgroup_procs_start()).
+absl::StatusOr<std::vector<HostPid>> FreezeFiles::processes() const {
+  std::string text(4096, '\0');
+  for (size_t used = 0;;) {
+    const ssize_t n =
+        ::pread(procs_.get(), text.data() + used, text.size() - used, static_cast<off_t>(used));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status(errno, "pread(cgroup.procs)");
+    if (n == 0) return parse_pids(std::string_view(text).substr(0, used));
+    used += static_cast<size_t>(n);
+    if (used == text.size()) text.resize(2 * used);
+  }
 }
 
 }  // namespace godwit::capsule

@@ -10,6 +10,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -58,6 +59,22 @@ class Cgroup {
   absl::Status wait_event(std::string_view line, Deadline deadline) const;
   absl::StatusOr<std::vector<HostPid>> read_pids(std::string_view file) const;
   std::string path_;
+};
+
+// The files that a freeze needs, kept open: to open one there takes 5-17 us.
+class FreezeFiles {
+ public:
+  static absl::StatusOr<FreezeFiles> open(const Cgroup& cgroup);
+  absl::Status request_freeze() const { return write("1"); }  // as Cgroup's
+  absl::Status thaw() const { return write("0"); }
+  absl::StatusOr<std::vector<HostPid>> processes() const;
+
+ private:
+  FreezeFiles(UniqueFd procs, UniqueFd freeze)
+      : procs_(std::move(procs)), freeze_(std::move(freeze)) {}
+  absl::Status write(std::string_view text) const;
+  UniqueFd procs_;   // cgroup.procs
+  UniqueFd freeze_;  // cgroup.freeze
 };
 
 absl::StatusOr<Cgroup> service_cgroup(std::string_view node, std::string_view service);
