@@ -303,7 +303,7 @@ absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask&
   GW_ASSIGN_OR_RETURN(UniqueFd uffd, take_userfaultfd(process, task));
   host_.tracks(process.host_pid, uffd.get());
   GW_ASSIGN_OR_RETURN(process.tracker, pages::UffdTracker::make(std::move(uffd), process.host_pid));
-  GW_RETURN_IF_ERROR(read_maps_of(process, false));
+  GW_RETURN_IF_ERROR(read_maps_of(process, false).status());
   return process.tracker->start(pages::private_mappings(process.maps));
 }
 

@@ -151,7 +151,9 @@ class Source {
   absl::Status attach_tracker(SourceProcess& process, tracee::StoppedTask& task);
   absl::Status map_area(SourceProcess& process, tracee::StoppedTask& task);
   absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
-  absl::Status read_maps_of(SourceProcess& process, bool with_flags);
+  // The text that `maps` was read from, for maps_text when the memory map has been captured; empty
+  // if there is none.
+  absl::StatusOr<std::string> read_maps_of(SourceProcess& process, bool with_flags);
   absl::Status read_flags_of(SourceProcess& process);
   absl::Status read_flags_below(SourceProcess& process, uint64_t address);
   static void cut_out_area(SourceProcess& process);

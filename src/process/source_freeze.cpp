@@ -10,6 +10,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "process/left_over.h"
 #include "process/source.h"
 #include "process/source_context.h"
@@ -143,7 +144,14 @@ absl::Status Source::settle_descriptors() {
 }
 
 absl::Status Source::capture_memory_of(SourceProcess& process) {
-  GW_RETURN_IF_ERROR(read_maps_of(process, false));
+  GW_ASSIGN_OR_RETURN(std::string text,
+                      kernel::read_file(fmt::format("/proc/{}/maps", process.host_pid.value)));
+  // Mostly nothing was mapped since the last round: neither parsed nor put together again.
+  if (!text.empty() && text == process.maps_text)
+    return resource::capture_program_layout(process.host_pid, process.memory_map);
+  process.maps_text.clear();
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::parse_maps(text));
+  cut_out_area(process);
   uint64_t unknown = 0;
   const auto capture = [&] {
     return resource::capture_memory_map(process.host_pid, process.maps, &process.memory_map,
@@ -160,6 +168,7 @@ absl::Status Source::capture_memory_of(SourceProcess& process) {
                         "maps and smaps do not agree on what is mapped below {:x}", unknown);
   }
   process.memory_map = std::move(state);
+  process.maps_text = std::move(text);
   return absl::OkStatus();
 }
 

@@ -31,6 +31,8 @@ struct SourceProcess {
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
   std::vector<kernel::Mapping> maps;  // as last read, without the area
+  // /proc/PID/maps that `memory_map` was captured from; empty: it may have been another.
+  std::string maps_text;
   // The same with vm_flags, as last read from smaps: when, and how long that took.
   std::vector<kernel::Mapping> flagged;
   int64_t flags_read_ns = 0;

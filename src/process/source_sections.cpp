@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "process/source.h"
 #include "process/source_context.h"
 #include "resource/memory_map/memory_map.h"
@@ -90,14 +91,23 @@ absl::Status Source::tree_section(stream::Writer& writer) {
   return section(writer, "process_tree", 0, tree_.state.SerializeAsString());
 }
 
-absl::Status Source::read_maps_of(SourceProcess& process, bool with_flags) {
-  GW_ASSIGN_OR_RETURN(process.maps, kernel::read_maps(process.host_pid));
+absl::StatusOr<std::string> Source::read_maps_of(SourceProcess& process, bool with_flags) {
+  process.maps_text.clear();
+  GW_ASSIGN_OR_RETURN(std::string text,
+                      kernel::read_file(fmt::format("/proc/{}/maps", process.host_pid.value)));
+  GW_ASSIGN_OR_RETURN(process.maps, kernel::parse_maps(text));
   cut_out_area(process);
-  if (!with_flags) return absl::OkStatus();
+  if (!with_flags) return text;
   const bool fresh = monotonic_ns() - process.flags_read_ns < kFlagsShare * process.flags_cost_ns;
-  if (!fresh || !same_mappings(process.maps, process.flagged)) return read_flags_of(process);
-  process.maps = process.flagged;
-  return absl::OkStatus();
+  if (fresh && same_mappings(process.maps, process.flagged)) {
+    process.maps = process.flagged;
+    return text;
+  }
+  const std::vector<kernel::Mapping> before = std::move(process.maps);
+  GW_RETURN_IF_ERROR(read_flags_of(process));
+  // There is no text of what changed between the two readings.
+  if (!same_mappings(before, process.maps)) text.clear();
+  return text;
 }
 
 absl::Status Source::read_flags_of(SourceProcess& process) {
@@ -137,11 +147,12 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
   for (auto& [pid, process] : processes_) {
     if (!final_) {
       const absl::Status read = [&]() -> absl::Status {
-        GW_RETURN_IF_ERROR(read_maps_of(process, true));
+        GW_ASSIGN_OR_RETURN(std::string text, read_maps_of(process, true));
         uint64_t unknown = 0;
         GW_ASSIGN_OR_RETURN(
             process.memory_map,
             resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown));
+        process.maps_text = std::move(text);
         return absl::OkStatus();
       }();
       if (errno_of(read) != 0) continue;  // has just ended

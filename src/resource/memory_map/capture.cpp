@@ -182,13 +182,18 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
     if (mapping.path == "[heap]") heap_end = mapping.end;
     *state.add_mappings() = std::move(one);
   }
+  GW_RETURN_IF_ERROR(capture_program_layout(pid, state));
+  state.set_brk(heap_end != 0 ? heap_end : state.start_brk());
+  return state;
+}
+
+absl::Status capture_program_layout(HostPid pid, MemoryMapState& state) {
   GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(pid));
   state.set_start_code(stat.start_code);
   state.set_end_code(stat.end_code);
   state.set_start_data(stat.start_data);
   state.set_end_data(stat.end_data);
   state.set_start_brk(stat.start_brk);
-  state.set_brk(heap_end != 0 ? heap_end : stat.start_brk);
   state.set_start_stack(stat.start_stack);
   state.set_arg_start(stat.arg_start);
   state.set_arg_end(stat.arg_end);
@@ -199,7 +204,7 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
   GW_ASSIGN_OR_RETURN(std::string exe,
                       kernel::readlinkat(-100, fmt::format("/proc/{}/exe", pid.value)));
   state.set_exe(std::move(exe));
-  return state;
+  return absl::OkStatus();
 }
 
 }  // namespace godwit::resource

@@ -53,6 +53,9 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,
                                                   uint64_t* unknown_below);
+// Of `state` what no mapping shows, but the end of the heap: where the program's parts are, what it
+// was started with, and from what file.
+absl::Status capture_program_layout(HostPid pid, MemoryMapState& state);
 
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
 // `descriptor` says which descriptor of the husk is open on a mapping's file or object: a number,
