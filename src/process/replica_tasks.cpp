@@ -106,7 +106,6 @@ absl::Status Replica::add_task_calls(Restoring& one) {
   using resource::Phase;
   using resource::Scope;
   Husk& husk = *one.husk;
-  std::vector<bool> disturbed(husk.tasks().size());
   for (const resource::TaskResource* resource : resource::task_resources()) {
     if (resource->phase() == Phase::kLast) continue;
     for (size_t i = 0; i < husk.tasks().size(); ++i) {
@@ -115,12 +114,10 @@ absl::Status Replica::add_task_calls(Restoring& one) {
       const std::string* state = wanted(resource->name(), static_cast<uint64_t>(task.tid.value));
       if (state == nullptr) continue;
       resource::TaskView view = view_of(husk, task);
-      if (const auto known = task.known.find(resource);
-          known != task.known.end() && !disturbed[i]) {
+      if (const auto known = task.known.find(resource); known != task.known.end()) {
         if (known->second == *state) continue;
         view.known = known->second;
       }
-      if (resource->disturbs_later()) disturbed[i] = true;
       auto check = resource->restore(*state, view, one.batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
       if (*check)
@@ -151,8 +148,11 @@ absl::Status Replica::restore_last() {
         if (state == nullptr)
           return make_error(absl::StatusCode::kDataLoss, "thread {} has no {} section",
                             task.tid.value, resource->name());
+        resource::TaskView view = view_of(husk, task);
+        if (const auto known = task.known.find(resource); known != task.known.end())
+          view.known = known->second;
         tracee::Batch unused;
-        auto check = resource->restore(*state, view_of(husk, task), unused);
+        auto check = resource->restore(*state, view, unused);
         if (!check.ok()) return annotate(check.status(), resource->name());
       }
     }

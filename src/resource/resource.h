@@ -95,8 +95,6 @@ class TaskResource {
   // In a husk only restore() changes it. What a husk has is captured in a round then, and in the
   // freeze restore() is called only for a state that differs.
   virtual bool keeps_in_husk() const { return false; }
-  // restore() changes what resources behind it in task_resources() are about.
-  virtual bool disturbs_later() const { return false; }
 
   // While the program runs, from /proc only: what of this resource could not be restored.
   virtual absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const = 0;

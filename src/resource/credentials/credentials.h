@@ -8,15 +8,14 @@
 namespace godwit::resource {
 
 // Stands after everything for which a husk needs to be root, and before the parent-death signal
-// (identity), which every change of users clears.
+// (identity), which every change of users clears (commit_creds(), kernel/cred.c). A husk has none
+// to lose: clone(2) gives none.
 class CredentialsResource final : public TaskResource {
  public:
   std::string_view name() const override { return "credentials"; }
   Scope scope() const override { return Scope::kTask; }
   Phase phase() const override { return Phase::kFinal; }
   bool keeps_in_husk() const override { return true; }
-  // A change of users clears what task_identity has (commit_creds(), kernel/cred.c).
-  bool disturbs_later() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;

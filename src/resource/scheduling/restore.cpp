@@ -63,8 +63,12 @@ absl::StatusOr<TaskResource::Check> SchedulingResource::restore(std::string_view
     return errno_status(
         errno, fmt::format("task {}: ioprio_set({:#x})", husk.tid.value, state.io_priority()));
   // 0 comes with the policy (SCHED_FIFO, _RR, _DEADLINE since 6.13); writing it would mean "the
-  // default".
-  if (state.timer_slack_ns() != 0)
+  // default". Under any other policy nothing has changed what the husk has.
+  SchedulingState known;
+  if (husk.known) {
+    GW_ASSIGN_OR_RETURN(known, parse_state<SchedulingState>(*husk.known, name()));
+  }
+  if (state.timer_slack_ns() != 0 && state.timer_slack_ns() != known.timer_slack_ns())
     GW_RETURN_IF_ERROR(
         kernel::write_file(fmt::format("/proc/{}/timerslack_ns", husk.host_tid.value),
                            std::to_string(state.timer_slack_ns())));
