@@ -54,6 +54,12 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   if (!found.guards.empty())
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "guard regions (MADV_GUARD_INSTALL) are not carried");
+  if (!frozen) {
+    pages::PageSet written = found.dirty;
+    written.add(found.dirty_file);
+    process.working_set.scanned(std::move(written), found.dropped);
+    result.classes += process.working_set.classes();
+  }
   const auto space = static_cast<uint64_t>(process.pid.value);
   pages::PageSet missing;
   if (leaving_behind_) {

@@ -14,6 +14,7 @@
 #include "kernel/proc/maps.h"
 #include "pages/sender.h"
 #include "pages/tracker.h"
+#include "pages/working_set.h"
 #include "resource/memory_map/memory_map.h"
 #include "stream/stream.h"
 #include "tracee/batch.h"
@@ -27,6 +28,7 @@ struct SourceProcess {
   std::string comm;
   UniqueFd pidfd;
   std::unique_ptr<pages::DirtyTracker> tracker;
+  pages::WorkingSet working_set;              // by the tracker's scans while it ran
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
@@ -60,6 +62,7 @@ struct RoundResult {
   uint64_t saved = 0;       // that would have been more without compression
   int64_t lead_ns = 0;      // before pages, and in scans
   int64_t total_ns = 0;
+  pages::PageClasses classes;  // of private memory, in a round
 };
 
 }  // namespace godwit::process
