@@ -38,6 +38,13 @@ absl::StatusOr<UniqueFd> open_below(int root, std::string_view path, uint64_t re
   return errno_status(errno, fmt::format("openat2(\"{}\", O_PATH)", path));
 }
 
+absl::StatusOr<uint64_t> mount_of(int fd, const std::string& path) {
+  struct statx extra {};
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &extra) != 0)
+    return errno_status(errno, fmt::format("statx(\"{}\", STATX_MNT_ID)", path));
+  return extra.stx_mnt_id;
+}
+
 absl::StatusOr<struct stat> stat_of(int fd) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
@@ -99,6 +106,7 @@ absl::StatusOr<CapsuleFiles> CapsuleFiles::open_at(const std::string& root, cons
                                                    std::string hashes) {
   CapsuleFiles files(spec, paths, init, std::move(hashes));
   GW_ASSIGN_OR_RETURN(files.root_, kernel::open(root, O_PATH | O_DIRECTORY));
+  GW_ASSIGN_OR_RETURN(files.root_mount_, mount_of(files.root_.get(), root));
   GW_ASSIGN_OR_RETURN(files.below_, kernel::open(spec.rootfs().empty() ? "/" : spec.rootfs(),
                                                  O_PATH | O_DIRECTORY));
   return files;
@@ -115,7 +123,7 @@ absl::StatusOr<CapsuleFiles::MountKind> CapsuleFiles::kind_of_mount(uint64_t id)
     });
     if (bound)
       kind.place = FilePlace::kShared;
-    else if (mount.point == "/")
+    else if (static_cast<uint64_t>(mount.id) == root_mount_)
       kind = {FilePlace::kBelow, true};
     else if (mount.point == "/dev/shm")
       kind.place = FilePlace::kLayer;
@@ -133,10 +141,8 @@ absl::StatusOr<FoundFile> CapsuleFiles::find(const std::string& path) {
   FoundFile found;
   GW_ASSIGN_OR_RETURN(found.fd, open_below(root_.get(), path, 0));
   GW_ASSIGN_OR_RETURN(found.info, stat_of(found.fd.get()));
-  struct statx extra {};
-  if (::statx(found.fd.get(), "", AT_EMPTY_PATH, STATX_MNT_ID, &extra) != 0)
-    return errno_status(errno, fmt::format("statx(\"{}\", STATX_MNT_ID)", path));
-  GW_ASSIGN_OR_RETURN(const MountKind kind, kind_of_mount(extra.stx_mnt_id));
+  GW_ASSIGN_OR_RETURN(const uint64_t mount_id, mount_of(found.fd.get(), path));
+  GW_ASSIGN_OR_RETURN(const MountKind kind, kind_of_mount(mount_id));
   found.place = S_ISREG(found.info.st_mode) ? kind.place : FilePlace::kOther;
   found.on_root = kind.root;
   if (found.place != FilePlace::kBelow || !found.on_root) return found;

@@ -36,7 +36,8 @@ class CapsuleFiles {
   // `hashes`: ContentHashes' file.
   static absl::StatusOr<CapsuleFiles> open(const CapsuleSpec& spec, const ServicePaths& paths,
                                            HostPid init, std::string hashes);
-  // With another folder as root than init's.
+  // With another folder as root than init's, for a capsule that is not there yet, say. `init`: in
+  // whose mount namespace it is.
   static absl::StatusOr<CapsuleFiles> open_at(const std::string& root, const CapsuleSpec& spec,
                                               const ServicePaths& paths, HostPid init,
                                               std::string hashes);
@@ -67,7 +68,8 @@ class CapsuleFiles {
   CapsuleSpec spec_;
   ServicePaths paths_;
   HostPid init_;
-  UniqueFd root_;   // of the capsule
+  UniqueFd root_;  // of the capsule
+  uint64_t root_mount_ = 0;
   UniqueFd below_;  // what the overlay has as its lower layer
   std::map<uint64_t, MountKind> mounts_;
   ContentHashes hashes_;
