@@ -165,8 +165,21 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
     else
       GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
   }
+  count_descriptors();
+  note_open_files();
   descriptors_.reset();
   return absl::OkStatus();
+}
+
+// As the state of the tables will have them.
+void Source::count_descriptors() {
+  counts_.descriptors = 0;
+  counts_.connections = 0;
+  for (const auto& [tgid, table] : descriptors_->tables())
+    counts_.descriptors += static_cast<uint32_t>(table.entries_size());
+  for (const auto& description : descriptors_->descriptions())
+    if (description.kind != nullptr && description.kind->name() == "tcp_socket")
+      ++counts_.connections;
 }
 
 absl::Status Source::precheck_process(const resource::TreeProcess& process,

@@ -78,12 +78,20 @@ struct SourceCounts {
   uint32_t connections = 0;
 };
 
+// Pages that a move has to carry.
+struct MemoryEstimate {
+  uint64_t resident_pages = 0;
+  uint64_t zero_pages = 0;  // of them, by a sample
+};
+
 class Source {
  public:
   static absl::StatusOr<std::unique_ptr<Source>> create(SourceHost host);
   ~Source();
 
   absl::Status precheck(std::vector<resource::Refusal>& refusals);
+  // Reads only; the program runs.
+  absl::StatusOr<MemoryEstimate> estimate() const;
   absl::Status start_tracking();
   // Longest time a task was stopped by start_tracking or a round.
   int64_t longest_stop_ns() const { return longest_stop_ns_; }
@@ -137,6 +145,7 @@ class Source {
   struct Capturing;
   explicit Source(SourceHost host);
 
+  void count_descriptors();
   absl::Status precheck_process(const resource::TreeProcess& process,
                                 std::vector<resource::Refusal>& refusals);
   absl::Status read_tree();
