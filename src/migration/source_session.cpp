@@ -120,11 +120,12 @@ class SourceSession {
   }
 
   absl::Status rounds() {
-    if (start_.strategy() == STRATEGY_COLD) return absl::OkStatus();
-    if (start_.strategy() == STRATEGY_POSTCOPY) return leave_behind();
-    DeciderLimits limits;
-    if (start_.max_downtime_ns() > 0) limits.max_downtime_ns = start_.max_downtime_ns();
-    Decider decider(limits);
+    Decider decider(limits_of(start_));
+    GW_ASSIGN_OR_RETURN(const Estimate estimate, workload_.estimate());
+    const Decision first = decider.before(estimate, monotonic_ns() - begin_ns_);
+    note(first, decider);
+    if (post_copy_) return leave_behind();
+    if (first.verdict != Verdict::kAnotherRound) return absl::OkStatus();
     for (;;) {
       GW_RETURN_IF_ERROR(check_cancel());
       const int64_t begin = monotonic_ns();
@@ -138,14 +139,11 @@ class SourceSession {
       ++rounds_;
       FAULT_POINT("source.round_done");
       const Decision decision = decider.after_round(*round);
-      if (start_.strategy() == STRATEGY_HYBRID && rounds_ > 1) {
-        last_round_ = decision;
-        return leave_behind();
-      }
-      if (decision.verdict == Verdict::kSwitchOver) {
+      note(decision, decider);
+      if (decision.verdict == Verdict::kSwitchOver || decision.verdict == Verdict::kPostCopy) {
         // Told afterwards: what the daemon does with it would go on beside the freeze.
         last_round_ = decision;
-        return absl::OkStatus();
+        return post_copy_ ? leave_behind() : absl::OkStatus();
       }
       report("round", decision);
       if (decision.verdict == Verdict::kGiveUp)
@@ -170,16 +168,20 @@ class SourceSession {
     GW_RETURN_IF_ERROR(round.status());
     GW_RETURN_IF_ERROR(wait_for_applied());
     ++rounds_;
-    left_pages_ = true;
     FAULT_POINT("source.left_behind");
     return absl::OkStatus();
+  }
+
+  void note(const Decision& decision, const Decider& decider) {
+    post_copy_ = decision.verdict == Verdict::kPostCopy;
+    followed_ = decision.strategy;
+    describe(decision, decider.prediction(), decided_);
   }
 
   absl::Status freeze() {
     // A write that is stuck now keeps the service standing still. Not so in a cold move or one that
     // is verified, whose destination may well be busy for longer with what it has.
-    if (start_.strategy() != STRATEGY_COLD && !start_.verify())
-      set_patience(stream_fd_.get(), kSilence);
+    if (followed_ != STRATEGY_COLD && !start_.verify()) set_patience(stream_fd_.get(), kSilence);
     set_patience(messages_->fd(), kSilence);
     GW_RETURN_IF_ERROR(workload_.begin_last_epoch(*writer_));
     for (int attempt = 1;; ++attempt) {
@@ -405,17 +407,14 @@ class SourceSession {
     progress.set_bytes_per_s(static_cast<uint64_t>(decision.bytes_per_s * wire_share_));
     progress.set_dirty_pages_per_s(static_cast<uint64_t>(decision.dirty_pages_per_s));
     progress.set_time_left_ns(decision.expected_downtime_ns);
+    progress.set_strategy(strategy_name(followed_));
+    progress.set_reason(decision.reason);
     daemon_.progress(progress);
   }
 
-  const char* strategy_name() const {
-    if (start_.strategy() == STRATEGY_COLD) return "cold";
-    if (!left_pages_) return "precopy";
-    return rounds_ > 1 ? "hybrid" : "postcopy";
-  }
-
   void fill(Statistics& statistics) {
-    statistics.set_strategy(strategy_name());
+    statistics.MergeFrom(decided_);
+    statistics.set_bandwidth_limited(start_.bandwidth_bytes_per_s() > 0);
     statistics.set_pages_left_behind(active_.pages_missing());
     statistics.set_page_faults(page_figures_.faults);
     statistics.set_post_copy_ns(post_copy_ns_);
@@ -463,12 +462,14 @@ class SourceSession {
   std::unique_ptr<stream::Writer> writer_;
   Active active_;
   std::optional<Decision> last_round_;  // not reported yet
+  Strategy followed_ = STRATEGY_INVALID;
+  bool post_copy_ = false;  // the freeze leaves what is outstanding for later
+  Statistics decided_;      // what was chosen, and why
   bool frozen_ = false;
   bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
   double wire_share_ = 1;  // of the last round's bytes
   bool end_mark_sent_ = false;
-  bool left_pages_ = false;  // post-copy
   bool committed_ = false;   // it runs there
   PageFigures page_figures_;
   int64_t post_copy_ns_ = 0;

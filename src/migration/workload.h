@@ -25,6 +25,12 @@ struct RoundFigures {
   // Of it, before the first page was on its way: what the link has no part in.
   int64_t lead_ns = 0;
   uint64_t wire_bytes = 0;
+  // Of its private memory: pages that were written in both of the last two windows between scans,
+  // in one, in none; and in the last one.
+  uint64_t hot_pages = 0;
+  uint64_t warm_pages = 0;
+  uint64_t cold_pages = 0;
+  uint64_t written_pages = 0;
 };
 
 struct PageFigures {
@@ -34,10 +40,17 @@ struct PageFigures {
   uint64_t bytes = 0;
 };
 
+// Before anything is tracked.
+struct Estimate {
+  uint64_t resident_pages = 0;  // that would have to be carried
+  uint64_t zero_pages = 0;      // of them, without contents
+};
+
 class SourceWorkload {
  public:
   virtual ~SourceWorkload() = default;
   virtual absl::Status precheck(std::vector<Reason>& reasons) = 0;
+  virtual absl::StatusOr<Estimate> estimate() = 0;
   // Called in a round or in final_state(), after a question in the stream: waits for what
   // ReplicaWorkload::wanted_files() says there. Without it nothing is asked.
   virtual void on_question(std::function<absl::StatusOr<WantedFiles>()> answer) = 0;

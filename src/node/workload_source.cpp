@@ -21,6 +21,19 @@ std::vector<capsule::FileUse> uses_of(std::vector<process::FileInUse> files) {
   return uses;
 }
 
+migration::RoundFigures figures_of(const process::RoundResult& result) {
+  return migration::RoundFigures{.pages = result.pages,
+                                 .zero_pages = result.zero_pages,
+                                 .bytes = result.bytes + result.saved,
+                                 .duration_ns = result.total_ns,
+                                 .lead_ns = result.lead_ns,
+                                 .wire_bytes = result.bytes,
+                                 .hot_pages = result.classes.hot,
+                                 .warm_pages = result.classes.warm,
+                                 .cold_pages = result.classes.cold,
+                                 .written_pages = result.classes.written};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule::NodePaths& node,
@@ -80,6 +93,26 @@ absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
     reason.set_way_out(std::move(refusal.way_out));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ServiceSource::used_files() {
+  std::vector<std::string> states;
+  capsule::FileSink sink;
+  sink.section = [&](uint64_t, std::string_view state) {
+    states.emplace_back(state);
+    return absl::OkStatus();
+  };
+  sink.removed = [](uint64_t) { return absl::OkStatus(); };
+  GW_RETURN_IF_ERROR(files_->update(uses_of(source_->files_in_use()), false, sink).status());
+  const absl::Status saved = files_->files().hashes().save();
+  if (!saved.ok()) log_warning("hashes of files: {}", message_of(saved));
+  return states;
+}
+
+absl::StatusOr<migration::Estimate> ServiceSource::estimate() {
+  GW_ASSIGN_OR_RETURN(const process::MemoryEstimate estimate, source_->estimate());
+  memory_bytes_ = estimate.resident_pages * pages::kPageSize;
+  return migration::Estimate{estimate.resident_pages, estimate.zero_pages};
 }
 
 // Without it every option is read in the freeze.
@@ -167,15 +200,11 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer&
     GW_RETURN_IF_ERROR(send_layer(writer, false));
     return send_files(writer, false);
   };
-  GW_ASSIGN_OR_RETURN(const process::RoundResult result, leave_behind
-                                                             ? source_->leave_behind(writer, extra)
-                                                             : source_->round(writer, extra));
-  return migration::RoundFigures{.pages = result.pages,
-                                 .zero_pages = result.zero_pages,
-                                 .bytes = result.bytes + result.saved,
-                                 .duration_ns = result.total_ns,
-                                 .lead_ns = result.lead_ns,
-                                 .wire_bytes = result.bytes};
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result,
+                      leave_behind ? source_->leave_behind(writer, extra)
+                                   : source_->round(writer, extra));
+  classes_ = result.classes;
+  return figures_of(result);
 }
 
 absl::Status ServiceSource::freeze() {
@@ -198,12 +227,7 @@ absl::Status ServiceSource::final_state(stream::Writer& writer) {
 
 absl::StatusOr<migration::RoundFigures> ServiceSource::final_pages(stream::Writer& writer) {
   GW_ASSIGN_OR_RETURN(const process::RoundResult result, source_->final_pages(writer));
-  return migration::RoundFigures{.pages = result.pages,
-                                 .zero_pages = result.zero_pages,
-                                 .bytes = result.bytes + result.saved,
-                                 .duration_ns = result.total_ns,
-                                 .lead_ns = result.lead_ns,
-                                 .wire_bytes = result.bytes};
+  return figures_of(result);
 }
 
 absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
@@ -273,6 +297,10 @@ void ServiceSource::describe(migration::Statistics& statistics) {
   statistics.set_compression(compression.used());
   statistics.set_pages_sent(source_->control().pages_sent);
   statistics.set_pages_zero(source_->control().zero_pages);
+  statistics.set_memory_bytes(memory_bytes_);
+  statistics.set_pages_cold(classes_.cold);
+  statistics.set_pages_warm(classes_.warm);
+  statistics.set_pages_hot(classes_.hot);
   statistics.set_first_stop_ns(source_->longest_stop_ns());
   for (const process::Spans::Span& span : source_->spans().list()) {
     migration::Span* one = statistics.add_spans();

@@ -45,6 +45,9 @@ class ServiceSource final : public migration::SourceWorkload {
   void verify_pages() { source_->verify_pages(); }
 
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
+  // After precheck(): states of sections "file", of what it has open or mapped below its layer.
+  absl::StatusOr<std::vector<std::string>> used_files();
+  absl::StatusOr<migration::Estimate> estimate() override;
   void on_question(std::function<absl::StatusOr<migration::WantedFiles>()> answer) override {
     answer_ = std::move(answer);
   }
@@ -92,6 +95,8 @@ class ServiceSource final : public migration::SourceWorkload {
       Defaults::kUnknown;  // of socket options, in this round or freeze
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
+  uint64_t memory_bytes_ = 0;   // by estimate()
+  pages::PageClasses classes_;  // of the last round
   std::function<void(int)> on_hold_ = [](int) {};
   std::function<void(HostPid, int)> on_uffd_ = [](HostPid, int) {};
   network::Frames
