@@ -87,8 +87,39 @@ TEST(RenderTest, MoveJsonHasTheNamesThatAreFixed) {
   Json json;
   move_json(json, result);
   for (const char* field : {"\"strategy\":", "\"rounds\":", "\"freeze_ns\":", "\"total_ns\":",
-                            "\"bytes_wire\":", "\"outcome\": \"moved\""})
+                            "\"bytes_wire\":", "\"outcome\": \"moved\"", "\"chosen_because\":",
+                            "\"predicted_downtime_ns\":", "\"predicted_total_ns\":"})
     EXPECT_NE(json.str().find(field), std::string::npos) << field;
+}
+
+TEST(RenderTest, ADryRunSaysInWordsWhatWillHappen) {
+  api::MigrateResult result;
+  result.set_name("cache");
+  result.set_outcome("movable");
+  result.set_based_on("the last move of cache");
+  result.set_layer_bytes(3 << 20);
+  api::MigrationStatistics& s = *result.mutable_statistics();
+  s.set_destination("n2");
+  s.set_strategy("precopy");
+  s.set_chosen_because("it holds the limits");
+  s.set_predicted_downtime_ns(1'200'000);
+  s.set_predicted_total_ns(2'400'000'000);
+  s.set_processes(1);
+  s.set_threads(4);
+  s.set_memory_bytes(uint64_t{1} << 30);
+  api::Refusal* warning = result.add_warnings();
+  warning->set_code("clock.skew");
+  warning->set_object("n2");
+  warning->set_reason("its clock is wrong");
+  const std::string text = move_text(result, false);
+  for (const char* part :
+       {"cache can move to n2", "by precopy: it holds the limits", "freeze 1.20 ms, total 2.40 s",
+        "based on the last move of cache", "1 process, 4 threads, 1.0 GiB of memory",
+        "3.0 MiB of files of its own", "warning: n2: its clock is wrong"})
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  Json json;
+  move_json(json, result);
+  EXPECT_NE(json.str().find("\"code\": \"clock.skew\""), std::string::npos) << json.str();
 }
 
 TEST(RenderTest, CommandLinesCanBePastedIntoAShell) {
@@ -123,6 +154,7 @@ TEST(CommandLineTest, MistakesAreUsageErrors) {
   EXPECT_EQ(run_cli({"migrate", "x"}), 2);
   EXPECT_EQ(run_cli({"migrate", "x", "n2", "--strategy", "teleport"}), 2);
   EXPECT_EQ(run_cli({"migrate", "x", "n2", "--max-downtime", "5"}), 2);
+  EXPECT_EQ(run_cli({"migrate", "x", "n2", "--max-total", "5"}), 2);
   EXPECT_EQ(run_cli({"run", "--", "true"}), 2);
   EXPECT_EQ(run_cli({"signal", "x", "NOTHING"}), 2);
 }

@@ -9,7 +9,7 @@ namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, node, strategy = "precopy", max_downtime, bandwidth, compress = "auto";
+  std::string name, node, strategy = "auto", max_downtime, max_total, bandwidth, compress = "auto";
   bool resume = false, source_lost = false;
   bool dry_run = false, verify = false, json = false, verbose = false, quiet = false;
 };
@@ -42,6 +42,11 @@ int migrate(const Context& context, const Options& options) {
     if (!limit.ok()) return complain(annotate(limit.status(), "--max-downtime"), kUsage);
     request.set_max_downtime_ns(*limit);
   }
+  if (!options.max_total.empty()) {
+    const auto limit = parse_duration_ns(options.max_total);
+    if (!limit.ok()) return complain(annotate(limit.status(), "--max-total"), kUsage);
+    request.set_max_total_ns(*limit);
+  }
   if (!options.bandwidth.empty()) {
     const auto limit = parse_bandwidth(options.bandwidth);
     if (!limit.ok()) return complain(annotate(limit.status(), "--bandwidth"), kUsage);
@@ -66,15 +71,19 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_option("NODE", o.node, "where it goes");
   command
       ->add_option("--strategy", o.strategy,
-                   "precopy: send memory while it runs, stop it for the last small rest; postcopy: "
-                   "let it run there first, memory follows; hybrid: send memory while it runs, and "
-                   "what it changed meanwhile follows; cold: stop it, send all")
-      ->check(CLI::IsMember({"cold", "precopy", "postcopy", "hybrid"}))
+                   "auto: what holds the limits, precopy if it does; precopy: send memory while it "
+                   "runs, stop it for the last small rest; cold: stop it, send all; hybrid: send "
+                   "memory while it runs, let it go on there while the rest follows; postcopy: let "
+                   "it go on there at once, all memory follows")
+      ->check(CLI::IsMember({"auto", "cold", "precopy", "postcopy", "hybrid"}))
       ->capture_default_str();
   command->add_option(
       "--max-downtime", o.max_downtime,
       "the service is stopped once what is left takes no longer than this (default: "
       "50ms)");
+  command->add_option("--max-total", o.max_total,
+                      "no round begins that would make the whole move longer than this (default: "
+                      "none)");
   command->add_option("--bandwidth", o.bandwidth,
                       "limit while it runs, a second, as on the wire: 100MiB, 1Gbit (default: "
                       "none)");
@@ -84,7 +93,10 @@ void add_migrate(CLI::App& app, Context& context) {
                    "makes the move quicker; none, lz4, zstd")
       ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
       ->capture_default_str();
-  command->add_flag("--dry-run", o.dry_run, "only say whether it can move, and if not, why");
+  command->add_flag(
+      "--dry-run", o.dry_run,
+      "only say whether it can move and what that will cost, or why not; the program is not "
+      "touched");
   command->add_flag("--verify", o.verify,
                     "before it runs there, compare every page and mapping of every process with "
                     "the source's, and go back if one differs: a diagnostic, the service stands "
@@ -106,8 +118,11 @@ void add_migrate(CLI::App& app, Context& context) {
       "movable), error, strategy, rounds, freeze_ns, total_ns, bytes_wire, bytes_pages,\n"
       "bytes_pages_wire (pages before and after compression), compression, setup_ns,\n"
       "first_stop_ns, pages_sent, pages_zero, source_cpu_ns, processes, threads, descriptors,\n"
-      "connections, frames_replayed, pages_left_behind, page_faults, post_copy_ns, spans, "
-      "refusals.");
+      "connections, frames_replayed, pages_left_behind, page_faults, post_copy_ns, spans,\n"
+      "chosen_because, predicted_downtime_ns,\n"
+      "predicted_total_ns, bytes_per_s, dirty_pages_per_s, pages_cold, pages_warm, pages_hot,\n"
+      "memory_bytes, forecasts, based_on, layer_bytes, differences, refusals,\n"
+      "warnings.");
   command->callback([&context, options] { context.exit_code = migrate(context, *options); });
 }
 

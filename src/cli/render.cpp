@@ -33,7 +33,26 @@ void statistics_json(Json& json, const api::MigrationStatistics& s) {
       .number("frames_replayed", s.frames_replayed())
       .number("pages_left_behind", s.pages_left_behind())
       .number("page_faults", s.page_faults())
-      .number("post_copy_ns", s.post_copy_ns());
+      .number("post_copy_ns", s.post_copy_ns())
+      .text("chosen_because", s.chosen_because())
+      .number("predicted_downtime_ns", s.predicted_downtime_ns())
+      .number("predicted_total_ns", s.predicted_total_ns())
+      .number("bytes_per_s", s.bytes_per_s())
+      .number("dirty_pages_per_s", s.dirty_pages_per_s())
+      .number("pages_cold", s.pages_cold())
+      .number("pages_warm", s.pages_warm())
+      .number("pages_hot", s.pages_hot())
+      .number("memory_bytes", s.memory_bytes());
+  json.array("forecasts");
+  for (const api::StrategyForecast& each : s.forecasts())
+    json.object()
+        .text("strategy", each.strategy())
+        .number("downtime_ns", each.downtime_ns())
+        .number("total_ns", each.total_ns())
+        .boolean("feasible", each.feasible())
+        .text("reason", each.reason())
+        .end();
+  json.end();
   json.array("spans");
   for (const api::MigrationSpan& each : s.spans())
     json.object().text("name", each.name()).number("ns", each.ns()).end();
@@ -49,6 +68,66 @@ std::string compression_text(const api::MigrationStatistics& s) {
       format_bytes(s.bytes_pages_wire()),
       static_cast<double>(s.bytes_pages()) / static_cast<double>(s.bytes_pages_wire()),
       s.compression());
+}
+
+void reasons_json(Json& json, std::string_view name,
+                  const google::protobuf::RepeatedPtrField<api::Refusal>& reasons) {
+  json.array(name);
+  for (const api::Refusal& each : reasons)
+    json.object()
+        .text("code", each.code())
+        .text("object", each.object())
+        .text("reason", each.reason())
+        .text("way_out", each.way_out())
+        .end();
+  json.end();
+}
+
+std::string forecasts_text(const api::MigrationStatistics& s) {
+  std::string out;
+  for (const api::StrategyForecast& each : s.forecasts())
+    out += fmt::format("  {:<10}downtime {}, total {}{}{}\n", each.strategy(),
+                       format_ns(each.downtime_ns()), format_ns(each.total_ns()),
+                       each.reason().empty() ? "" : ": ", each.reason());
+  return out;
+}
+
+std::string plan_text(const api::MigrateResult& result) {
+  const api::MigrationStatistics& s = result.statistics();
+  std::string out = fmt::format("  by {}: {}\n", s.strategy(), s.chosen_because());
+  if (s.predicted_total_ns() > 0)
+    out += fmt::format("  expected: freeze {}, total {}, at {}/s\n",
+                       format_ns(s.predicted_downtime_ns()), format_ns(s.predicted_total_ns()),
+                       format_bytes(s.bytes_per_s()));
+  out += fmt::format("  based on {}\n", result.based_on());
+  const auto amount = [](uint32_t n, const char* one, const char* many) {
+    return fmt::format("{} {}", n, n == 1 ? one : many);
+  };
+  out += fmt::format(
+      "  carries {}, {}, {} of memory ({} of it zero), {},\n  {}, {} of files of its own\n",
+      amount(s.processes(), "process", "processes"), amount(s.threads(), "thread", "threads"),
+      format_bytes(s.memory_bytes()), format_bytes(s.pages_zero() * kPageSize),
+      amount(s.descriptors(), "descriptor", "descriptors"),
+      amount(s.connections(), "connection", "connections"), format_bytes(result.layer_bytes()));
+  if (result.differences_size() > 0)
+    out += fmt::format("  and {} that the other node has not or not the same:\n",
+                       amount(static_cast<uint32_t>(result.differences_size()), "file", "files"));
+  for (const api::FileDifference& each : result.differences())
+    out += fmt::format("    {} {}\n", each.path(), each.what());
+  return out;
+}
+
+std::string decision_text(const api::MigrationStatistics& s) {
+  std::string out =
+      fmt::format("  {}: {}; expected: freeze {}, total {}\n", s.strategy(), s.chosen_because(),
+                  format_ns(s.predicted_downtime_ns()), format_ns(s.predicted_total_ns()));
+  out += fmt::format("  link {}/s, dirty {}/s", format_bytes(s.bytes_per_s()),
+                     format_bytes(s.dirty_pages_per_s() * kPageSize));
+  if (s.pages_cold() + s.pages_warm() + s.pages_hot() > 0)
+    out += fmt::format(
+        "; memory cold {}, warm {}, hot {}", format_bytes(s.pages_cold() * kPageSize),
+        format_bytes(s.pages_warm() * kPageSize), format_bytes(s.pages_hot() * kPageSize));
+  return out + "\n" + forecasts_text(s);
 }
 
 std::string quoted_if_needed(const std::string& word) {
@@ -158,10 +237,11 @@ std::string service_text(const api::Service& s) {
   line("started", time_text(s.started_unix_ns()));
   if (s.has_last_migration()) {
     const api::MigrationStatistics& m = s.last_migration();
-    line("last move",
-         fmt::format("{} to {}, {}: {} rounds, freeze {}, total {}, {}", m.source(),
-                     m.destination(), m.outcome(), m.rounds(), format_ns(m.freeze_ns()),
-                     format_ns(m.total_ns()), format_bytes(m.bytes_wire())));
+    line("last move", fmt::format("{} to {}, {}: {}, {} rounds, freeze {}, total {}, {}",
+                                  m.source(), m.destination(), m.outcome(), m.strategy(),
+                                  m.rounds(), format_ns(m.freeze_ns()), format_ns(m.total_ns()),
+                                  format_bytes(m.bytes_wire())));
+    line("chosen", m.chosen_because());
   }
   return out;
 }
@@ -189,15 +269,14 @@ void move_json(Json& json, const api::MigrateResult& result) {
       .text("outcome", result.outcome())
       .text("error", result.error());
   statistics_json(json, result.statistics());
-  json.array("refusals");
-  for (const api::Refusal& each : result.refusals())
-    json.object()
-        .text("code", each.code())
-        .text("object", each.object())
-        .text("reason", each.reason())
-        .text("way_out", each.way_out())
-        .end();
-  json.end().end();
+  json.array("differences");
+  for (const api::FileDifference& each : result.differences())
+    json.object().text("path", each.path()).text("what", each.what()).end();
+  json.end();
+  json.text("based_on", result.based_on()).number("layer_bytes", result.layer_bytes());
+  reasons_json(json, "refusals", result.refusals());
+  reasons_json(json, "warnings", result.warnings());
+  json.end();
 }
 
 std::string move_text(const api::MigrateResult& result, bool verbose) {
@@ -214,7 +293,7 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
                          format_ns(s.post_copy_ns()), format_bytes(s.page_faults() * kPageSize));
     if (!result.error().empty()) out += fmt::format("  {}\n", result.error());
   } else if (result.outcome() == "movable") {
-    out = fmt::format("{} can move to {}\n", result.name(), s.destination());
+    out = fmt::format("{} can move to {}\n", result.name(), s.destination()) + plan_text(result);
   } else if (result.outcome() == "saved") {
     out = fmt::format("{} saved in {}: freeze {}, {}\n", result.name(), format_ns(s.total_ns()),
                       format_ns(s.freeze_ns()), format_bytes(s.bytes_wire()));
@@ -229,6 +308,9 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
     out = fmt::format("{} was not moved and runs on at {}: {}\n", result.name(), result.node(),
                       result.error());
   }
+  for (const api::Refusal& each : result.warnings())
+    out += fmt::format("  warning: {}: {}\n    {}\n", each.object(), each.reason(), each.way_out());
+  if (verbose && result.outcome() == "movable") out += forecasts_text(s);
   if (verbose && s.total_ns() > 0) {
     out += fmt::format(
         "  {} processes, {} threads, {} descriptors, {} connections; {} pages sent, {} zero;\n"
@@ -237,6 +319,7 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
         s.pages_zero(), format_ns(s.setup_ns()), format_ns(s.first_stop_ns()),
         format_ns(s.source_cpu_ns()), s.frames_replayed());
     if (s.bytes_pages() > 0) out += "  " + compression_text(s) + "\n";
+    out += decision_text(s);
     for (const api::MigrationSpan& each : s.spans())
       out += fmt::format("  {:<32}{:>12}\n", each.name(), format_ns(each.ns()));
   }
@@ -247,7 +330,8 @@ std::string progress_text(const api::MigrateProgress& p) {
   if (p.phase() == "post-copy" || p.phase() == "disconnected")
     return fmt::format("{}  {} left", p.phase(), format_bytes(p.pages_left() * kPageSize));
   if (p.phase() != "round") return p.phase();
-  return fmt::format("round {}  {} left  {}/s  dirty {}/s  {} to go", p.round(),
+  const std::string strategy = p.strategy().empty() ? "" : p.strategy() + ", ";
+  return fmt::format("{}round {}  {} left  {}/s  dirty {}/s  {} to go", strategy, p.round(),
                      format_bytes(p.pages_left() * kPageSize), format_bytes(p.bytes_per_s()),
                      format_bytes(p.dirty_pages_per_s() * kPageSize), format_ns(p.time_left_ns()));
 }

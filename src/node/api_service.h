@@ -75,6 +75,7 @@ class PeerService final : public api::StoreService {
                           api::Empty*) override;
   grpc::Status PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>*,
                       api::Empty*) override;
+  grpc::Status Probe(grpc::ServerContext*, const api::ProbeRequest*, api::Empty*) override;
   grpc::Status Ping(grpc::ServerContext*, const api::Empty*, api::Node*) override;
 
  private:

@@ -43,6 +43,12 @@ grpc::Status relay(grpc::ClientReader<api::MigrateEvent>& there, ApiService::Mov
   return api::to_grpc(unreachable(api::from_grpc(there.Finish()), peer));
 }
 
+absl::Status judge(const Node& node, const api::PrepareReplicaRequest& request,
+                   api::PrepareReplicaReply& reply) {
+  GW_ASSIGN_OR_RETURN(const MachineFacts* facts, node.machine_facts());
+  return judge_needs(*facts, node.services().paths(), node.config().name, request, reply);
+}
+
 }  // namespace
 
 grpc::Status ApiService::Migrate(grpc::ServerContext* context, const api::MigrateRequest* request,
@@ -116,12 +122,24 @@ grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,
     capsule::CapsuleSpec spec;
     if (!spec.ParseFromString(request->spec()))
       return {grpc::StatusCode::INVALID_ARGUMENT, "the service's spec does not parse"};
-    return api::to_grpc(check_destination(node_, spec));
+    const absl::Status fit = check_destination(node_, spec);
+    if (!fit.ok()) return api::to_grpc(fit);
+    absl::Status looked = judge(node_, *request, *reply);
+    looked.Update(compare_files(node_.services().paths(), spec, *request, *reply));
+    return api::to_grpc(looked);
   }
   const absl::Status recovered = node_.wait_recovered(Deadline::in(kRecoveredWait));
   if (!recovered.ok()) return api::to_grpc(recovered);
+  api::PrepareReplicaReply judged;
+  const absl::Status fit = judge(node_, *request, judged);
+  if (!fit.ok()) return api::to_grpc(fit);
+  if (judged.refusals_size() > 0) {
+    *reply = std::move(judged);
+    return grpc::Status::OK;
+  }
   const auto session = ReplicaSession::begin(node_, *request);
   if (session.ok()) *reply = (*session)->reply();
+  reply->set_machine(judged.machine());
   return api::to_grpc(session.status());
 }
 
@@ -159,6 +177,10 @@ grpc::Status PeerService::ServePages(grpc::ServerContext* context,
 grpc::Status PeerService::PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>* parts,
                                  api::Empty*) {
   return api::to_grpc(receive_log(node_.services().paths(), *parts));
+}
+
+grpc::Status PeerService::Probe(grpc::ServerContext*, const api::ProbeRequest*, api::Empty*) {
+  return grpc::Status::OK;
 }
 
 grpc::Status PeerService::Ping(grpc::ServerContext*, const api::Empty*, api::Node* reply) {

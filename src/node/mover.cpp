@@ -22,15 +22,29 @@ namespace {
 using migration::Finished;
 using migration::MoverStart;
 
-Finished run_precheck(migration::SourceWorkload& workload) {
+// A packet to the daemon has a limit; what is left out is not compared.
+constexpr size_t kMaxUsedFiles = size_t{96} << 10;
+
+Finished run_precheck(ServiceSource& workload) {
   std::vector<migration::Reason> reasons;
   const absl::Status checked = workload.precheck(reasons);
   if (!checked.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, checked);
+  const auto estimate = workload.estimate();
+  if (!estimate.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, estimate.status());
   Finished finished;
+  // What is refused may well have files that cannot be told.
+  if (reasons.empty()) {
+    const auto files = workload.used_files();
+    if (!files.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, files.status());
+    size_t bytes = 0;
+    for (const std::string& state : *files)
+      if ((bytes += state.size()) <= kMaxUsedFiles) finished.add_used_files(state);
+  }
   finished.set_outcome(reasons.empty() ? migration::OUTCOME_ROLLED_BACK
                                        : migration::OUTCOME_REFUSED);
   for (const migration::Reason& reason : reasons) *finished.add_reasons() = reason;
   workload.describe(*finished.mutable_statistics());
+  finished.mutable_statistics()->set_pages_zero(estimate->zero_pages);
   return finished;
 }
 

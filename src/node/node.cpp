@@ -12,7 +12,6 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "capsule/capsule.h"
-#include "kernel/features.h"
 #include "kernel/syscalls.h"
 #include "node/replica_session.h"
 #include "node/service_port.h"
@@ -111,9 +110,18 @@ absl::Status Node::announce_self() {
   const api::Node self = describe_self();
   record.set_kernel(self.kernel());
   record.clear_features();
-  for (const auto& [feature, found] : kernel::probe_features().all())
+  GW_ASSIGN_OR_RETURN(const MachineFacts* facts, machine_facts());
+  for (const auto& [feature, found] : facts->features.all())
     if (found->present) record.add_features(std::string(feature));
   return records_->put_node(record);
+}
+
+absl::StatusOr<const MachineFacts*> Node::machine_facts() const {
+  std::lock_guard lock(facts_mutex_);
+  if (!facts_) {
+    GW_ASSIGN_OR_RETURN(facts_, find_machine_facts());
+  }
+  return &*facts_;
 }
 
 api::Node Node::describe_self() const {

@@ -19,6 +19,7 @@
 #include "api/swap_stream.h"
 #include "node/busy.h"
 #include "node/journal.h"
+#include "node/machine.h"
 #include "node/mover_process.h"
 #include "node/node_config.h"
 #include "node/ownership.h"
@@ -68,6 +69,8 @@ class Node {
   Tasks& tasks() { return tasks_; }
   SpareMover& spare_mover() { return spare_mover_; }
   PostCopy& post_copy() { return post_copy_; }
+  // Found out once, by the first who asks.
+  absl::StatusOr<const MachineFacts*> machine_facts() const;
 
   // From here on the end of the capsule that is there now is noticed and recorded; whoever watched
   // an earlier one of that name stops.
@@ -144,6 +147,8 @@ class Node {
   std::unique_ptr<Peers> peers_;
   Busy busy_;
   SpareMover spare_mover_;
+  mutable std::mutex facts_mutex_;
+  mutable std::optional<MachineFacts> facts_;
   std::atomic<bool> stopping_ = false;
   mutable std::mutex mutex_;
   mutable std::condition_variable recovered_changed_;

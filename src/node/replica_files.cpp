@@ -8,6 +8,19 @@
 
 namespace godwit::node {
 
+migration::Reason cannot_be_carried(const capsule::FileDifference& difference) {
+  migration::Reason reason;
+  reason.set_code("file.differs");
+  reason.set_object(escape_non_utf8(difference.path));
+  reason.set_reason(escape_non_utf8(difference.what));
+  reason.set_way_out(difference.own_mount
+                         ? "it lies on a disk of its own, which a service's layer does not "
+                           "cover: install the same version on this node"
+                         : "install the same version on this node, or save the service with "
+                           "checkpoint --with-files");
+  return reason;
+}
+
 absl::Status ReplicaFiles::see(const stream::Frame& frame) {
   if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) {
     final_ = begin->final;
@@ -50,17 +63,8 @@ absl::Status ReplicaFiles::require_all() {
   GW_ASSIGN_OR_RETURN(const auto differences, check_.differences());
   if (differences.empty()) return absl::OkStatus();
   refusals_.clear();
-  for (const capsule::FileDifference& difference : differences) {
-    migration::Reason& reason = refusals_.emplace_back();
-    reason.set_code("file.differs");
-    reason.set_object(escape_non_utf8(difference.path));
-    reason.set_reason(escape_non_utf8(difference.what));
-    reason.set_way_out(difference.own_mount
-                           ? "it lies on a disk of its own, which a service's layer does not "
-                             "cover: install the same version on this node"
-                           : "install the same version on this node, or save the service with "
-                             "checkpoint --with-files");
-  }
+  for (const capsule::FileDifference& difference : differences)
+    refusals_.push_back(cannot_be_carried(difference));
   return make_error(absl::StatusCode::kFailedPrecondition, "{} {}; {}", refusals_[0].object(),
                     refusals_[0].reason(), refusals_[0].way_out());
 }

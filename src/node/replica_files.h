@@ -14,6 +14,9 @@
 
 namespace godwit::node {
 
+// As a refusal: the way is not there to carry it, or its disk is another one.
+migration::Reason cannot_be_carried(const capsule::FileDifference& difference);
+
 class ReplicaFiles {
  public:
   explicit ReplicaFiles(capsule::CapsuleFiles files) : check_(std::move(files)) {}

@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "capsule/capsule.h"
 #include "node/compress_option.h"
+#include "migration/forecast.h"
 #include "node/node.h"
 
 namespace godwit::node {
@@ -35,24 +36,20 @@ std::string random_id() {
   return id;
 }
 
-absl::StatusOr<migration::Strategy> strategy_of(const api::MigrateRequest& request) {
-  const std::string& name = request.strategy();
-  migration::Strategy strategy = migration::STRATEGY_INVALID;
-  if (name.empty() || name == "precopy") strategy = migration::STRATEGY_PRECOPY;
-  if (name == "cold") strategy = migration::STRATEGY_COLD;
-  if (name == "postcopy") strategy = migration::STRATEGY_POSTCOPY;
-  if (name == "hybrid") strategy = migration::STRATEGY_HYBRID;
+absl::StatusOr<migration::Strategy> strategy_asked_for(const api::MigrateRequest& request) {
+  const migration::Strategy strategy = migration::strategy_of(request.strategy());
   if (strategy == migration::STRATEGY_INVALID)
     return make_error(absl::StatusCode::kInvalidArgument,
-                      "--strategy {}: use cold, precopy, postcopy or hybrid", name);
-  const bool leaves_pages =
+                      "--strategy {}: use auto, cold, precopy, postcopy or hybrid",
+                      request.strategy());
+  const bool post_copy =
       strategy == migration::STRATEGY_POSTCOPY || strategy == migration::STRATEGY_HYBRID;
-  if (leaves_pages && request.verify())
+  if (post_copy && request.verify())
     return make_error(
         absl::StatusCode::kInvalidArgument,
         "--verify compares all pages before the service runs there, and --strategy {} "
         "lets it run before they are there: use precopy",
-        name);
+        request.strategy());
   return strategy;
 }
 
@@ -112,13 +109,15 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   if (request.node() == self)
     return make_error(absl::StatusCode::kInvalidArgument, "service {} is on {} already",
                       request.name(), self);
-  GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_of(request));
+  GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_asked_for(request));
   GW_RETURN_IF_ERROR(check_compress(request.compress()));
   GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
   GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
   entry_.set_id(random_id());
   entry_.set_peer(request.node());
-  if (request.dry_run()) return dry_run(request);
+  if (request.dry_run()) return dry_run(request, strategy);
+  const std::vector<migration::Reason> missing = missing_here();
+  if (!missing.empty()) return refused(missing);
 
   const auto outgoing = node_.begin_outgoing(request.name());
   const auto ended = absl::MakeCleanup([&] { node_.end_outgoing(request.name()); });
@@ -131,15 +130,14 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   on_progress_(preparing);
   const absl::Status prepared = prepare_destination(request.verbose());
   if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), Node::Undone::kAll);
+  if (replica_.refusals_size() > 0) return refused_there();
   const auto compress = compress_for(request.compress(), replica_, entry_.peer());
   if (!compress.ok())
     return rolled_back(std::string(message_of(compress.status())), Node::Undone::kAll);
   if (user_cancelled_()) return rolled_back("cancelled", Node::Undone::kAll);
 
-  migration::MoverStart start = describe(migration::ROLE_SOURCE);
-  start.set_strategy(strategy);
-  start.set_max_downtime_ns(request.max_downtime_ns());
-  start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
+  migration::MoverStart start = describe(request, strategy);
+  add_earlier_figures(start, request.node());
   start.set_peer_host(replica_.host());
   start.set_peer_port(replica_.port());
   start.set_token(replica_.token());
@@ -152,48 +150,15 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   return conclude(follow());
 }
 
-absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRequest& request) {
-  api::PrepareReplicaRequest question;
-  question.set_migration_id(entry_.id());
-  question.set_service(request.name());
-  question.set_source(node_.config().name);
-  question.set_spec(current_.record.spec());
-  question.set_dry_run(true);
-  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(request.node()));
-  grpc::ClientContext context;
-  set_timeout(context, kPrepareTimeout);
-  api::PrepareReplicaReply answer;
-  const absl::Status there =
-      api::from_grpc(peer->peer->PrepareReplica(&context, question, &answer));
-
-  GW_ASSIGN_OR_RETURN(mover_,
-                      node_.spare_mover().take_or_start(describe(migration::ROLE_PRECHECK)));
-  GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
-  api::MigrateResult result;
-  result.set_name(request.name());
-  result.set_node(node_.config().name);
-  result.mutable_statistics()->set_source(node_.config().name);
-  result.mutable_statistics()->set_destination(request.node());
-  result.mutable_statistics()->set_strategy(request.strategy());
-  for (const migration::Reason& each : finished.reasons()) {
-    api::Refusal* refusal = result.add_refusals();
-    refusal->set_code(each.code());
-    refusal->set_object(each.object());
-    refusal->set_reason(each.reason());
-    refusal->set_way_out(each.way_out());
-  }
-  if (!there.ok()) {
-    api::Refusal* refusal = result.add_refusals();
-    refusal->set_code("destination");
-    refusal->set_object(request.node());
-    refusal->set_reason(std::string(message_of(there)));
-    refusal->set_way_out("mend that on the node, or choose another one");
-  }
-  const bool refused = finished.outcome() == migration::OUTCOME_REFUSED ||
-                       result.refusals_size() > 0 || !finished.error().empty();
-  result.set_outcome(refused ? "refused" : "movable");
-  result.set_error(finished.error());
-  return result;
+migration::MoverStart SourceMigration::describe(const api::MigrateRequest& request,
+                                                migration::Strategy strategy) const {
+  migration::MoverStart start = describe(migration::ROLE_SOURCE);
+  start.set_strategy(strategy);
+  start.set_max_downtime_ns(request.max_downtime_ns());
+  start.set_max_total_ns(request.max_total_ns());
+  start.set_post_copy_possible(!request.verify());
+  start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
+  return start;
 }
 
 absl::Status SourceMigration::mark_migrating(const std::string& destination) {
@@ -260,10 +225,7 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
   request.set_verbose(verbose);
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, node_.services().info(entry_.service()));
   request.set_main_image_pid(info.main_pid() == 0 ? 0 : info.main_image_pid());
-  grpc::ClientContext context;
-  set_timeout(context, kPrepareTimeout);
-  const absl::Status prepared =
-      api::from_grpc(peer->peer->PrepareReplica(&context, request, &replica_));
+  const absl::Status prepared = call_prepare(*peer, request, replica_);
   if (!prepared.ok())
     return annotate(prepared, fmt::format("preparing {} on {}", entry_.service(), entry_.peer()));
   return absl::OkStatus();
@@ -322,6 +284,8 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     progress.set_bytes_per_s(from.bytes_per_s());
     progress.set_dirty_pages_per_s(from.dirty_pages_per_s());
     progress.set_time_left_ns(from.time_left_ns());
+    progress.set_strategy(from.strategy());
+    progress.set_reason(from.reason());
     on_progress_(progress);
   }
 }
@@ -368,17 +332,13 @@ absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
   } else {
     GW_ASSIGN_OR_RETURN(result, rolled_back(finished->error(), undone));
     if (finished->outcome() == migration::OUTCOME_REFUSED) result.set_outcome("refused");
-    for (const migration::Reason& each : finished->reasons()) {
-      api::Refusal* refusal = result.add_refusals();
-      refusal->set_code(each.code());
-      refusal->set_object(each.object());
-      refusal->set_reason(each.reason());
-      refusal->set_way_out(each.way_out());
-    }
+    for (const migration::Reason& each : finished->reasons())
+      *result.add_refusals() = to_refusal(each);
     statistics.set_outcome(result.outcome());
     if (result.outcome() == "moved") record_statistics(statistics);
   }
   *result.mutable_statistics() = std::move(statistics);
+  for (const api::Refusal& each : warnings_) *result.add_warnings() = each;
   return result;
 }
 
@@ -480,6 +440,20 @@ const char* outcome_name(migration::Outcome outcome) {
   }
 }
 
+namespace {
+
+api::StrategyForecast forecast_of(const migration::StrategyForecast& from) {
+  api::StrategyForecast to;
+  to.set_strategy(from.strategy());
+  to.set_downtime_ns(from.downtime_ns());
+  to.set_total_ns(from.total_ns());
+  to.set_feasible(from.feasible());
+  to.set_reason(from.reason());
+  return to;
+}
+
+}  // namespace
+
 api::MigrationStatistics statistics_of(const migration::Statistics& from) {
   api::MigrationStatistics to;
   to.set_strategy(from.strategy());
@@ -503,6 +477,18 @@ api::MigrationStatistics statistics_of(const migration::Statistics& from) {
   to.set_descriptors(from.descriptors());
   to.set_connections(from.connections());
   to.set_frames_replayed(from.frames_replayed());
+  to.set_chosen_because(from.chosen_because());
+  to.set_predicted_downtime_ns(from.predicted_downtime_ns());
+  to.set_predicted_total_ns(from.predicted_total_ns());
+  to.set_bytes_per_s(from.bytes_per_s());
+  to.set_dirty_pages_per_s(from.dirty_pages_per_s());
+  for (const migration::StrategyForecast& each : from.forecasts())
+    *to.add_forecasts() = forecast_of(each);
+  to.set_pages_cold(from.pages_cold());
+  to.set_pages_warm(from.pages_warm());
+  to.set_pages_hot(from.pages_hot());
+  to.set_memory_bytes(from.memory_bytes());
+  to.set_bandwidth_limited(from.bandwidth_limited());
   for (const migration::Span& each : from.spans()) {
     api::MigrationSpan* span = to.add_spans();
     span->set_name(each.name());

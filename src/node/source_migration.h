@@ -5,11 +5,13 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "api/godwit.pb.h"
 #include "node/busy.h"
+#include "node/earlier_moves.h"
 #include "node/mover_process.h"
 #include "node/node.h"
 #include "node/records.h"
@@ -33,7 +35,18 @@ class SourceMigration {
  private:
   absl::Status check(const std::string& service, const std::string& doing);
   absl::Status check_record(const api::ServiceRecord& record) const;
-  absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
+  absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request,
+                                             migration::Strategy strategy);
+  void predict(migration::MoverStart start, Peer& peer, migration::Statistics& statistics,
+               api::MigrateResult& result);
+  EarlierFigures add_earlier_figures(migration::MoverStart& start,
+                                     const std::string& destination) const;
+  // With what the service needs; notes what the answer tells.
+  absl::Status call_prepare(Peer& peer, api::PrepareReplicaRequest& request,
+                            api::PrepareReplicaReply& reply);
+  std::vector<migration::Reason> missing_here() const;
+  api::MigrateResult refused(const std::vector<migration::Reason>& reasons) const;
+  absl::StatusOr<api::MigrateResult> refused_there();
   absl::Status mark_migrating(const std::string& destination);
   absl::StatusOr<std::string> spec_for(Peer& peer) const;
   absl::Status prepare_destination(bool verbose);
@@ -47,6 +60,8 @@ class SourceMigration {
   void record_statistics(const api::MigrationStatistics& statistics);
   void take_down();
   migration::MoverStart describe(migration::Role role) const;
+  migration::MoverStart describe(const api::MigrateRequest& request,
+                                 migration::Strategy strategy) const;
 
   Node& node_;
   OnProgress on_progress_;
@@ -56,6 +71,8 @@ class SourceMigration {
   VersionedService current_;
   api::MigrationJournal entry_;
   api::PrepareReplicaReply replica_;
+  std::vector<api::Refusal> warnings_;
+  uint64_t layer_bytes_ = 0;
   std::unique_ptr<MoverProcess> mover_;
   LeftByMover left_;
 };

@@ -24,10 +24,10 @@ STATE = "/var/lib/godwit/%s/n2/services" % lab_name()
 
 
 @contextlib.contextmanager
-def small_file_system(where, mib):
+def small_file_system(where, mib, inodes=10000):
     os.makedirs(where, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % mib, "godwit-test", where],
-                   check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm,nr_inodes=%d" % (mib, inodes),
+                    "godwit-test", where], check=True)
     try:
         yield
     finally:
@@ -125,11 +125,18 @@ def disk_full_at_a_checkpoint(lab, service):
 def disk_full_at_the_destination(lab, service):
     lab("exec", "svc", "--", "dd", "if=/dev/urandom", "of=/var/tmp/big", "bs=1M", "count=24")
     with small_file_system(STATE, 8):
+        # Seen before anything is sent.
         service.must_fail("file layer on a full disk", ["No space left on device"],
+                          "migrate", "svc", "n2")
+    lab("exec", "svc", "--", "sh", "-c",
+        "mkdir /var/tmp/many; for i in $(seq 300); do echo $i > /var/tmp/many/$i; done")
+    with small_file_system(STATE, 64, 150):
+        # It has room for the bytes but not for the names: found out on the way.
+        service.must_fail("file layer on a disk that becomes full", ["No space left on device"],
                           "migrate", "svc", "n2")
     service.moves("n2")
     service.moves("n1")
-    lab("exec", "svc", "--", "rm", "/var/tmp/big")
+    lab("exec", "svc", "--", "rm", "-r", "/var/tmp/big", "/var/tmp/many")
 
 
 def memory_full_at_the_destination(lab, service):

@@ -166,6 +166,10 @@ class Test:
         address = lab.start("files", "/bin/file_user", PORT, "/data", port=PORT,
                             options=("--rootfs", self.roots["n1"]))
         self.right("unmoved", address)
+        seen = lab.migrate("files", "n2", "--dry-run")
+        expect("a dry run: %s, not %s" % (seen, sorted(self.differing)),
+               {each["path"] for each in seen["differences"]} == self.differing and
+               seen["outcome"] == "movable")
         for node, strategy in (("n2", "precopy"), ("n1", "precopy"), ("n2", "cold"),
                                ("n1", "precopy")):
             lab.move("files", node, "--strategy", strategy)
@@ -206,6 +210,9 @@ class Test:
         lab("run", "--name", "reader", "--node", "n1", "-d", "--", "/usr/bin/python3", "-c", script,
             self.host["n1"] + "/file")
         wait_for("the reader", lambda: "as n" in lab("logs", "reader").stdout)
+        seen = lab.migrate("reader", "n2", "--dry-run")
+        expect("a dry run: %s" % seen, [(each["code"], each["object"]) for each in seen["refusals"]]
+               == [("file.differs", self.host["n1"] + "/file")] and seen["outcome"] == "refused")
         result = lab.migrate("reader", "n2")
         expect("outcome %s" % result, result["outcome"] == "rolled_back")
         print("rolled back: %s" % result["error"], flush=True)
