@@ -8,6 +8,7 @@ is killed, the link is cut, or the service is ended. Its clients check every ans
 own memory. Afterwards nothing is missing, nothing is left at the source, and there is one copy.
 """
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -50,6 +51,12 @@ class PostCopy:
             with open("/proc/%d/task/%d/children" % (keeper, keeper)) as text:
                 return [int(each) for each in text.read().split()]
         return wait_for("the daemon of %s" % node, child, 10)[0]
+
+    @staticmethod
+    def kill(pids):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # the destination's is about to end
+                os.kill(pid, signal.SIGKILL)
 
     def kill_daemon(self, node):
         before = self.daemon_pid(node)
@@ -99,7 +106,9 @@ class PostCopy:
         wait_for("the last page", lambda: not self.lab.inspect(SERVICE)["pages_at"], 60)
         shown = self.lab.inspect(SERVICE)
         if shown["node"] != self.destination or shown["state"] != "running":
-            raise Failure("it is %s on %s" % (shown["state"], shown["node"]))
+            log = self.lab("logs", "-n", "20", SERVICE, check=False).stdout
+            raise Failure("it is %s (%s) on %s: %s" % (shown["state"], shown["exit_code"],
+                                                      shown["node"], log))
         self.answers()
         self.clean(self.source, 1)
 
@@ -126,8 +135,7 @@ class PostCopy:
     def mover_killed(self):
         self.begin()
         pids = wait_for("a mover", movers, 5)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        self.kill(pids)
         if self.missing() == 0:
             raise Failure("nothing is missing any more")
         self.result()
@@ -164,8 +172,7 @@ class PostCopy:
 
     def followed_by_hand(self):
         self.begin()
-        for pid in wait_for("a mover", movers, 5):
-            os.kill(pid, signal.SIGKILL)
+        self.kill(wait_for("a mover", movers, 5))
         self.result()
         refused = self.lab("migrate", SERVICE, self.source, check=False)
         if refused.returncode == 0 or "--resume" not in refused.stderr:
@@ -186,8 +193,7 @@ class PostCopy:
 
     def source_lost(self):
         self.begin()
-        for pid in wait_for("a mover", movers, 5):
-            os.kill(pid, signal.SIGKILL)
+        self.kill(wait_for("a mover", movers, 5))
         done = self.lab("migrate", "--source-lost", SERVICE, "--json", check=False, timeout=60)
         self.result()
         # It reads all of its memory, and so what is lost.
