@@ -31,8 +31,8 @@ check-fast: build  ## the tests that take seconds
 demo: build  ## a redis-server moves between two nodes and back while a client uses it
 	scripts/demo $(BUILD)/godwit
 
-bench: build  ## the figures of docs/performance.md
-	scripts/bench $(BUILD)
+bench: build  ## the figures of docs/performance.md; CRIU=/path/to/criu measures that beside it
+	CRIU="$(CRIU)" scripts/bench $(BUILD)
 
 install: build  ## into $(PREFIX)
 	cmake --install $(BUILD)

@@ -34,10 +34,14 @@ def in_node(node, *command):
     return ["ip", "netns", "exec", "%s-%s" % (lab, node), *map(str, command)]
 
 
-def memory_server(lab, name, mib, dirty=0, threads=0, files=0):
-    command = [os.path.join(lab.build, "memory_server"), "--port", PORT, "--mib", mib,
-               "--dirty-pages-per-s", dirty, "--threads", threads, "--files", files]
-    return lab.start(name, *map(str, command), port=PORT, timeout=120)
+def memory_server_command(lab, mib, dirty=0, threads=0, files=0):
+    return [str(word) for word in (
+        os.path.join(lab.build, "memory_server"), "--port", PORT, "--mib", mib,
+        "--dirty-pages-per-s", dirty, "--threads", threads, "--files", files)]
+
+
+def memory_server(lab, name, *load, **more):
+    return lab.start(name, *memory_server_command(lab, *load, **more), port=PORT, timeout=120)
 
 
 def wait_until_the_host_is_quiet():

@@ -176,10 +176,13 @@ class Lab:
         self("run", "--name", name, "--node", "n1", "-d", *options, "--", *command)
         address = self.inspect(name)["address"].split("/")[0]
         if port is not None:
-            probe = ("import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)")
-            wait_for("%s to listen" % name, lambda: self.client(
-                "python3", "-c", probe, address, port, check=False).returncode == 0, timeout)
+            self.wait_until_it_listens(name, address, port, timeout)
         return address
+
+    def wait_until_it_listens(self, name, address, port, timeout=30):
+        probe = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
+        wait_for("%s to listen" % name, lambda: self.client(
+            "python3", "-c", probe, address, port, check=False).returncode == 0, timeout)
 
     def inspect(self, name):
         shown = json.loads(self("inspect", name, "--json").stdout)

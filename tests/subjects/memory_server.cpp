@@ -2,13 +2,15 @@
 //
 //   memory_server --port P [--mib M] [--dirty-pages-per-s D] [--threads T] [--files F]
 //                 [--map-changers C] [--fill sparse|words|noise]
+//                 [--interruptible 1]
 //
 // Fills M MiB with a pattern: a few words a page and zeros between them, or text of which a page
 // shrinks to a third, or what does not shrink. Then dirties D pages a second in random order while
 // it verifies each page before it writes it. T further threads keep thread-local counters, floating
 // point and vector registers and check them; one that finds anything wrong aborts the process. F
 // descriptors on /dev/null and eventfds are held open. C threads map, unmap, protect, advise and
-// move memory all the time (map_changer.h). Answers every byte on port P unchanged.
+// move memory all the time (map_changer.h). Answers every byte on port P unchanged. A wait that
+// ends with EINTR is wrong, for nobody sends it a signal, but where another's mover is measured.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -142,7 +144,7 @@ void dirty(Memory& memory, uint64_t pages_per_s) {
   }
 }
 
-void serve(uint16_t port) {
+void serve(uint16_t port, bool interruptible) {
   const int listener = ::socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0);
   const int on = 1;
   ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -165,6 +167,7 @@ void serve(uint16_t port) {
   char bytes[65536];
   for (;;) {
     const int ready = ::epoll_wait(epoll, events.data(), static_cast<int>(events.size()), -1);
+    if (ready < 0 && errno == EINTR && interruptible) continue;
     if (ready < 0) fail("epoll_wait", static_cast<uint64_t>(errno));
     for (int i = 0; i < ready; ++i) {
       const int fd = events[static_cast<size_t>(i)].data.fd;
@@ -193,6 +196,7 @@ int main(int argc, char** argv) {
   uint64_t files = 0;
   uint64_t map_changers = 0;
   std::string fill = "sparse";
+  uint64_t interruptible = 0;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
     const uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
@@ -210,6 +214,8 @@ int main(int argc, char** argv) {
       map_changers = value;
     else if (name == "--fill")
       fill = argv[i + 1];
+    else if (name == "--interruptible")
+      interruptible = value;
     else
       return 2;
   }
@@ -223,5 +229,5 @@ int main(int argc, char** argv) {
   if (dirty_pages > 0) workers.emplace_back([&] { dirty(memory, dirty_pages); });
   for (uint64_t i = 0; i < threads; ++i) workers.emplace_back(check_registers, i * 1000);
   for (uint64_t i = 0; i < map_changers; ++i) workers.emplace_back(change_maps, i + 1);
-  serve(static_cast<uint16_t>(port));
+  serve(static_cast<uint16_t>(port), interruptible != 0);
 }
