@@ -73,6 +73,9 @@ class Acceptor {
   std::vector<Pending> pending_;
 };
 
+// In post-copy: the destination's shim lets go as early (pages/fault_service.cpp).
+inline constexpr absl::Duration kPageSilence = absl::Seconds(2);
+
 // A connection on which nothing is acknowledged for this long is broken.
 void set_patience(int fd, absl::Duration patience);
 

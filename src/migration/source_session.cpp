@@ -33,8 +33,6 @@ constexpr int kLookAgainMs = 20;
 constexpr int kQuietMs = 2;
 constexpr absl::Duration kStragglersFor = absl::Milliseconds(20);
 constexpr int kFreezeAttempts = 20;
-// A connection for pages that moves nothing for this long is broken.
-constexpr absl::Duration kPageSilence = absl::Seconds(2);
 
 // As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
 bool of_the_stream(const absl::Status& status) {
@@ -470,7 +468,7 @@ class SourceSession {
   uint32_t rounds_ = 0;
   double wire_share_ = 1;  // of the last round's bytes
   bool end_mark_sent_ = false;
-  bool committed_ = false;   // it runs there
+  bool committed_ = false;  // it runs there
   PageFigures page_figures_;
   int64_t post_copy_ns_ = 0;
   UniqueFd faults_fd_;
@@ -488,37 +486,6 @@ Finished failed(Outcome outcome, const absl::Status& status) {
   Finished finished;
   finished.set_outcome(outcome);
   finished.set_error(escape_non_utf8(message_of(status)));
-  return finished;
-}
-
-Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
-  const int64_t begin = monotonic_ns();
-  PageFigures figures;
-  const absl::Status served = [&]() -> absl::Status {
-    const Deadline deadline = Deadline::in(kConnectTimeout);
-    const auto port = static_cast<uint16_t>(start.peer_port());
-    std::array<UniqueFd, 2> fds;
-    for (size_t i = 0; i < fds.size(); ++i) {
-      GW_ASSIGN_OR_RETURN(fds.at(i),
-                          connect_to_peer(start.peer_host(), port, start.token(),
-                                          i == 0 ? Purpose::kFaults : Purpose::kPush, deadline));
-      set_patience(fds.at(i).get(), kPageSilence);
-    }
-    FAULT_POINT("source.serve_pages");
-    return workload.serve_pages(fds[0].get(), fds[1].get(), [&](const PageFigures& now) {
-      figures = now;
-      Progress progress;
-      progress.set_phase("post-copy");
-      progress.set_pages_left(now.left);
-      daemon.progress(progress);
-    });
-  }();
-  Finished finished = failed(served.ok() ? OUTCOME_MOVED : OUTCOME_PAGES_HERE, served);
-  Statistics& statistics = *finished.mutable_statistics();
-  statistics.set_page_faults(figures.faults);
-  statistics.set_bytes_wire(figures.bytes);
-  statistics.set_pages_sent(figures.given);
-  statistics.set_post_copy_ns(monotonic_ns() - begin);
   return finished;
 }
 

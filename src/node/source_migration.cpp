@@ -12,8 +12,8 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "capsule/capsule.h"
-#include "node/compress_option.h"
 #include "migration/forecast.h"
+#include "node/compress_option.h"
 #include "node/node.h"
 
 namespace godwit::node {

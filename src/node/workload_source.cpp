@@ -200,9 +200,9 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer&
     GW_RETURN_IF_ERROR(send_layer(writer, false));
     return send_files(writer, false);
   };
-  GW_ASSIGN_OR_RETURN(const process::RoundResult result,
-                      leave_behind ? source_->leave_behind(writer, extra)
-                                   : source_->round(writer, extra));
+  GW_ASSIGN_OR_RETURN(const process::RoundResult result, leave_behind
+                                                             ? source_->leave_behind(writer, extra)
+                                                             : source_->round(writer, extra));
   classes_ = result.classes;
   return figures_of(result);
 }

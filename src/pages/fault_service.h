@@ -26,6 +26,7 @@
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "pages/missing_pages.h"
+#include "pages/missing_space.h"
 #include "pages/page_set.h"
 #include "pages/page_wire.h"
 
@@ -37,18 +38,6 @@ absl::Status enable_missing(int uffd);
 // A whole anonymous mapping: what is not there is asked for. No copy of its pages may be written
 // from outside from here on but by the service.
 absl::Status register_missing(int uffd, PageRange mapping);
-
-struct MissingSpace {
-  uint64_t id = 0;
-  HostPid pid;
-  PageSet missing;
-};
-// For the way to the shim.
-std::string encode_missing(std::span<const MissingSpace> spaces);
-absl::StatusOr<std::vector<MissingSpace>> decode_missing(std::string_view bytes);
-// The same in a file of memory.
-absl::StatusOr<UniqueFd> write_missing(std::span<const MissingSpace> spaces);
-absl::StatusOr<std::vector<MissingSpace>> read_missing(int fd);
 
 class FaultService {
  public:

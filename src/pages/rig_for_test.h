@@ -151,7 +151,8 @@ class Rig {
         const absl::Status status = applier->apply(*pages);
         EXPECT_TRUE(status.ok()) << status;
       }
-      if (const auto* dropped = std::get_if<stream::PagesDropped>(&*frame)) applier->drop(dropped->runs);
+      if (const auto* dropped = std::get_if<stream::PagesDropped>(&*frame))
+        applier->drop(dropped->runs);
       if (std::holds_alternative<stream::EpochEnd>(*frame)) {
         ++epochs_;
         epochs_.notify_all();

@@ -55,7 +55,7 @@ enum class FrameType : uint16_t {
   kStateEnd = 9,  // every section of the epoch has been written: only pages follow
   kPageHashes = 10,
   kHashesEnd = 11,
-  kPagesMissing = 12,  // what they hold comes after the stream: post-copy
+  kPagesMissing = 12,     // what they hold comes after the stream: post-copy
   kCompressedPages = 13,  // contents
 };
 
