@@ -2,15 +2,16 @@
 //
 //   memory_server --port P [--mib M] [--dirty-pages-per-s D] [--threads T] [--files F]
 //                 [--map-changers C] [--fill sparse|words|noise]
-//                 [--interruptible 1]
+//                 [--hot-mib H] [--interruptible 1]
 //
 // Fills M MiB with a pattern: a few words a page and zeros between them, or text of which a page
-// shrinks to a third, or what does not shrink. Then dirties D pages a second in random order while
-// it verifies each page before it writes it. T further threads keep thread-local counters, floating
-// point and vector registers and check them; one that finds anything wrong aborts the process. F
-// descriptors on /dev/null and eventfds are held open. C threads map, unmap, protect, advise and
-// move memory all the time (map_changer.h). Answers every byte on port P unchanged. A wait that
-// ends with EINTR is wrong, for nobody sends it a signal, but where another's mover is measured.
+// shrinks to a third, or what does not shrink. Then dirties D pages a second in random order, of
+// all of it or of its first H MiB, while it verifies each page before it writes it. T further
+// threads keep thread-local counters, floating point and vector registers and check them; one that
+// finds anything wrong aborts the process. F descriptors on /dev/null and eventfds are held open. C
+// threads map, unmap, protect, advise and move memory all the time (map_changer.h). Answers every
+// byte on port P unchanged. A wait that ends with EINTR is wrong, for nobody sends it a signal, but
+// where another's mover is measured.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -124,7 +125,7 @@ void check_registers(uint64_t seed) {
   }
 }
 
-void dirty(Memory& memory, uint64_t pages_per_s) {
+void dirty(Memory& memory, uint64_t pages_per_s, uint64_t hot_pages) {
   uint64_t x = 88172645463325252ULL;
   const int64_t begin = now_ns();
   uint64_t done = 0;
@@ -135,7 +136,7 @@ void dirty(Memory& memory, uint64_t pages_per_s) {
       x ^= x << 13;
       x ^= x >> 7;
       x ^= x << 17;
-      const size_t page = x % memory.pages();
+      const size_t page = x % hot_pages;
       memory.check(page);
       memory.write(page);
     }
@@ -195,6 +196,7 @@ int main(int argc, char** argv) {
   uint64_t threads = 0;
   uint64_t files = 0;
   uint64_t map_changers = 0;
+  uint64_t hot_mib = 0;
   std::string fill = "sparse";
   uint64_t interruptible = 0;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -212,6 +214,8 @@ int main(int argc, char** argv) {
       files = value;
     else if (name == "--map-changers")
       map_changers = value;
+    else if (name == "--hot-mib")
+      hot_mib = value;
     else if (name == "--fill")
       fill = argv[i + 1];
     else if (name == "--interruptible")
@@ -226,7 +230,9 @@ int main(int argc, char** argv) {
       return 1;
     }
   std::vector<std::thread> workers;
-  if (dirty_pages > 0) workers.emplace_back([&] { dirty(memory, dirty_pages); });
+  uint64_t hot_pages = hot_mib * (1 << 20) / kPage;
+  if (hot_pages == 0 || hot_pages > memory.pages()) hot_pages = memory.pages();
+  if (dirty_pages > 0) workers.emplace_back([&] { dirty(memory, dirty_pages, hot_pages); });
   for (uint64_t i = 0; i < threads; ++i) workers.emplace_back(check_registers, i * 1000);
   for (uint64_t i = 0; i < map_changers; ++i) workers.emplace_back(change_maps, i + 1);
   serve(static_cast<uint16_t>(port), interruptible != 0);
