@@ -243,7 +243,15 @@ absl::Status Source::capture_descriptions() {
     spans_.mark("settle descriptions");
   }
   const auto& all = descriptors_->descriptions();
-  if (final_) GW_RETURN_IF_ERROR(take_what_is_not_seen());
+  if (final_) {
+    // Killed in its stop (by a parent's end, prctl(2) PR_SET_PDEATHSIG, say): the next tree is
+    // without it.
+    for (const auto& [pid, process] : processes_)
+      if (!descriptors_->tables().contains(process.pid))
+        return make_error(absl::StatusCode::kUnavailable, "process {} ({}) has ended in the freeze",
+                          pid, process.comm);
+    GW_RETURN_IF_ERROR(take_what_is_not_seen());
+  }
   std::vector<absl::StatusOr<std::string>> states(all.size(), std::string());
   std::vector<bool> sent(all.size());
   for (size_t i = 0; i < all.size(); ++i) sent[i] = all[i].same && note_same(all[i]);
