@@ -276,6 +276,7 @@ DeciderLimits limits_of(const MoverStart& start) {
   limits.strategy = start.strategy();
   if (start.max_downtime_ns() > 0) limits.max_downtime_ns = start.max_downtime_ns();
   limits.max_total_ns = start.max_total_ns();
+  if (start.fixed_downtime_ns() > 0) limits.fixed_downtime_ns = start.fixed_downtime_ns();
   limits.post_copy_possible = start.post_copy_possible();
   limits.bandwidth_bytes_per_s = static_cast<uint64_t>(start.bandwidth_bytes_per_s());
   limits.link_bytes_per_s = static_cast<double>(start.link_bytes_per_s());

@@ -413,6 +413,7 @@ class SourceSession {
   void fill(Statistics& statistics) {
     statistics.MergeFrom(decided_);
     statistics.set_bandwidth_limited(start_.bandwidth_bytes_per_s() > 0);
+    statistics.set_fixed_downtime_ns(start_.fixed_downtime_ns());
     statistics.set_pages_left_behind(active_.pages_missing());
     statistics.set_page_faults(page_figures_.faults);
     statistics.set_post_copy_ns(post_copy_ns_);

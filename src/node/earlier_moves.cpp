@@ -2,6 +2,8 @@
 
 #include <grpcpp/client_context.h>
 
+#include <algorithm>
+
 #include "api/rpc_status.h"
 #include "base/clock.h"
 #include "base/status.h"
@@ -9,6 +11,9 @@
 namespace godwit::node {
 namespace {
 
+// What is more was somebody else's.
+constexpr int64_t kLeastFixedNs = 500'000;
+constexpr int64_t kMostFixedNs = 30'000'000;
 // Waits are much of the time of a smaller move.
 constexpr uint64_t kTellingBytes = uint64_t{32} << 20;
 constexpr absl::Duration kProbeTimeout = absl::Seconds(10);
@@ -41,6 +46,12 @@ EarlierFigures earlier_figures(const std::vector<api::ServiceRecord>& records,
     if (record.name() == service && move.rounds() > 1) {
       figures.dirty_pages_per_s = static_cast<double>(move.dirty_pages_per_s());
       figures.dirty_known = true;
+    }
+    if (record.name() == service && move.freeze_ns() > 0 && move.fixed_downtime_ns() > 0 &&
+        move.strategy() != "cold") {
+      const int64_t pages_ns = move.predicted_downtime_ns() - move.fixed_downtime_ns();
+      figures.fixed_downtime_ns =
+          std::clamp(move.freeze_ns() - pages_ns, kLeastFixedNs, kMostFixedNs);
     }
     if (!between(move, source, destination) || move.bandwidth_limited() ||
         move.bytes_per_s() == 0 || move.bytes_wire() < kTellingBytes ||

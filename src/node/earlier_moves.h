@@ -16,6 +16,8 @@ struct EarlierFigures {
   std::string link_from;        // "the last move of cache"
   double dirty_pages_per_s = 0;
   bool dirty_known = false;
+  // Of a freeze, beside the pages in it: by the service's own last move, else what one usually has.
+  int64_t fixed_downtime_ns = 2'500'000;
 };
 
 // `records`: all services. The link by the latest move of any of them between the two nodes, either

@@ -157,6 +157,22 @@ TEST(EarlierMovesTest, TheLinkIsKnownByTheLatestMoveEitherWay) {
   EXPECT_EQ(earlier_figures(records, "a", "n1", "n2").link_bytes_per_s, 0);
 }
 
+TEST(EarlierMovesTest, AFreezeTellsWhatTheNextOneCostsBesideItsPages) {
+  std::vector<api::ServiceRecord> records = {moved("a", "n1", "n2", 100, 1)};
+  const auto fixed = [&] { return earlier_figures(records, "a", "n1", "n2").fixed_downtime_ns; };
+  const int64_t usual = fixed();
+  api::MigrationStatistics* move = records[0].mutable_last_migration();
+  move->set_fixed_downtime_ns(2'500'000);
+  move->set_predicted_downtime_ns(3'000'000);
+  move->set_freeze_ns(5'000'000);
+  EXPECT_NE(usual, 4'500'000);
+  EXPECT_EQ(fixed(), 4'500'000);
+  move->set_freeze_ns(1'000'000'000);
+  EXPECT_EQ(fixed(), 30'000'000);
+  move->set_strategy("cold");
+  EXPECT_EQ(fixed(), usual);
+}
+
 TEST(EarlierMovesTest, WithoutAMoveNothingIsKnown) {
   api::ServiceRecord record;
   record.set_name("a");

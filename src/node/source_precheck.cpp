@@ -22,6 +22,7 @@ constexpr int64_t kUsualSetupNs = 50'000'000;
 EarlierFigures SourceMigration::add_earlier_figures(migration::MoverStart& start,
                                                     const std::string& destination) const {
   EarlierFigures figures;
+  start.set_fixed_downtime_ns(figures.fixed_downtime_ns);
   const auto services = node_.records().services();
   if (!services.ok()) return figures;
   std::vector<api::ServiceRecord> records;
@@ -29,6 +30,7 @@ EarlierFigures SourceMigration::add_earlier_figures(migration::MoverStart& start
   figures = earlier_figures(records, current_.record.name(), node_.config().name, destination);
   start.set_link_bytes_per_s(static_cast<uint64_t>(figures.link_bytes_per_s));
   start.set_dirty_pages_per_s(static_cast<uint64_t>(figures.dirty_pages_per_s));
+  start.set_fixed_downtime_ns(figures.fixed_downtime_ns);
   return figures;
 }
 
