@@ -7,6 +7,7 @@ all of it when it had measured figures first); the error is |measured / predicte
 """
 
 import itertools
+import os
 import time
 
 import common
@@ -15,6 +16,8 @@ SIZES = (64, 256)
 RATES = (1000, 30000)
 HOT = (8, 0)
 LINKS = ("", "2gbit", "500mbit")
+# Or "sparse", which shrinks to a quarter; noise does not shrink.
+FILL = os.environ.get("GODWIT_FILL") or "noise"
 
 
 def shape(lab, rate, add):
@@ -29,7 +32,7 @@ def one(lab, number, link, mib, rate, hot, errors):
     name = "auto%d" % number
     address = lab.start(name, lab.build + "/memory_server", "--port", common.PORT, "--mib", mib,
                         "--dirty-pages-per-s", rate, "--hot-mib", hot, "--threads", 1,
-                        port=common.PORT, timeout=60)
+                        "--fill", FILL, port=common.PORT, timeout=60)
     client = lab.pulse("echo", address, common.PORT, interval_us=500)
     shape(lab, link, True)
     moves = []

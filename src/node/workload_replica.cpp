@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "node/file_sections.h"
+#include "node/neighbours.h"
 
 namespace godwit::node {
 namespace {
@@ -65,6 +66,9 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
 
 absl::Status ServiceReplica::apply(const stream::Frame& frame) {
   GW_RETURN_IF_ERROR(files_->see(frame));
+  if (const auto* section = std::get_if<stream::Section>(&frame);
+      section != nullptr && section->key.kind == kNeighbourSection)
+    GW_RETURN_IF_ERROR(give_neighbours(port_->port, section->state));
   return say_killed(replica_->apply(frame));
 }
 

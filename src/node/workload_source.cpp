@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "base/utf8.h"
 #include "node/file_sections.h"
+#include "node/neighbours.h"
 #include "node/restore.h"
 #include "pages/page_server.h"
 #include "process/priority.h"
@@ -185,6 +186,15 @@ absl::Status ServiceSource::send_files(stream::Writer& writer, bool frozen) {
   return absl::OkStatus();
 }
 
+// In rounds only: a cold move's freeze is long anyway.
+absl::Status ServiceSource::send_neighbours(stream::Writer& writer) {
+  if (!answer_) return absl::OkStatus();  // to a file
+  GW_ASSIGN_OR_RETURN(std::string now, neighbours_of(port_->port));
+  if (now == neighbours_) return absl::OkStatus();
+  neighbours_ = std::move(now);
+  return writer.section({kNeighbourSection, 0}, neighbours_);
+}
+
 absl::StatusOr<migration::RoundFigures> ServiceSource::round(stream::Writer& writer) {
   return one_round(writer, false);
 }
@@ -197,6 +207,7 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer&
                                                                  bool leave_behind) {
   defaults_ = Defaults::kUnknown;
   const auto extra = [&]() -> absl::Status {
+    GW_RETURN_IF_ERROR(send_neighbours(writer));
     GW_RETURN_IF_ERROR(send_layer(writer, false));
     return send_files(writer, false);
   };

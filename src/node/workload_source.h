@@ -79,6 +79,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status watch_options();
   bool options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port);
   absl::StatusOr<migration::RoundFigures> one_round(stream::Writer& writer, bool leave_behind);
+  absl::Status send_neighbours(stream::Writer& writer);
   absl::Status send_layer(stream::Writer& writer, bool frozen);
   absl::Status send_files(stream::Writer& writer, bool frozen);
 
@@ -87,6 +88,7 @@ class ServiceSource final : public migration::SourceWorkload {
   std::optional<capsule::FileOffers> files_;
   std::function<absl::StatusOr<migration::WantedFiles>()> answer_;
   bool all_files_ = false;
+  std::string neighbours_;  // as told last
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
   std::unique_ptr<network::OptionWatch> options_;
