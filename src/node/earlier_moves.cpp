@@ -54,7 +54,9 @@ EarlierFigures earlier_figures(const std::vector<api::ServiceRecord>& records,
           std::clamp(move.freeze_ns() - pages_ns, kLeastFixedNs, kMostFixedNs);
     }
     if (!between(move, source, destination) || move.bandwidth_limited() ||
-        move.bytes_per_s() == 0 || move.bytes_wire() < kTellingBytes ||
+        move.bytes_per_s() == 0 ||
+        // Its rate is of pages as they are, however small they went.
+        std::max(move.bytes_wire(), move.bytes_pages()) < kTellingBytes ||
         move.finished_unix_ns() < latest)
       continue;
     latest = move.finished_unix_ns();

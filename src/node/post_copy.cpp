@@ -280,7 +280,8 @@ void PostCopy::follow(const std::string& migration, const std::shared_ptr<MoverP
   absl::StatusOr<migration::MoverToDaemon> message = absl::UnknownError("");
   do {
     message = mover->receive(Deadline::in(kSilence));
-  } while (message.ok() && !message->has_finished());
+    // It says something five times a second; a daemon's end is not to wait for gigabytes.
+  } while (message.ok() && !message->has_finished() && !node_.stopping());
   if (message.ok() && !message->finished().error().empty())
     log_warning("migration {}: {}", migration, message->finished().error());
   mover->kill();

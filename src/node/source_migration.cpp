@@ -276,6 +276,9 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     if (message->has_finished()) return message->finished();
     if (!message->has_progress()) continue;
     const migration::Progress& from = message->progress();
+    // It runs there: what is left may take long, and our successor goes on with it.
+    if (from.phase() == "post-copy" && node_.stopping())
+      return make_error(absl::StatusCode::kOutOfRange, "the daemon stops");
     api::MigrateProgress progress;
     progress.set_phase(from.phase());
     progress.set_round(from.round());

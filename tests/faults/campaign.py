@@ -76,7 +76,8 @@ class Campaign:
 
     def mover_killed(self, _):
         self.some_time()
-        for pid in self.random.sample(movers(), min(1, len(movers()))):
+        pids = sorted(movers())
+        for pid in self.random.sample(pids, min(1, len(pids))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
