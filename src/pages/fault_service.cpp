@@ -313,11 +313,9 @@ void FaultService::on_fork(uint64_t parent, int uffd) {
 void FaultService::removed(uint64_t space, PageRange range) {
   // With children in between it is simpler to let it come and find no place.
   if (faults_ && memories_.size() == 1) {
-    const PageSet gone = missing_.missing_in(space).intersect(range);
-    for (const PageRange& part : gone)
-      for (uint64_t at = part.start; at < part.end && faults_; at += kPageSize)
-        if (const auto source = missing_.source_of(space, at))
-          disconnect(send(PageMessage::kGone, source->space, source->address, 1));
+    // In runs: a page at a time would keep those waiting that a fault has stopped.
+    for (const stream::PageRun& run : missing_.sources_in(space, range).runs())
+      if (faults_) disconnect(send(PageMessage::kGone, space, run.address, run.count));
   }
   missing_.remove(space, range);
 }

@@ -157,6 +157,17 @@ TEST_F(PostCopyTest, WhatTheProgramDropsMeanwhileDoesNotComeBack) {
   expect_same(40);
 }
 
+TEST_F(PostCopyTest, TheSourceHearsOfWhatIsDroppedWhileItPushes) {
+  arm({{B, B + kPages * P}});
+  connect(P);
+  replica.touch(B);  // it has the list
+  replica.call(SYS_madvise, B + 1000 * P, 3000 * P, MADV_DONTNEED);
+  ::usleep(600'000);  // it tells every 0.2 s
+  cut();
+  EXPECT_LE(figures.left, kPages - 3000);
+  EXPECT_GT(figures.left, kPages - 3000 - 200);
+}
+
 TEST_F(PostCopyTest, MovedMappingsGetTheirPages) {
   constexpr uint64_t kElsewhere = B + 64 * kPages * P;
   arm({{B, B + kPages * P}});

@@ -112,10 +112,6 @@ std::vector<MissingPages::Place> MissingPages::places(uint64_t source_space,
   return places;
 }
 
-bool MissingPages::needs(SourcePage page) const {
-  return !places(page.space, {page.address, page.address + kPageSize}).empty();
-}
-
 std::map<uint64_t, PageSet> MissingPages::wanted() const {
   std::map<uint64_t, PageSet> wanted;
   for (const auto& [id, space] : spaces_) {
@@ -124,6 +120,23 @@ std::map<uint64_t, PageSet> MissingPages::wanted() const {
       pages.add({piece.source, piece.source + (piece.end - start)});
   }
   return wanted;
+}
+
+PageSet MissingPages::sources_in(uint64_t space, PageRange range) const {
+  PageSet pages;
+  const auto found = spaces_.find(space);
+  if (found == spaces_.end()) return pages;
+  const auto& pieces = found->second.pieces;
+  auto piece = pieces.upper_bound(range.start);
+  if (piece != pieces.begin()) --piece;
+  for (; piece != pieces.end() && piece->first < range.end; ++piece) {
+    const uint64_t first = std::max(piece->first, range.start);
+    const uint64_t last = std::min(piece->second.end, range.end);
+    if (first >= last) continue;
+    const uint64_t source = piece->second.source + (first - piece->first);
+    pages.add({source, source + (last - first)});
+  }
+  return pages;
 }
 
 PageSet MissingPages::missing_in(uint64_t space) const {

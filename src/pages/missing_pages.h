@@ -49,8 +49,10 @@ class MissingPages {
   // Runs of one space, where they are missing.
   PageSet missing_in(uint64_t space) const;
 
+  // Where what is missing in `range` is at the source.
+  PageSet sources_in(uint64_t space, PageRange range) const;
+
   uint64_t pages() const { return pages_; }
-  bool needs(SourcePage page) const;
 
  private:
   struct Piece {

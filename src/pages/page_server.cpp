@@ -144,8 +144,13 @@ absl::Status PageServer::obey(const PageHeader& header) {
       return answer(header.space, header.address);
     case PageMessage::kGone: {
       GW_ASSIGN_OR_RETURN(Source * source, source_of(header.space));
-      for (uint64_t at = header.address; at < header.address + bytes; at += kPageSize)
-        take(*source, at, 1);
+      // By what is left, not by what is said: that may be all of the address space.
+      const uint64_t end = header.address + bytes;
+      take(*source, header.address, header.count);
+      for (auto run = source->left.lower_bound(header.address);
+           run != source->left.end() && run->first < end;
+           run = source->left.lower_bound(header.address))
+        take(*source, run->first, (end - run->first) / kPageSize);
       return absl::OkStatus();
     }
     case PageMessage::kComplete:
@@ -182,10 +187,7 @@ bool PageServer::fill_push() {
     auto& left = space->second.left;
     if (space->first != cursor_space_) cursor_ = 0;
     auto run = left.lower_bound(cursor_);
-    if (run != left.begin() && std::prev(run)->second > cursor_)
-      run = std::prev(run);
-    else if (run == left.end() && cursor_ != 0 && !left.empty() && turns == sources_.size())
-      run = left.begin();
+    if (run != left.begin() && std::prev(run)->second > cursor_) run = std::prev(run);
     if (run != left.end()) {
       cursor_space_ = space->first;
       cursor_ = std::max(cursor_, run->first);

@@ -53,7 +53,6 @@ class PageServer {
   absl::Status answer(uint64_t space, uint64_t address);
   // At most `most` pages from `address` on that are left, in one run.
   PageRange take(Source& source, uint64_t address, uint64_t most);
-  static void give_up(Source& source, PageRange range);
   absl::Status append(uint64_t space, Source& source, PageRange range);
   bool fill_push();
   absl::StatusOr<bool> push_some(int push);
