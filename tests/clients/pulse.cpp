@@ -197,7 +197,8 @@ struct Window {
   std::vector<uint32_t> latencies_us;
 };
 
-void print(Window& window, uint64_t wrong, uint64_t lost, uint64_t checked, int alive) {
+void print(Window& window, uint64_t wrong, uint64_t lost, uint64_t checked, int alive,
+           int64_t waiting_ns) {
   std::sort(window.latencies_us.begin(), window.latencies_us.end());
   const auto at = [&](double p) -> uint32_t {
     if (window.latencies_us.empty()) return 0;
@@ -205,12 +206,14 @@ void print(Window& window, uint64_t wrong, uint64_t lost, uint64_t checked, int 
         .latencies_us[static_cast<size_t>(p * static_cast<double>(window.latencies_us.size() - 1))];
   };
   std::printf(
-      "{\"checked\": %llu, \"wrong\": %llu, \"lost\": %llu, \"alive\": %d, \"longest_gap_us\": "
-      "%.1f, \"p50_us\": %u, \"p99_us\": %u, \"total_checked\": %llu, \"total_wrong\": %llu, "
+      "{\"checked\": %llu, \"wrong\": %llu, \"lost\": %llu, \"alive\": %d, \"waiting_us\": %.1f, "
+      "\"longest_gap_us\": %.1f, \"p50_us\": %u, \"p99_us\": %u, \"total_checked\": %llu, "
+      "\"total_wrong\": %llu, "
       "\"total_lost\": %llu, \"reopened\": 0}\n",
       static_cast<unsigned long long>(window.checked),
       static_cast<unsigned long long>(window.wrong), static_cast<unsigned long long>(window.lost),
-      alive, static_cast<double>(window.longest_gap_ns) / 1000.0, at(0.5), at(0.99),
+      alive, static_cast<double>(waiting_ns) / 1000.0,
+      static_cast<double>(window.longest_gap_ns) / 1000.0, at(0.5), at(0.99),
       static_cast<unsigned long long>(checked), static_cast<unsigned long long>(wrong),
       static_cast<unsigned long long>(lost));
   std::fflush(stdout);
@@ -391,7 +394,10 @@ class Client {
   void report() {
     const auto alive = std::count_if(connections_.begin(), connections_.end(),
                                      [](const Connection& one) { return !one.dead; });
-    print(window_, total_wrong_, total_lost_, total_checked_, static_cast<int>(alive));
+    int64_t waiting_ns = 0;  // of the request that has waited longest for its answer
+    for (const Connection& one : connections_)
+      if (one.waiting && !one.dead) waiting_ns = std::max(waiting_ns, now_ns() - one.sent_ns);
+    print(window_, total_wrong_, total_lost_, total_checked_, static_cast<int>(alive), waiting_ns);
     window_ = Window{};
   }
 

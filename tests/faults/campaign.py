@@ -151,8 +151,10 @@ class Campaign:
     def check(self, row):
         owner = self.owner()
         gap, answered, end = 0, 0, time.monotonic() + 30
-        while answered < 100:
+        waiting = True  # a connection that is still backing off belongs to this move, not to the next
+        while answered < 100 or waiting:
             seen = self.clients.mark()
+            waiting = seen["waiting_us"] > 100000
             answered += seen["checked"]
             gap = max(gap, seen["longest_gap_us"])
             row["wrong"] += seen["wrong"]
