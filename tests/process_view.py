@@ -146,6 +146,8 @@ def _fdinfo(line):
     flags = re.match(r"flags:\s*([0-7]+)$", line)
     if flags:
         return "flags: %o" % (int(flags.group(1), 8) & ~O_LARGEFILE)
+    if line.startswith("lock:"):  # the file's device and inode are the machine's
+        line = re.sub(r" [0-9a-f]+:[0-9a-f]+:\d+ ", " ", line)
     line = re.sub(r"\b(ino|sdev):\s*[0-9a-f]+", "", line).strip()
     return re.sub(r"\bevents:\s*([0-9a-f]+)",
                   lambda m: "events: %x" % (int(m.group(1), 16) | EPOLL_ALWAYS), line)

@@ -23,6 +23,8 @@ class ObjectSender {
   // `fd`: the object, open for reading; closed with us.
   ObjectSender(uint64_t id, UniqueFd fd) : id_(id), fd_(std::move(fd)) {}
 
+  int fd() const { return fd_.get(); }
+
   // `limited`: the rate applies (not in the freeze).
   absl::Status send(stream::Writer& writer, pages::SendControl& control, bool limited);
 

@@ -122,6 +122,7 @@ class Replica {
   absl::Status run_step(const resource::TreeStep& step);
   absl::Status remove_ended(const std::set<int32_t>& wanted);
   int descriptor_of_object(uint64_t object) const;
+  absl::Status make_objects();
   absl::Status map_memory();
   absl::Status map_memory_of(Husk& husk);
   absl::Status set_exe(Husk& husk, const resource::MemoryMapState& state);

@@ -10,6 +10,7 @@
 #include "process/replica.h"
 #include "process/replica_context.h"
 #include "resource/fd_table/fd_table.h"
+#include "resource/file_locks/file_locks.h"
 #include "resource/registry.h"
 
 namespace godwit::process {
@@ -230,6 +231,7 @@ absl::Status Replica::fill_table_of(Husk& husk) {
     placements.push_back(
         {descriptions_.at(entry.description()).fd.get(), entry.fd(), entry.close_on_exec()});
   GW_RETURN_IF_ERROR(husk.place(channel_, std::move(placements)));
+  *possible.mutable_locks() = state.locks();
   husk.fd_table = std::move(possible);
   husk.fd_table_bytes =
       husk.fd_table.entries_size() == state.entries_size() ? *bytes : std::string();
@@ -243,7 +245,8 @@ bool Replica::table_stands(const Husk& husk, const std::string& bytes) const {
                       [&](const auto& one) { return one.second.made_in_epoch == epoch_; });
 }
 
-// Each description once, in the first process that holds it: `done` has those that were.
+// Its record locks, and each description once, in the first process that holds it: `done` has those
+// that were.
 absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done) {
   for (const auto& entry : one.husk->fd_table.entries()) {
     const Description& description = descriptions_.at(entry.description());
@@ -254,6 +257,8 @@ absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done)
                                one.batches[0], *context_));
     if (check) one.checks.emplace_back(0, std::move(check));
   }
+  for (const auto& lock : one.husk->fd_table.locks())
+    resource::add_process_lock_call(lock.fd(), lock.lock(), one.batches[0]);
   return absl::OkStatus();
 }
 

@@ -11,6 +11,7 @@
 #include "process/replica.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::process {
 namespace {
@@ -49,6 +50,56 @@ class FilesInHusk {
   std::map<std::pair<std::string, bool>, size_t> opened_;
 };
 
+// System V segments that a husk attaches while it maps parts of them, above the places of stubs,
+// where nothing of a program is nor will be.
+class SegmentsInHusk {
+ public:
+  SegmentsInHusk(const resource::MemoryMapState& now, const resource::MemoryMapState& wanted,
+                 const SharedObjects& objects, tracee::Batch& batch)
+      : now_(now), wanted_(wanted), objects_(objects), batch_(batch) {}
+
+  absl::StatusOr<resource::Backing> attach(const MappingState& mapping) {
+    // What may not be made writable was attached for reading.
+    const bool write = (mapping.flags() & resource::kMapMayWrite) != 0;
+    const auto [at, fresh] = attached_.try_emplace({mapping.object(), write}, 0);
+    if (!fresh) return resource::Backing{.attached_at = at->second};
+    const uint64_t size = objects_.size(mapping.object());
+    if (size == 0)
+      return make_error(absl::StatusCode::kDataLoss, "segment {} has no section",
+                        resource::segment_of_object(mapping.object()));
+    at->second = free_place(size);
+    batch_.call(SYS_shmat,
+                {resource::segment_of_object(mapping.object()), at->second,
+                 resource::attach_flags(write, (mapping.protection() & PROT_EXEC) != 0)},
+                true);
+    return resource::Backing{.attached_at = at->second};
+  }
+
+  void detach_all() {
+    for (const auto& [segment, address] : attached_) batch_.call(SYS_shmdt, {address}, true);
+  }
+
+ private:
+  uint64_t free_place(uint64_t size) {
+    const uint64_t place = next_;
+    for (const auto* map : {&now_, &wanted_})
+      for (const MappingState& mapping : map->mappings())
+        if (mapping.start() < place + size && place < mapping.end()) {
+          next_ = mapping.end();
+          return free_place(size);
+        }
+    next_ = place + size;
+    return place;
+  }
+
+  const resource::MemoryMapState& now_;
+  const resource::MemoryMapState& wanted_;
+  const SharedObjects& objects_;
+  tracee::Batch& batch_;
+  std::map<std::pair<uint64_t, bool>, uint64_t> attached_;
+  uint64_t next_ = tracee::StubArea::kPlacesEnd.value;
+};
+
 }  // namespace
 
 int Replica::descriptor_of_object(uint64_t object) const {
@@ -60,17 +111,34 @@ int Replica::descriptor_of_object(uint64_t object) const {
 }
 
 absl::Status Replica::map_memory() {
+  GW_RETURN_IF_ERROR(make_objects());
+  for (auto& [pid, husk] : husks_)
+    if (changed_.contains({"memory_map", static_cast<uint64_t>(pid)}))
+      GW_RETURN_IF_ERROR(
+          annotate(map_memory_of(husk), fmt::format("memory map of process {}", pid)));
+  return absl::OkStatus();
+}
+
+absl::Status Replica::make_objects() {
+  std::set<uint64_t> wanted;
+  std::vector<resource::SharedObjectState> segments;
   for (const auto& [key, bytes] : sections_) {
     if (key.kind != "shared_object") continue;
     resource::SharedObjectState state;
     if (!state.ParseFromString(bytes))
       return make_error(absl::StatusCode::kDataLoss, "shared_object {} is not valid", key.id);
-    GW_RETURN_IF_ERROR(objects_.ensure(state, descriptor_of_object(key.id)));
+    wanted.insert(key.id);
+    if (state.has_segment())
+      segments.push_back(std::move(state));
+    else
+      GW_RETURN_IF_ERROR(objects_.ensure(state, descriptor_of_object(key.id)));
   }
-  for (auto& [pid, husk] : husks_)
-    if (changed_.contains({"memory_map", static_cast<uint64_t>(pid)}))
-      GW_RETURN_IF_ERROR(
-          annotate(map_memory_of(husk), fmt::format("memory map of process {}", pid)));
+  GW_RETURN_IF_ERROR(objects_.keep(wanted, host_.in_capsule));
+  // Marked for removal first: another one may have its key by now.
+  std::stable_partition(segments.begin(), segments.end(),
+                        [](const auto& one) { return one.segment().removed(); });
+  for (const resource::SharedObjectState& state : segments)
+    GW_RETURN_IF_ERROR(objects_.ensure_segment(state, host_.in_capsule));
   return absl::OkStatus();
 }
 
@@ -84,7 +152,7 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   std::vector<int> to_lend;
   for (const MappingState& mapping : state.mappings())
     if (mapping.kind() == MappingState::KIND_SHARED_OBJECT &&
-        lent.try_emplace(mapping.object(), -1).second) {
+        !resource::is_segment(mapping.object()) && lent.try_emplace(mapping.object(), -1).second) {
       const int fd = objects_.descriptor(mapping.object());
       if (fd < 0)
         return make_error(absl::StatusCode::kDataLoss, "shared object {} has no section",
@@ -100,15 +168,18 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   if (husk.memory_map.exe().empty()) GW_RETURN_IF_ERROR(set_exe(husk, state));
   tracee::Batch batch;
   FilesInHusk files(batch);
+  SegmentsInHusk segments(husk.memory_map, state, objects_, batch);
   GW_RETURN_IF_ERROR(resource::add_memory_map_calls(
       husk.memory_map, state,
-      [&](const MappingState& mapping) -> absl::StatusOr<tracee::Batch::Argument> {
-        if (mapping.kind() == MappingState::KIND_SHARED_OBJECT)
-          return tracee::Batch::Argument(lent.at(mapping.object()));
-        return files.open(mapping);
+      [&](const MappingState& mapping) -> absl::StatusOr<resource::Backing> {
+        if (mapping.kind() != MappingState::KIND_SHARED_OBJECT)
+          return resource::Backing{.fd = files.open(mapping)};
+        if (resource::is_segment(mapping.object())) return segments.attach(mapping);
+        return resource::Backing{.fd = lent.at(mapping.object())};
       },
       batch));
   files.close_all();
+  segments.detach_all();
   for (const auto& [object, number] : lent) batch.call(SYS_close, {number}, true);
   GW_RETURN_IF_ERROR(husk.run(batch));
   GW_RETURN_IF_ERROR(batch.check_all());

@@ -8,6 +8,7 @@
 #include "process/replica.h"
 #include "process/verify.h"
 #include "resource/registry.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::process {
 namespace {
@@ -101,7 +102,9 @@ absl::Status Replica::compare_maps(Husk& husk) {
   std::map<uint64_t, uint64_t> numbers;
   for (const MappingState& mapping : husk.memory_map.mappings()) {
     struct stat stat {};
-    if (mapping.kind() != MappingState::KIND_SHARED_OBJECT) continue;
+    if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
+        resource::is_segment(mapping.object()))
+      continue;
     if (::fstat(objects_.descriptor(mapping.object()), &stat) != 0)
       return errno_status(errno, fmt::format("fstat(shared object {})", mapping.object()));
     numbers[stat.st_ino] = mapping.object();

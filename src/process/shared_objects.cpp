@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::process {
 namespace {
@@ -12,13 +13,13 @@ namespace {
 constexpr std::string_view kMemfd = "/memfd:";
 constexpr uint64_t kMaxObject = uint64_t{1} << 46;
 
-absl::StatusOr<UniqueFd> open_own_mapping(void* memory, uint64_t size) {
+}  // namespace
+
+absl::StatusOr<UniqueFd> open_own_mapping(void* memory, uint64_t size, int flags) {
   const auto start = reinterpret_cast<uint64_t>(memory);
   return kernel::open(fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + size),
-                      O_RDWR | O_CLOEXEC);
+                      flags | O_CLOEXEC);
 }
-
-}  // namespace
 
 SharedObjects::~SharedObjects() { clear(); }
 
@@ -63,7 +64,7 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
       object.memory = memory;
       object.size = size;
       object.anonymous = true;
-      GW_ASSIGN_OR_RETURN(object.fd, open_own_mapping(memory, size));
+      GW_ASSIGN_OR_RETURN(object.fd, open_own_mapping(memory, size, O_RDWR));
       return absl::OkStatus();
     }
   }
@@ -71,6 +72,52 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
       ::ftruncate(object.fd.get(), static_cast<off_t>(state.size())) != 0)
     return errno_status(errno, fmt::format("ftruncate({}, {})", state.path(), state.size()));
   return map(object, size);
+}
+
+absl::Status SharedObjects::ensure_segment(const resource::SharedObjectState& state,
+                                           InCapsule in_capsule) {
+  const int shmid = state.segment().shmid();
+  const uint64_t size = (state.size() + 4095) & ~uint64_t{4095};
+  if (state.id() != resource::object_of_segment(static_cast<uint64_t>(shmid)) ||
+      state.size() > kMaxObject)
+    return make_error(absl::StatusCode::kDataLoss, "segment {} of {} bytes cannot be right", shmid,
+                      state.size());
+  Object& object = objects_[state.id()];
+  if (object.fd && object.size != size)
+    return make_error(absl::StatusCode::kUnavailable, "segment {} is another one now", shmid);
+  if (!object.fd) {
+    const absl::Status attached = in_capsule([&]() -> absl::Status {
+      GW_RETURN_IF_ERROR(resource::make_segment(state));
+      object.shmid = shmid;
+      GW_ASSIGN_OR_RETURN(object.memory, resource::attach_segment(shmid, false));
+      object.size = size;
+      return absl::OkStatus();
+    });
+    GW_RETURN_IF_ERROR(attached);
+    GW_ASSIGN_OR_RETURN(object.fd, open_own_mapping(object.memory, size, O_RDWR));
+  }
+  return in_capsule([&] { return resource::set_segment(state); });
+}
+
+absl::Status SharedObjects::keep(const std::set<uint64_t>& ids, InCapsule in_capsule) {
+  for (auto at = objects_.begin(); at != objects_.end();) {
+    const Object& object = at->second;
+    if (ids.contains(at->first)) {
+      ++at;
+      continue;
+    }
+    // Whoever has it attached here detaches it when his memory is mapped.
+    if (object.shmid >= 0)
+      GW_RETURN_IF_ERROR(in_capsule([&] { return resource::remove_segment(object.shmid); }));
+    if (object.memory != nullptr) ::munmap(object.memory, object.size);
+    at = objects_.erase(at);
+  }
+  return absl::OkStatus();
+}
+
+uint64_t SharedObjects::size(uint64_t id) const {
+  const auto found = objects_.find(id);
+  return found == objects_.end() ? 0 : found->second.size;
 }
 
 int SharedObjects::descriptor(uint64_t id) const {

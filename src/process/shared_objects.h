@@ -2,20 +2,28 @@
 //
 // A MAP_SHARED|MAP_ANONYMOUS mapping of ours is such an object; /proc/self/map_files/ (proc(5),
 // CAP_CHECKPOINT_RESTORE) gives a descriptor of it, through which husks map the very same one under
-// the same name ("/dev/zero (deleted)").
+// the same name ("/dev/zero (deleted)"). Husks attach System V segments themselves.
 #ifndef GODWIT_PROCESS_SHARED_OBJECTS_H_
 #define GODWIT_PROCESS_SHARED_OBJECTS_H_
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 #include "resource/shared_object/shared_object.pb.h"
 
 namespace godwit::process {
+
+// The object behind a mapping of our own.
+absl::StatusOr<UniqueFd> open_own_mapping(void* memory, uint64_t size, int flags);
+
+// Runs its argument on a thread in the capsule's namespaces (SourceHost, ReplicaHost).
+using InCapsule = absl::FunctionRef<absl::Status(absl::FunctionRef<absl::Status()>)>;
 
 class SharedObjects {
  public:
@@ -27,6 +35,12 @@ class SharedObjects {
   // Makes it or, if it has grown, grows it. `existing`: a memfd that was restored as a
   // descriptor and is the same object, or -1.
   absl::Status ensure(const resource::SharedObjectState& state, int existing);
+  // The same of a System V segment. We have it attached until clear().
+  absl::Status ensure_segment(const resource::SharedObjectState& state, InCapsule in_capsule);
+  // Gives up all others.
+  absl::Status keep(const std::set<uint64_t>& ids, InCapsule in_capsule);
+  // Bytes, rounded up to pages; 0 if there is none.
+  uint64_t size(uint64_t id) const;
   // Our descriptor of it, -1 if there is none.
   int descriptor(uint64_t id) const;
   // Where its byte `offset` is in our memory, with `bytes` after it inside of the object.
@@ -40,6 +54,7 @@ class SharedObjects {
     void* memory = nullptr;
     uint64_t size = 0;
     bool anonymous = false;
+    int shmid = -1;  // of a segment
   };
   static absl::Status map(Object& object, uint64_t size);
   std::map<uint64_t, Object> objects_;

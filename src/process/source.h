@@ -38,6 +38,7 @@
 #include "resource/fd_table/fd_table.h"
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
+#include "resource/shared_object/shared_object.pb.h"
 #include "stream/stream.h"
 #include "tracee/freeze.h"
 
@@ -182,6 +183,8 @@ class Source {
   bool note_same(const resource::Descriptors::Description& one);
   absl::Status end_sections(stream::Writer& writer);
   absl::Status tree_section(stream::Writer& writer);
+  absl::Status read_ipc();
+  absl::Status segment_sections(stream::Writer& writer);
   absl::Status memory_sections(stream::Writer& writer);
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
@@ -192,6 +195,7 @@ class Source {
   absl::StatusOr<pages::PageSet> leave_out_of(SourceProcess& process, bool frozen,
                                               pages::ScanResult& found);
   absl::StatusOr<pages::PageSet> first_needed(const SourceProcess& process) const;
+  absl::StatusOr<UniqueFd> open_segment(const resource::SharedObjectState& segment);
   absl::Status send_objects(stream::Writer& writer, bool frozen);
   absl::Status send_all_hashes(stream::Writer& writer);
   absl::Status send_hashes_of(const FrozenProcess& frozen, stream::Writer& writer);
@@ -240,8 +244,9 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
-  std::unique_ptr<WakefulCpus> cpus_;  // from the end of the first round on
-  std::unique_ptr<Hurry> hurry_;       // from freeze() to thaw() or finish()
+  std::vector<resource::SharedObjectState> segments_;  // of System V, of this pass
+  std::unique_ptr<WakefulCpus> cpus_;                  // from the end of the first round on
+  std::unique_ptr<Hurry> hurry_;                       // from freeze() to thaw() or finish()
   std::unique_ptr<Background> scanner_;
   std::unique_ptr<Background> settler_;
   bool reading_ = false;               // by the settler

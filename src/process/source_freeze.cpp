@@ -102,6 +102,7 @@ void Source::start_last_scan() {
       if (!captured.ok()) break;
     }
     if (captured.ok()) captured = host_.look_at_files();
+    if (captured.ok()) captured = read_ipc();
     looked_.set_value(captured);
     GW_RETURN_IF_ERROR(captured);
     return scan_frozen();

@@ -1,11 +1,14 @@
 // Pages of an epoch: what the trackers find, and what changed in shared objects.
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "process/shared_objects.h"
 #include "process/source.h"
 #include "resource/memory_map/memory_map.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::process {
 
@@ -85,6 +88,20 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   return absl::OkStatus();
 }
 
+// One that nobody has attached: we do, for a moment.
+absl::StatusOr<UniqueFd> Source::open_segment(const resource::SharedObjectState& segment) {
+  void* memory = nullptr;
+  GW_RETURN_IF_ERROR(host_.in_capsule([&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(memory, resource::attach_segment(segment.segment().shmid(), true));
+    return absl::OkStatus();
+  }));
+  const uint64_t bytes =
+      (segment.size() + stream::kPageSize - 1) / stream::kPageSize * stream::kPageSize;
+  auto fd = open_own_mapping(memory, bytes, O_RDONLY);
+  ::munmap(memory, bytes);
+  return fd;
+}
+
 absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
   std::set<uint64_t> present;
   for (auto& [pid, process] : processes_) {
@@ -106,6 +123,20 @@ absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
       }
       GW_RETURN_IF_ERROR(sender->send(writer, control_, !frozen));
     }
+  }
+  for (const resource::SharedObjectState& segment : segments_) {
+    if (!present.insert(segment.id()).second) continue;
+    auto& sender = objects_[segment.id()];
+    if (!sender) {
+      auto fd = open_segment(segment);
+      if (!fd.ok()) {
+        present.erase(segment.id());
+        if (!frozen) continue;  // removed meanwhile
+        return fd.status();
+      }
+      sender = std::make_unique<ObjectSender>(segment.id(), *std::move(fd));
+    }
+    GW_RETURN_IF_ERROR(sender->send(writer, control_, !frozen));
   }
   // An inode number may be used again: what is not mapped now is forgotten, and never kept open.
   std::erase_if(objects_, [&](const auto& entry) { return !present.contains(entry.first); });

@@ -11,9 +11,11 @@
 #include "kernel/syscalls.h"
 #include "process/source.h"
 #include "process/source_context.h"
+#include "resource/file_description.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
 #include "resource/shared_object/shared_object.pb.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 #include "resource/tcp_socket/tcp_socket.pb.h"
 
 namespace godwit::process {
@@ -142,7 +144,33 @@ void Source::cut_out_area(SourceProcess& process) {
   resource::leave_out({at, at + process.area->size()}, process.maps);
 }
 
+// What belongs to the capsule's ipc namespace.
+absl::Status Source::read_ipc() {
+  std::vector<resource::Refusal> refusals;
+  GW_RETURN_IF_ERROR(host_.in_capsule([&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(segments_, resource::read_segments());
+    return resource::precheck_ipc(refusals);
+  }));
+  return final_ ? resource::refused_now(refusals) : absl::OkStatus();
+}
+
+// Attached by somebody or not.
+absl::Status Source::segment_sections(stream::Writer& writer) {
+  for (resource::SharedObjectState& state : segments_) {
+    for (const auto& [pid, process] : processes_)
+      for (const MappingState& mapping : process.memory_map.mappings())
+        if (mapping.object() == state.id()) {
+          state.set_path(mapping.path());  // with the key that it was made with
+          if ((mapping.flags() & resource::kMapNoReserve) != 0)
+            state.mutable_segment()->set_no_reserve(true);
+        }
+    GW_RETURN_IF_ERROR(section(writer, "shared_object", state.id(), state.SerializeAsString()));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Source::memory_sections(stream::Writer& writer) {
+  if (!final_) GW_RETURN_IF_ERROR(read_ipc());
   std::set<uint64_t> objects;
   for (auto& [pid, process] : processes_) {
     if (!final_) {
@@ -163,7 +191,7 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       process.memory_map.set_brk(process.brk);
     for (const MappingState& mapping : process.memory_map.mappings()) {
       if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
-          !objects.insert(mapping.object()).second)
+          resource::is_segment(mapping.object()) || !objects.insert(mapping.object()).second)
         continue;
       resource::SharedObjectState object;
       object.set_id(mapping.object());
@@ -176,7 +204,7 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
     GW_RETURN_IF_ERROR(section(writer, "memory_map", static_cast<uint64_t>(pid),
                                process.memory_map.SerializeAsString()));
   }
-  return absl::OkStatus();
+  return segment_sections(writer);
 }
 
 // Waking the other threads costs as much as some tens of items.
@@ -204,6 +232,7 @@ absl::Status Source::read_descriptors() {
     hints.context = context_.get();
   }
   GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders(), hints));
+  GW_RETURN_IF_ERROR(read.read_locks());
   descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
   return final_ ? absl::OkStatus() : look_at_descriptors();
 }

@@ -24,6 +24,9 @@ absl::Status Source::send_all_hashes(stream::Writer& writer) {
                             fmt::format("/proc/{}/map_files/{:x}-{:x}", process.host_pid.value,
                                         mapping.start(), mapping.end()));
   }
+  for (const resource::SharedObjectState& segment : segments_)
+    objects.try_emplace(segment.id(),
+                        fmt::format("/proc/self/fd/{}", objects_.at(segment.id())->fd()));
   for (const auto& [id, link] : objects) {
     GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::open(link, O_RDONLY | O_CLOEXEC));
     const std::unique_ptr<Space> object = object_of(fd.get(), link);

@@ -126,6 +126,7 @@ struct OpenFile {
                        // needs_fdinfo() is false
   struct stat stat {};
   int status_flags = 0;                  // F_GETFL
+  bool process_locks = false;            // a process has record locks by it (fcntl(2), F_SETLK)
   std::optional<SocketIdentity> socket;  // asked once for all kinds of sockets
   std::string settled;                   // what its kind's settle() gave, for capture()
   std::string_view settled_before;       // in the freeze: what it gave in the last round, if it did

@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import godwit_lab  # noqa: E402
 from godwit_lab import Failure  # noqa: E402
 import process_view  # noqa: E402
+from real_programs import Postgres  # noqa: E402
 
 # So often every page of the program is compared before it runs at its new place.
 VERIFY_EVERY = int(os.environ.get("GODWIT_VERIFY_EVERY") or 4)
@@ -153,7 +154,8 @@ class HttpServer:
 
 
 PROGRAMS = {"redis": Redis, "memcached": Memcached, "memory_server": MemoryServer,
-            "map_changer": MapChanger, "nginx": Nginx, "http_server": HttpServer}
+            "map_changer": MapChanger, "nginx": Nginx, "http_server": HttpServer,
+            "postgres": Postgres}
 
 
 def check_window(number, what, seen):
@@ -194,11 +196,11 @@ def moves(lab, program, name, address, count):
     gaps = []
     for number in range(1, count + 1):
         node = "n2" if number % 2 else "n1"
-        options, verify = [], False
+        options, verify = list(getattr(program, "options", [])), False
         if STRATEGIES:
-            options = ["--strategy", STRATEGIES[number % len(STRATEGIES)]]
+            options += ["--strategy", STRATEGIES[number % len(STRATEGIES)]]
         elif number % VERIFY_EVERY == 0:
-            options, verify = ["--verify"], True
+            options, verify = options + ["--verify"], True
         result = lab.move(name, node, *options)
         shown = lab.inspect(name)
         if shown["node"] != node:
@@ -226,7 +228,7 @@ def moves(lab, program, name, address, count):
             program.check(lab, address)
         print("move %d to %s%s: freeze %.2f ms, total %.0f ms, rounds %d, longest gap so far %.2f ms" %
               (number, node, ", verified" if verify else "", result["freeze_ns"] / 1e6, result["total_ns"] / 1e6, result["rounds"],
-               max(gaps) / 1e3), flush=True)
+               max(gaps, default=0) / 1e3), flush=True)
     for what, client, _ in clients:
         total = client.finish()
         if total["total_wrong"] or total["total_lost"] or total["reopened"]:

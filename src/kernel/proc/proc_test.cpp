@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "kernel/proc/fdinfo.h"
 #include "kernel/proc/limits.h"
+#include "kernel/proc/locks.h"
 #include "kernel/proc/mountinfo.h"
 #include "kernel/proc/stat.h"
 #include "kernel/proc/status.h"
@@ -315,6 +316,29 @@ TEST(ProcParsers, DamagedTextNeverCrashes) {
       parse(text);
     }
   }
+}
+
+TEST(Locks, EveryKindOfLine) {
+  const FileLock record = parse_lock("1: POSIX  ADVISORY  WRITE 1234 fd:00:12345 5 14").value();
+  EXPECT_EQ(record.kind, FileLock::Kind::kPosix);
+  EXPECT_TRUE(record.exclusive);
+  EXPECT_EQ(record.pid.value, 1234);
+  EXPECT_EQ(record.start, 5);
+  EXPECT_EQ(record.length, 10);
+  const FileLock open_file = parse_lock("22: OFDLCK ADVISORY  READ -1 00:2f:9 7 EOF").value();
+  EXPECT_EQ(open_file.kind, FileLock::Kind::kOpenFile);
+  EXPECT_FALSE(open_file.exclusive);
+  EXPECT_EQ(open_file.start, 7);
+  EXPECT_EQ(open_file.length, FileLock::kToTheEnd);
+  EXPECT_EQ(parse_lock("3: FLOCK  ADVISORY  READ 1 fd:00:1 0 EOF").value().kind,
+            FileLock::Kind::kFlock);
+  EXPECT_EQ(parse_lock("4: LEASE  BREAKING  UNLCK 1 fd:00:1 0 EOF").value().kind,
+            FileLock::Kind::kLease);
+  EXPECT_TRUE(parse_lock("1: -> POSIX  ADVISORY  WRITE 7 fd:00:1 0 EOF").value().waits);
+  for (const char* bad : {"", "1", "1: ", "1: ACCESS ADVISORY WRITE 1 fd:00:1 0 EOF",
+                          "1: POSIX ADVISORY WRITE 1 fd:00:1", "1: POSIX ADVISORY SOME 1 a 0 EOF",
+                          "1: POSIX ADVISORY WRITE 1 fd:00:1 9 8"})
+    EXPECT_FALSE(parse_lock(bad).ok()) << bad;
 }
 
 }  // namespace

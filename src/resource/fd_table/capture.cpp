@@ -80,20 +80,6 @@ struct OwnFolders {
   }
 };
 
-// Of the duplicate, since a running program may have closed its own or used the number again; but
-// locks of processes show only to their owner (show_fd_locks() in fs/locks.c).
-absl::StatusOr<std::string> fdinfo_text(const OpenFile& file, const OwnFolders& folders) {
-  GW_ASSIGN_OR_RETURN(std::string text, read_at(folders.fdinfo.get(), file.fd));
-  if (!S_ISREG(file.stat.st_mode) && !S_ISDIR(file.stat.st_mode)) return text;
-  const auto own = kernel::read_fdinfo_text(file.host_tgid, file.remote_fd);
-  if (!own.ok()) return text;
-  for (size_t at = own->find("lock:"); at != std::string::npos; at = own->find("lock:", at + 1)) {
-    const std::string line = own->substr(at, own->find('\n', at) - at) + "\n";
-    if (text.find(line) == std::string::npos) text += line;
-  }
-  return text;
-}
-
 absl::Status look_at(Descriptors::Description& description, const OwnFolders& folders) {
   OpenFile& file = description.file;
   if (is_socket(file)) {
@@ -103,7 +89,8 @@ absl::Status look_at(Descriptors::Description& description, const OwnFolders& fo
   }
   description.kind = find_kind_of(file);
   if (description.kind == nullptr || description.kind->needs_fdinfo()) {
-    GW_ASSIGN_OR_RETURN(file.fdinfo, fdinfo_text(file, folders));
+    // Of the duplicate, since a running program may have closed its own or used the number again.
+    GW_ASSIGN_OR_RETURN(file.fdinfo, read_at(folders.fdinfo.get(), file.fd));
   }
   return absl::OkStatus();
 }

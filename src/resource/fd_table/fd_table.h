@@ -70,6 +70,9 @@ class Descriptors {
   // Takes the descriptors of all processes, but for those that stand. close_on_exec is not filled:
   // see below.
   static absl::StatusOr<Descriptors> read(std::span<const FdHolder> processes, const Hints& hints);
+  // The record locks of all processes, into their tables. After read(), before anything is
+  // captured.
+  absl::Status read_locks();
   // Of its TCP sockets, as they are now.
   absl::Status see(FileViews& views);
   // Of a description that stood: a duplicate after all. Any thread, for different ones.

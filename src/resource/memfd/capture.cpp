@@ -9,6 +9,7 @@
 
 #include "resource/file_content.h"
 #include "resource/file_description.h"
+#include "resource/file_locks/file_locks.h"
 #include "resource/memfd/memfd.h"
 #include "resource/memfd/memfd.pb.h"
 #include "resource/memfd/memfd_internal.h"
@@ -19,13 +20,15 @@ namespace {
 constexpr std::string_view kPrefix = "/memfd:";
 constexpr std::string_view kDeleted = " (deleted)";
 
-void check_state(const OpenFile& file, std::vector<Refusal>& refusals) {
+absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
+                         std::vector<Refusal>& refusals) {
   refuse_signal_owner(file, refusals);
+  GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
   struct statfs fs {};
   if (::fstatfs(file.fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
     refuse(file, "memfd.hugetlb", "it is made of huge pages",
            "use memfd_create without MFD_HUGETLB", refusals);
-    return;
+    return absl::OkStatus();
   }
   // st_blocks counts what is there; holes cost nothing.
   const uint64_t bytes = static_cast<uint64_t>(file.stat.st_blocks) * 512;
@@ -34,6 +37,7 @@ void check_state(const OpenFile& file, std::vector<Refusal>& refusals) {
            fmt::format("it has {} bytes of content; up to {} are carried", bytes, kMaxContentBytes),
            "use a smaller one", refusals);
   }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -49,21 +53,18 @@ bool MemfdKind::recognise(const OpenFile& file) const {
          ::fcntl(file.fd, F_GET_SEALS) >= 0;
 }
 
+// Nobody outside of the tree has it open: its locks are nobody else's.
 absl::Status MemfdKind::precheck(const OpenFile& file, const CaptureContext&,
                                  std::vector<Refusal>& refusals) const {
-  check_state(file, refusals);
   GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
-  if (const auto lock = info.find("lock")) {
-    refuse(file, "fd.lock", fmt::format("it holds a file lock ({})", *lock),
-           "let the program release the lock before the move", refusals);
-  }
-  return absl::OkStatus();
+  return check_state(file, info, refusals);
 }
 
 absl::StatusOr<std::string> MemfdKind::capture(const OpenFile& file,
                                                const CaptureContext& context) const {
+  GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
   std::vector<Refusal> refusals;
-  GW_RETURN_IF_ERROR(precheck(file, context, refusals));
+  GW_RETURN_IF_ERROR(check_state(file, info, refusals));
   GW_RETURN_IF_ERROR(refused_now(refusals));
   GW_ASSIGN_OR_RETURN(const int seals, kernel::fcntl_int(file.fd, F_GET_SEALS));
   MemfdState state;
@@ -77,6 +78,9 @@ absl::StatusOr<std::string> MemfdKind::capture(const OpenFile& file,
   state.set_uid(file.stat.st_uid);
   state.set_gid(file.stat.st_gid);
   state.set_object(file.stat.st_ino);
+  GW_ASSIGN_OR_RETURN(DescriptionLocks locks, description_locks(info));
+  *state.mutable_open_file_locks() = std::move(locks.open_file);
+  *state.mutable_flocks() = std::move(locks.flock);
   std::vector<uint64_t> others;
   for (const OpenFile* f : context.with_inode(file.stat.st_dev, file.stat.st_ino)) {
     if (f->id != file.id && (f->status_flags & O_PATH) == 0) others.push_back(f->id);

@@ -7,6 +7,7 @@
 
 #include "resource/file_content.h"
 #include "resource/file_description.h"
+#include "resource/file_locks/file_locks.h"
 #include "resource/memfd/memfd.pb.h"
 #include "resource/memfd/memfd_internal.h"
 #include "resource/state_codec.h"
@@ -80,9 +81,12 @@ absl::StatusOr<bool> MemfdKind::update(int fd, std::string_view before_bytes,
   return true;
 }
 
-absl::StatusOr<FileKind::Check> MemfdKind::finish(int fd, std::string_view bytes, ImagePid, int,
-                                                  tracee::Batch&, RestoreContext&) const {
+absl::StatusOr<FileKind::Check> MemfdKind::finish(int fd, std::string_view bytes, ImagePid,
+                                                  int remote_fd, tracee::Batch& batch,
+                                                  RestoreContext&) const {
   GW_ASSIGN_OR_RETURN(const auto state, parse_state<MemfdState>(bytes, name()));
+  add_flock_calls(remote_fd, state.flocks(), batch);
+  GW_RETURN_IF_ERROR(take_open_file_locks(fd, state.open_file_locks()));
   GW_ASSIGN_OR_RETURN(const int now, kernel::fcntl_int(fd, F_GET_SEALS));
   // F_SEAL_WRITE and F_SEAL_EXEC with a writable mode bring each other; ask for all that is
   // missing.

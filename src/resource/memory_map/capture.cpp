@@ -1,4 +1,5 @@
 #include <sys/mman.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <optional>
@@ -7,6 +8,7 @@
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "resource/memory_map/memory_map.h"
+#include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::resource {
 namespace {
@@ -29,6 +31,13 @@ bool is_shmem_object(const kernel::Mapping& mapping) {
          (mapping.path.starts_with("/memfd:") || mapping.path == "/dev/zero (deleted)");
 }
 
+// A segment's file has no name in any file system, as only a removed one has elsewhere; the first
+// segment's number is 0.
+bool is_segment(const kernel::Mapping& mapping) {
+  return mapping.shared && is_segment_name(mapping.path) && mapping.path.ends_with(kDeleted) &&
+         major(mapping.dev) == 0;
+}
+
 uint32_t flags_of(const kernel::Mapping& mapping) {
   uint32_t flags = 0;
   for (const FlagName& name : kFlagNames)
@@ -39,7 +48,7 @@ uint32_t flags_of(const kernel::Mapping& mapping) {
 
 MappingState::Kind kind_of(const kernel::Mapping& mapping) {
   if (mapping.of_kernel()) return MappingState::KIND_KERNEL;
-  if (is_shmem_object(mapping)) return MappingState::KIND_SHARED_OBJECT;
+  if (is_shmem_object(mapping) || is_segment(mapping)) return MappingState::KIND_SHARED_OBJECT;
   if (mapping.anonymous()) return MappingState::KIND_ANONYMOUS;
   return mapping.shared ? MappingState::KIND_SHARED_FILE : MappingState::KIND_PRIVATE_FILE;
 }
@@ -89,7 +98,7 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
       break;
     case MappingState::KIND_SHARED_OBJECT:
       state.set_offset(mapping.offset);
-      state.set_object(mapping.inode);
+      state.set_object(is_segment(mapping) ? object_of_segment(mapping.inode) : mapping.inode);
       state.set_path(mapping.path.substr(
           0, mapping.path.size() - (mapping.path.ends_with(kDeleted) ? kDeleted.size() : 0)));
       break;
@@ -129,8 +138,6 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
            mapping.path.ends_with(kDeleted))
     refuse("mapping.deleted", "the mapped file has been deleted or replaced",
            "restart the program, so that it maps the new file");
-  else if (mapping.path.starts_with("/SYSV"))
-    refuse("mapping.sysv", "System V shared memory is not carried", "use POSIX shared memory");
   else if (mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
            mapping.path.starts_with("socket:"))
     refuse("mapping.kernel_object", "rings and buffers shared with the kernel are not carried",

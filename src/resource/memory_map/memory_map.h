@@ -57,15 +57,21 @@ absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
 // was started with, and from what file.
 absl::Status capture_program_layout(HostPid pid, MemoryMapState& state);
 
+// What a husk has of a mapping's file or object.
+struct Backing {
+  // Open on it: a number, or the result of an open in the batch.
+  tracee::Batch::Argument fd = -1;
+  // Not 0: a System V segment is attached there, from its first byte on, while the batch runs.
+  uint64_t attached_at = 0;
+};
+using BackingOf = absl::FunctionRef<absl::StatusOr<Backing>(const MappingState&)>;
+
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
-// `descriptor` says which descriptor of the husk is open on a mapping's file or object: a number,
-// or the result of an open that it adds to the batch. Unmaps first.
+// `backing` may add calls to the batch. Unmaps first.
 // Pages of ranges that are mapped anew are gone: the source sends them again, since a new mapping
 // is unregistered there.
-absl::Status add_memory_map_calls(
-    const MemoryMapState& now, const MemoryMapState& wanted,
-    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
-    tracee::Batch& batch);
+absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
+                                  BackingOf backing, tracee::Batch& batch);
 
 // PR_SET_MM_MAP with everything but the exe link (`exe_fd` -1), or with it. The old exe's mappings
 // must be gone before it can change.

@@ -36,9 +36,9 @@ size_t calls(const MemoryMapState& now, const MemoryMapState& wanted, int* opene
   int asked = 0;
   const absl::Status status = add_memory_map_calls(
       now, wanted,
-      [&](const MappingState&) -> absl::StatusOr<tracee::Batch::Argument> {
+      [&](const MappingState&) -> absl::StatusOr<Backing> {
         ++asked;
-        return tracee::Batch::Argument(3);
+        return Backing{.fd = 3};
       },
       batch);
   EXPECT_TRUE(status.ok()) << status;

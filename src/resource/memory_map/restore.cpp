@@ -121,10 +121,21 @@ void add_advice(const Piece& piece, tracee::Batch& batch) {
   }
 }
 
-absl::Status add_map(
-    const Piece& piece,
-    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
-    tracee::Batch& batch) {
+// A copy of a part of what is attached (mremap(2), an old size of 0), so that the kernel counts and
+// ends it as an attach.
+void add_attach(const Piece& piece, uint64_t attached_at, tracee::Batch& batch) {
+  const MappingState& mapping = *piece.mapping;
+  const uint64_t offset = mapping.offset() + (piece.start - mapping.start());
+  const uint64_t length = piece.end - piece.start;
+  batch.call(SYS_mremap,
+             {attached_at + offset, 0, length, MREMAP_MAYMOVE | MREMAP_FIXED, piece.start}, true);
+  const uint32_t attached =
+      (mapping.flags() & kMapMayWrite) != 0 ? PROT_READ | PROT_WRITE : PROT_READ;
+  if (mapping.protection() != attached)
+    batch.call(SYS_mprotect, {piece.start, length, mapping.protection()}, true);
+}
+
+absl::Status add_map(const Piece& piece, BackingOf backing_of, tracee::Batch& batch) {
   const MappingState& mapping = *piece.mapping;
   uint64_t flags = MAP_FIXED_NOREPLACE;
   tracee::Batch::Argument fd = -1;
@@ -139,7 +150,12 @@ absl::Status add_map(
     case MappingState::KIND_SHARED_FILE:
     case MappingState::KIND_SHARED_OBJECT: {
       flags |= mapping.kind() == MappingState::KIND_PRIVATE_FILE ? MAP_PRIVATE : MAP_SHARED;
-      GW_ASSIGN_OR_RETURN(fd, descriptor(mapping));
+      GW_ASSIGN_OR_RETURN(const Backing backing, backing_of(mapping));
+      if (backing.attached_at != 0) {
+        add_attach(piece, backing.attached_at, batch);
+        return absl::OkStatus();
+      }
+      fd = backing.fd;
       offset = mapping.offset() + (piece.start - mapping.start());
       break;
     }
@@ -160,10 +176,8 @@ absl::Status add_map(
 
 }  // namespace
 
-absl::Status add_memory_map_calls(
-    const MemoryMapState& now, const MemoryMapState& wanted,
-    absl::FunctionRef<absl::StatusOr<tracee::Batch::Argument>(const MappingState&)> descriptor,
-    tracee::Batch& batch) {
+absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
+                                  BackingOf backing, tracee::Batch& batch) {
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);
@@ -176,7 +190,7 @@ absl::Status add_memory_map_calls(
       vdso_done = true;
       continue;
     }
-    if (piece.action == Action::kMap) GW_RETURN_IF_ERROR(add_map(piece, descriptor, batch));
+    if (piece.action == Action::kMap) GW_RETURN_IF_ERROR(add_map(piece, backing, batch));
     if (piece.action == Action::kProtect)
       batch.call(SYS_mprotect, {piece.start, piece.end - piece.start, piece.mapping->protection()},
                  true);

@@ -13,6 +13,7 @@
 #include "kernel/proc/mountinfo.h"
 #include "resource/file_content.h"
 #include "resource/file_description.h"
+#include "resource/file_locks/file_locks.h"
 #include "resource/regular_file/regular_file.h"
 #include "resource/regular_file/regular_file.pb.h"
 #include "resource/regular_file/regular_file_internal.h"
@@ -61,12 +62,10 @@ bool of_a_process(const OpenFile& file) {
 
 // What is always looked at, also in the freeze.
 absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
-                         std::vector<Refusal>& refusals) {
+                         const CaptureContext& context, std::vector<Refusal>& refusals) {
   refuse_signal_owner(file, refusals);
-  if (const auto lock = info.find("lock")) {
-    refuse(file, "fd.lock", fmt::format("it holds a file lock ({})", *lock),
-           "let the program release the lock before the move", refusals);
-  }
+  GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
+  GW_RETURN_IF_ERROR(refuse_shared_locks(file, info, context, refusals));
   if (of_a_process(file)) {
     refuse(file, "fd.proc", "it is a file of a process in /proc",
            "let the program open it when it reads it", refusals);
@@ -123,7 +122,7 @@ absl::Status RegularFileKind::precheck(const OpenFile& file, const CaptureContex
                                        std::vector<Refusal>& refusals) const {
   GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
   const size_t before = refusals.size();
-  GW_RETURN_IF_ERROR(check_state(file, info, refusals));
+  GW_RETURN_IF_ERROR(check_state(file, info, context, refusals));
   if (refusals.size() != before || unnamed(file)) return absl::OkStatus();
   GW_ASSIGN_OR_RETURN(const bool ours, mount_is_of_capsule(info, context));
   if (!ours) {
@@ -143,10 +142,10 @@ absl::Status RegularFileKind::precheck(const OpenFile& file, const CaptureContex
 
 absl::StatusOr<std::string> RegularFileKind::capture(const OpenFile& file,
                                                      const CaptureContext& context) const {
+  GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
   if (context.final()) {
-    GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
     std::vector<Refusal> refusals;
-    GW_RETURN_IF_ERROR(check_state(file, info, refusals));
+    GW_RETURN_IF_ERROR(check_state(file, info, context, refusals));
     if (says_deleted(file) && !unnamed(file)) {
       GW_ASSIGN_OR_RETURN(const bool here, path_leads_here(file, context));
       if (!here) {
@@ -161,6 +160,9 @@ absl::StatusOr<std::string> RegularFileKind::capture(const OpenFile& file,
   state.set_pos(is_path_only(file) ? -1 : ::lseek(file.fd, 0, SEEK_CUR));
   if (S_ISREG(file.stat.st_mode)) state.set_size(static_cast<uint64_t>(file.stat.st_size));
   state.set_path(file.link);
+  GW_ASSIGN_OR_RETURN(DescriptionLocks locks, description_locks(info));
+  *state.mutable_open_file_locks() = std::move(locks.open_file);
+  *state.mutable_flocks() = std::move(locks.flock);
   if (unnamed(file)) GW_RETURN_IF_ERROR(set_unnamed(file, context, state));
   return state.SerializeAsString();
 }

@@ -24,6 +24,7 @@ class RegularFileKind final : public FileKind {
                                   RestoreContext& context) const override;
   absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
                               RestoreContext& context) const override;
+  bool finishes(std::string_view state) const override;
   absl::StatusOr<Check> finish(int fd, std::string_view state, ImagePid tgid, int remote_fd,
                                tracee::Batch& batch, RestoreContext& context) const override;
   std::string describe(std::string_view state) const override;

@@ -191,13 +191,73 @@ TEST_F(RegularFile, TwoDescriptionsOfAFileWithoutANameShareIt) {
   }
 }
 
+// What others are told of the locks of a file: type and range of what is in the way of a whole one,
+// from each byte on that this is known of.
+std::string locks_in_the_way(int fd) {
+  std::string all;
+  for (off_t at = 0; at < 64; ++at) {
+    struct flock probe {};
+    probe.l_type = F_WRLCK;
+    probe.l_start = at;
+    probe.l_len = 1;
+    EXPECT_EQ(::fcntl(fd, F_OFD_GETLK, &probe), 0);
+    all += probe.l_type == F_UNLCK ? '.' : probe.l_type == F_WRLCK ? 'W' : 'r';
+  }
+  return all;
+}
+
+TEST_F(RegularFile, LocksOfTheDescription) {
+  const FakeCaptureContext source;
+  FakeRestoreContext destination;
+  write("other", "0123456789");
+  const UniqueFd stranger = open("file", O_RDWR);
+  for (const int kind : {LOCK_EX, LOCK_SH}) {
+    UniqueFd locked = open("file", O_RDWR);
+    ASSERT_EQ(::flock(locked.get(), kind), 0);
+    struct flock range {};
+    range.l_type = F_WRLCK;
+    range.l_start = 5;
+    range.l_len = 10;
+    ASSERT_EQ(::fcntl(locked.get(), F_OFD_SETLK, &range), 0);
+    range.l_type = F_RDLCK;
+    range.l_start = 30;
+    range.l_len = 0;
+    ASSERT_EQ(::fcntl(locked.get(), F_OFD_SETLK, &range), 0);
+    const std::string seen = locks_in_the_way(stranger.get());
+    const auto state = kind_.capture(open_file(locked.get()), source);
+    ASSERT_TRUE(state.ok()) << state.status();
+    EXPECT_TRUE(kind_.finishes(*state));
+    RegularFileState captured;
+    ASSERT_TRUE(captured.ParseFromString(*state));
+    ASSERT_EQ(captured.flocks_size(), 1);
+    EXPECT_EQ(captured.flocks(0).exclusive(), kind == LOCK_EX);
+    const auto made = kind_.create(1, *state, destination);
+    ASSERT_TRUE(made.ok()) << made.status();
+    tracee::Batch batch;
+    // While the source has them nobody else gets them.
+    EXPECT_EQ(kind_.finish(made->get(), *state, {1}, 3, batch, destination).status().code(),
+              absl::StatusCode::kUnavailable);
+    locked.reset();
+    EXPECT_NE(locks_in_the_way(stranger.get()), seen);
+    tracee::Batch flock_call;
+    ASSERT_TRUE(kind_.finish(made->get(), *state, {1}, 3, flock_call, destination).ok());
+    EXPECT_EQ(flock_call.size(), 1U);  // the subject of the system tests runs it
+    EXPECT_EQ(locks_in_the_way(stranger.get()), seen);
+  }
+  const UniqueFd plain = open("other", O_RDWR);
+  EXPECT_FALSE(kind_.finishes(kind_.capture(open_file(plain.get()), source).value()));
+}
+
 TEST_F(RegularFile, WhatCannotMoveIsRefusedByName) {
   const FakeCaptureContext source;
-  const UniqueFd locked = open("file", O_RDWR);
-  ASSERT_EQ(::flock(locked.get(), LOCK_EX), 0);
-  ASSERT_EQ(refusals(open_file(locked.get())).size(), 1U);
-  EXPECT_EQ(refusals(open_file(locked.get()))[0].code, "fd.lock");
-  EXPECT_FALSE(kind_.capture(open_file(locked.get()), source).ok());
+  write("leased", "x");
+  const UniqueFd leased = open("leased", O_RDONLY);
+  ASSERT_EQ(::fcntl(leased.get(), F_SETLEASE, F_RDLCK), 0);
+  // Who is told of a break is an owner of signals as well.
+  ASSERT_EQ(refusals(open_file(leased.get())).size(), 2U);
+  EXPECT_EQ(refusals(open_file(leased.get()))[1].code, "fd.lease");
+  EXPECT_FALSE(kind_.capture(open_file(leased.get()), source).ok());
+  ASSERT_EQ(::fcntl(leased.get(), F_SETLEASE, F_UNLCK), 0);
 
   ASSERT_EQ(::mkdir(path("folder").c_str(), 0700), 0);
   const UniqueFd folder = open("folder", O_RDONLY | O_DIRECTORY);
@@ -214,8 +274,7 @@ TEST_F(RegularFile, WhatCannotMoveIsRefusedByName) {
   const UniqueFd of_process(::open("/proc/self/stat", O_RDONLY | O_CLOEXEC));
   EXPECT_EQ(refusals(open_file(of_process.get()))[0].code, "fd.proc");
 
-  OpenFile elsewhere = open_file(locked.get());
-  ASSERT_EQ(::flock(locked.get(), LOCK_UN), 0);
+  OpenFile elsewhere = open_file(leased.get());
   elsewhere.fdinfo = "pos:\t0\nflags:\t02\nmnt_id:\t999999\nino:\t1\n";
   EXPECT_EQ(refusals(elsewhere)[0].code, "fd.outside");
   write("c (deleted)", "c");  // a name like any other

@@ -5,6 +5,7 @@
 
 #include "resource/file_content.h"
 #include "resource/file_description.h"
+#include "resource/file_locks/file_locks.h"
 #include "resource/regular_file/regular_file.pb.h"
 #include "resource/regular_file/regular_file_internal.h"
 #include "resource/state_codec.h"
@@ -170,8 +171,18 @@ absl::StatusOr<bool> RegularFileKind::update(int fd, std::string_view before_byt
   return true;
 }
 
-absl::StatusOr<FileKind::Check> RegularFileKind::finish(int, std::string_view, ImagePid, int,
-                                                        tracee::Batch&, RestoreContext&) const {
+bool RegularFileKind::finishes(std::string_view bytes) const {
+  const auto state = parse(bytes);
+  return state.ok() && (state->open_file_locks_size() > 0 || state->flocks_size() > 0);
+}
+
+absl::StatusOr<FileKind::Check> RegularFileKind::finish(int fd, std::string_view bytes, ImagePid,
+                                                        int remote_fd, tracee::Batch& batch,
+                                                        RestoreContext&) const {
+  GW_ASSIGN_OR_RETURN(const RegularFileState state, parse(bytes));
+  add_flock_calls(remote_fd, state.flocks(), batch);
+  GW_RETURN_IF_ERROR(annotate(take_open_file_locks(fd, state.open_file_locks()),
+                              fmt::format("\"{}\"", state.path())));
   return Check();
 }
 

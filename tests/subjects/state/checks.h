@@ -80,6 +80,8 @@ void add_descriptor_checks(std::vector<Check>& checks);
 void add_process_checks(std::vector<Check>& checks);
 void add_memory_checks(std::vector<Check>& checks);
 void add_signal_checks(std::vector<Check>& checks);
+void add_lock_checks(std::vector<Check>& checks);
+void add_segment_checks(std::vector<Check>& checks);
 void add_thread_checks(std::vector<Check>& checks);
 
 }  // namespace state

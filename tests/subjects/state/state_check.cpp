@@ -48,6 +48,8 @@ int main(int argc, char** argv) {
   state::add_process_checks(checks);  // before there are threads: it forks
   state::add_memory_checks(checks);
   state::add_descriptor_checks(checks);
+  state::add_lock_checks(checks);
+  state::add_segment_checks(checks);
   state::add_signal_checks(checks);
   const int listener = static_cast<int>(state::must(::socket(AF_INET, SOCK_STREAM, 0), "socket"));
   sockaddr_in address{};

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""What cannot move is refused by name, in the dry run and in a move, and goes on unharmed.
+
+  refusal_test.py build/godwit
+"""
+import os
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+import godwit_lab  # noqa: E402
+from godwit_lab import Failure  # noqa: E402
+
+COUNT = 'i=0; while :; do i=$((i+1)); echo $i > /tmp/alive; sleep 0.02; done'
+# By name: what it does first, options of `run`, the codes that it is refused with. {shared} is a
+# folder on this machine.
+CASES = {
+    "locks": ("exec 9>>{shared}/file; flock 9", ["--bind", "{shared}"], ["fd.lock"]),
+    "semaphores": ("ipcmk -S 3", [], ["ipc.semaphores"]),
+    "queues": ("ipcmk -Q", [], ["ipc.queues"]),
+}
+
+
+def alive(lab, name):
+    def count():
+        text = lab("exec", name, "--", "cat", "/tmp/alive").stdout.strip()
+        return int(text) if text.isdigit() else 0
+    before = count()
+    godwit_lab.wait_for("%s to go on" % name, lambda: count() > before)
+
+
+def refused(lab, name, codes, *options):
+    seen = lab.migrate(name, "n2", *options)
+    found = [each["code"] for each in seen["refusals"]]
+    if seen["outcome"] != "refused" or found != codes:
+        raise Failure("%s %s: %s" % (name, options, seen))
+    for each in seen["refusals"]:
+        if not (each["object"] and each["reason"] and each["way_out"]):
+            raise Failure("%s: a refusal without an explanation: %s" % (name, each))
+    return seen["refusals"][0]
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="godwit-test-") as shared, \
+            godwit_lab.Lab(sys.argv[1]) as lab:
+        for name, (script, options, codes) in CASES.items():
+            options = [each.format(shared=shared) for each in options]
+            lab("run", "--name", name, "--node", "n1", "-d", *options, "--", "/bin/sh", "-c",
+                script.format(shared=shared) + "; " + COUNT)
+            godwit_lab.wait_for("%s to be ready" % name, lambda: lab(
+                "exec", name, "--", "test", "-s", "/tmp/alive", check=False).returncode == 0)
+            first = refused(lab, name, codes, "--dry-run")
+            refused(lab, name, codes)
+            alive(lab, name)
+            if lab.inspect(name)["node"] != "n1":
+                raise Failure("%s is not where it was" % name)
+            lab("rm", "-f", name)
+            print("%s: %s: %s" % (name, first["code"], first["reason"]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Failure as failure:
+        print("refusal_test: %s" % failure, file=sys.stderr)
+        sys.exit(1)
