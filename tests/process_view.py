@@ -40,6 +40,8 @@ PASSING_FLAGS = {"uw", "um", "sd", "ac"}
 PASSING_FDINFO = {"mnt_id", "ino", "it_value", "ticks", "eventfd-id", "eventfd-count"}
 # The service's standard streams are opened anew, which sets this (open(2)); pipe(2) does not.
 O_LARGEFILE = 0o100000
+# A removed file whose name is taken (the subject checks the one whose name is free).
+REMOVED = re.compile(r"/(#\d+|state-removed-\w+)(?= \(deleted\)$)")
 # EPOLLERR | EPOLLHUP: epoll_ctl(2) adds them, a one-shot entry that has fired has lost them.
 EPOLL_ALWAYS = 0x18
 
@@ -114,7 +116,8 @@ def _mappings(pid):
         if area:
             start, end, offset = (int(area.group(i), 16) for i in (1, 2, 4))
             # The inode says whether there is a file; its number is the machine's.
-            last = [start, end, area.group(3), offset if area.group(5) != "0" else 0, area.group(6)]
+            last = [start, end, area.group(3), offset if area.group(5) != "0" else 0,
+                    REMOVED.sub("/#", area.group(6))]
         elif line.startswith("VmFlags:"):
             last.append(" ".join(f for f in line.split()[1:] if f not in PASSING_FLAGS))
             before = result[-1] if result else None

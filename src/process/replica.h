@@ -124,6 +124,9 @@ class Replica {
   int descriptor_of_object(uint64_t object) const;
   absl::Status make_objects();
   absl::Status map_memory();
+  // Its descriptor of an object, by whether it may be written by it.
+  using Lent = std::map<std::pair<uint64_t, bool>, int>;
+  absl::StatusOr<Lent> lend_objects(Husk& husk, const resource::MemoryMapState& state);
   absl::Status map_memory_of(Husk& husk);
   absl::Status set_exe(Husk& husk, const resource::MemoryMapState& state);
   absl::Status make_descriptions();

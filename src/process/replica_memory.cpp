@@ -8,6 +8,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "process/replica.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
@@ -49,6 +50,12 @@ class FilesInHusk {
   tracee::Batch& batch_;
   std::map<std::pair<std::string, bool>, size_t> opened_;
 };
+
+// A removed file that was mapped by a descriptor for reading shall not become writable.
+bool may_write(const MappingState& mapping) {
+  return mapping.kind() != MappingState::KIND_SHARED_FILE ||
+         (mapping.flags() & resource::kMapMayWrite) != 0;
+}
 
 // System V segments that a husk attaches while it maps parts of them, above the places of stubs,
 // where nothing of a program is nor will be.
@@ -130,6 +137,9 @@ absl::Status Replica::make_objects() {
     wanted.insert(key.id);
     if (state.has_segment())
       segments.push_back(std::move(state));
+    else if (state.has_file())
+      GW_RETURN_IF_ERROR(
+          objects_.ensure_file(state, descriptor_of_object(key.id), host_.in_capsule));
     else
       GW_RETURN_IF_ERROR(objects_.ensure(state, descriptor_of_object(key.id)));
   }
@@ -142,28 +152,40 @@ absl::Status Replica::make_objects() {
   return absl::OkStatus();
 }
 
+// Objects are ours: lent for the time of the calls.
+absl::StatusOr<Replica::Lent> Replica::lend_objects(Husk& husk,
+                                                    const resource::MemoryMapState& state) {
+  Lent lent;
+  for (const MappingState& mapping : state.mappings())
+    if (mapping.object() != 0 && !resource::is_segment(mapping.object()))
+      lent.try_emplace({mapping.object(), may_write(mapping)}, -1);
+  std::vector<UniqueFd> reading;
+  std::vector<int> to_lend;
+  for (const auto& [wanted, number] : lent) {
+    int fd = objects_.descriptor(wanted.first);
+    if (fd < 0)
+      return make_error(absl::StatusCode::kDataLoss, "shared object {} has no section",
+                        wanted.first);
+    if (!wanted.second) {
+      GW_ASSIGN_OR_RETURN(reading.emplace_back(),
+                          kernel::open(fmt::format("/proc/self/fd/{}", fd), O_RDONLY | O_CLOEXEC));
+      fd = reading.back().get();
+    }
+    to_lend.push_back(fd);
+  }
+  if (to_lend.empty()) return lent;
+  GW_ASSIGN_OR_RETURN(const std::vector<int> numbers, husk.lend(channel_, to_lend));
+  size_t i = 0;
+  for (auto& [wanted, number] : lent) number = numbers[i++];
+  return lent;
+}
+
 absl::Status Replica::map_memory_of(Husk& husk) {
   FAULT_POINT("replica.map_memory");
   resource::MemoryMapState state;
   if (!state.ParseFromString(*wanted("memory_map", static_cast<uint64_t>(husk.pid().value))))
     return make_error(absl::StatusCode::kDataLoss, "not a valid state");
-  // Shared objects are ours: lent for the time of the calls.
-  std::map<uint64_t, int> lent;
-  std::vector<int> to_lend;
-  for (const MappingState& mapping : state.mappings())
-    if (mapping.kind() == MappingState::KIND_SHARED_OBJECT &&
-        !resource::is_segment(mapping.object()) && lent.try_emplace(mapping.object(), -1).second) {
-      const int fd = objects_.descriptor(mapping.object());
-      if (fd < 0)
-        return make_error(absl::StatusCode::kDataLoss, "shared object {} has no section",
-                          mapping.object());
-    }
-  for (auto& [object, number] : lent) to_lend.push_back(objects_.descriptor(object));
-  if (!to_lend.empty()) {
-    GW_ASSIGN_OR_RETURN(const std::vector<int> numbers, husk.lend(channel_, to_lend));
-    size_t i = 0;
-    for (auto& [object, number] : lent) number = numbers[i++];
-  }
+  GW_ASSIGN_OR_RETURN(const Lent lent, lend_objects(husk, state));
 
   if (husk.memory_map.exe().empty()) GW_RETURN_IF_ERROR(set_exe(husk, state));
   tracee::Batch batch;
@@ -172,10 +194,9 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   GW_RETURN_IF_ERROR(resource::add_memory_map_calls(
       husk.memory_map, state,
       [&](const MappingState& mapping) -> absl::StatusOr<resource::Backing> {
-        if (mapping.kind() != MappingState::KIND_SHARED_OBJECT)
-          return resource::Backing{.fd = files.open(mapping)};
+        if (mapping.object() == 0) return resource::Backing{.fd = files.open(mapping)};
         if (resource::is_segment(mapping.object())) return segments.attach(mapping);
-        return resource::Backing{.fd = lent.at(mapping.object())};
+        return resource::Backing{.fd = lent.at({mapping.object(), may_write(mapping)})};
       },
       batch));
   files.close_all();

@@ -1,10 +1,13 @@
 // The replica's half of verifying: what it holds against the source's hashes.
-#include <sys/stat.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include "absl/strings/str_join.h"
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/proc/fdinfo.h"
 #include "kernel/proc/stat.h"
+#include "kernel/syscalls.h"
 #include "process/replica.h"
 #include "process/verify.h"
 #include "resource/registry.h"
@@ -98,20 +101,23 @@ absl::Status Replica::compare_maps(Husk& husk) {
   const uint64_t area = husk.area().address().value;
   GW_ASSIGN_OR_RETURN(resource::MemoryMapState shown,
                       read_memory_map(husk.host_pid(), {area, area + husk.area().size()}));
-  // Objects are numbered as at the source.
-  std::map<uint64_t, uint64_t> numbers;
+  // Objects are numbered as at the source, and a removed file may have had to take another name.
+  std::map<uint64_t, const MappingState*> wanted;  // by the number here
   for (const MappingState& mapping : husk.memory_map.mappings()) {
-    struct stat stat {};
-    if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
-        resource::is_segment(mapping.object()))
-      continue;
-    if (::fstat(objects_.descriptor(mapping.object()), &stat) != 0)
-      return errno_status(errno, fmt::format("fstat(shared object {})", mapping.object()));
-    numbers[stat.st_ino] = mapping.object();
+    if (mapping.object() == 0 || resource::is_segment(mapping.object())) continue;
+    const int fd = objects_.descriptor(mapping.object());
+    GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, kernel::read_fdinfo({::getpid()}, fd));
+    GW_ASSIGN_OR_RETURN(const std::string link,
+                        kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd)));
+    wanted[mapping.kind() == MappingState::KIND_SHARED_OBJECT
+               ? info.ino
+               : resource::object_of_file(link, info.ino)] = &mapping;
   }
   for (MappingState& mapping : *shown.mutable_mappings())
-    if (const auto known = numbers.find(mapping.object()); known != numbers.end())
-      mapping.set_object(known->second);
+    if (const auto known = wanted.find(mapping.object()); known != wanted.end()) {
+      mapping.set_object(known->second->object());
+      mapping.set_path(known->second->path());
+    }
   const std::string differs = difference(husk.memory_map, std::move(shown));
   if (differs.empty()) return absl::OkStatus();
   return make_error(absl::StatusCode::kDataLoss, "{}", differs);

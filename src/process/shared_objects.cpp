@@ -2,6 +2,10 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
@@ -70,6 +74,33 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
   }
   if (existing < 0 && !object.anonymous &&
       ::ftruncate(object.fd.get(), static_cast<off_t>(state.size())) != 0)
+    return errno_status(errno, fmt::format("ftruncate({}, {})", state.path(), state.size()));
+  return map(object, size);
+}
+
+absl::Status SharedObjects::ensure_file(const resource::SharedObjectState& state, int existing,
+                                        InCapsule in_capsule) {
+  if ((state.id() & resource::kFileObject) == 0 || state.size() > kMaxObject ||
+      !state.path().starts_with('/') || state.path().find('\0') != std::string::npos)
+    return make_error(absl::StatusCode::kDataLoss,
+                      "removed file \"{}\" of {} bytes cannot be right", state.path(),
+                      state.size());
+  const uint64_t size = (state.size() + 4095) & ~uint64_t{4095};
+  Object& object = objects_[state.id()];
+  if (object.fd && object.size == size) return absl::OkStatus();
+  if (!object.fd && existing >= 0) {
+    GW_ASSIGN_OR_RETURN(
+        object.fd, kernel::open(fmt::format("/proc/self/fd/{}", existing), O_RDWR | O_CLOEXEC));
+  } else if (!object.fd) {
+    const absl::Status made = in_capsule([&]() -> absl::Status {
+      GW_ASSIGN_OR_RETURN(object.fd,
+                          resource::make_removed_file(state.path(), state.file().mode(),
+                                                      state.file().uid(), state.file().gid()));
+      return absl::OkStatus();
+    });
+    GW_RETURN_IF_ERROR(made);
+  }
+  if (::ftruncate(object.fd.get(), static_cast<off_t>(state.size())) != 0)
     return errno_status(errno, fmt::format("ftruncate({}, {})", state.path(), state.size()));
   return map(object, size);
 }

@@ -15,7 +15,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
-#include "resource/shared_object/shared_object.pb.h"
+#include "resource/shared_object/shared_object.h"
 
 namespace godwit::process {
 
@@ -35,6 +35,9 @@ class SharedObjects {
   // Makes it or, if it has grown, grows it. `existing`: a memfd that was restored as a
   // descriptor and is the same object, or -1.
   absl::Status ensure(const resource::SharedObjectState& state, int existing);
+  // The same of a file that was removed, made in the capsule and removed again.
+  absl::Status ensure_file(const resource::SharedObjectState& state, int existing,
+                           InCapsule in_capsule);
   // The same of a System V segment. We have it attached until clear().
   absl::Status ensure_segment(const resource::SharedObjectState& state, InCapsule in_capsule);
   // Gives up all others.

@@ -202,7 +202,15 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
   if (known == processes_.end()) return errno_status(ESRCH, fmt::format("{}: ended", name));
   GW_RETURN_IF_ERROR(read_flags_of(known->second));
   for (const kernel::Mapping& mapping : known->second.maps)
-    GW_RETURN_IF_ERROR(resource::precheck_mapping(mapping, name, refusals));
+    GW_RETURN_IF_ERROR(resource::precheck_mapping(process.host_pid, mapping, name, refusals));
+  GW_ASSIGN_OR_RETURN(
+      const std::string exe,
+      kernel::readlinkat(AT_FDCWD, fmt::format("/proc/{}/exe", process.host_pid.value)));
+  if (exe.ends_with(resource::kDeletedMark))
+    refusals.push_back({"process.executable_deleted", fmt::format("{}, {}", name, exe),
+                        "its executable has been deleted or replaced, and while a program runs "
+                        "nobody can write that file",
+                        "restart the program, so that it runs the new file"});
   for (const resource::TreeTask& task : process.tasks) {
     resource::TaskView view;
     view.tgid = process.pid;

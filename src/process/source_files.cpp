@@ -6,6 +6,7 @@
 #include "base/status.h"
 #include "process/source.h"
 #include "resource/memory_map/memory_map.h"
+#include "resource/shared_object/shared_object.h"
 
 namespace godwit::process {
 
@@ -44,11 +45,13 @@ std::vector<FileInUse> Source::files_in_use() const {
     // Before the first sections.
     if (process.memory_map.mappings().empty())
       for (const kernel::Mapping& mapping : process.maps)
-        if (!mapping.anonymous() && !mapping.of_kernel())
+        if (!mapping.anonymous() && !mapping.of_kernel() &&
+            !mapping.path.ends_with(resource::kDeletedMark))
           add(mapping.path, [&] { return object_at(mapping.start, mapping.end); });
     for (const MappingState& mapping : process.memory_map.mappings()) {
-      if (mapping.kind() != MappingState::KIND_PRIVATE_FILE &&
-          mapping.kind() != MappingState::KIND_SHARED_FILE)
+      if ((mapping.kind() != MappingState::KIND_PRIVATE_FILE &&
+           mapping.kind() != MappingState::KIND_SHARED_FILE) ||
+          mapping.object() != 0)  // travels itself
         continue;
       add(mapping.path(), [&] { return object_at(mapping.start(), mapping.end()); });
     }

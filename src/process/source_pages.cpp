@@ -106,9 +106,7 @@ absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
   std::set<uint64_t> present;
   for (auto& [pid, process] : processes_) {
     for (const resource::MappingState& mapping : process.memory_map.mappings()) {
-      if (mapping.kind() != resource::MappingState::KIND_SHARED_OBJECT ||
-          !present.insert(mapping.object()).second)
-        continue;
+      if (mapping.object() == 0 || !present.insert(mapping.object()).second) continue;
       auto& sender = objects_[mapping.object()];
       if (!sender) {
         auto fd = kernel::open(fmt::format("/proc/{}/map_files/{:x}-{:x}", process.host_pid.value,

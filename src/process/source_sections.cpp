@@ -40,13 +40,21 @@ bool same_mappings(std::span<const kernel::Mapping> a, std::span<const kernel::M
                     });
 }
 
-// The object's own size: stat(2) of /proc/PID/map_files/START-END (proc(5)).
-absl::StatusOr<uint64_t> object_size(HostPid pid, const MappingState& mapping) {
+// The object itself: stat(2) of /proc/PID/map_files/START-END (proc(5)).
+absl::StatusOr<resource::SharedObjectState> object_state(HostPid pid, const MappingState& mapping) {
   const std::string path =
       fmt::format("/proc/{}/map_files/{:x}-{:x}", pid.value, mapping.start(), mapping.end());
   struct stat stat {};
   if (::stat(path.c_str(), &stat) != 0) return errno_status(errno, fmt::format("stat({})", path));
-  return static_cast<uint64_t>(stat.st_size);
+  resource::SharedObjectState object;
+  object.set_id(mapping.object());
+  object.set_path(mapping.path());
+  object.set_size(static_cast<uint64_t>(stat.st_size));
+  if (mapping.kind() == MappingState::KIND_SHARED_OBJECT) return object;
+  object.mutable_file()->set_mode(stat.st_mode & 07777U);
+  object.mutable_file()->set_uid(stat.st_uid);
+  object.mutable_file()->set_gid(stat.st_gid);
+  return object;
 }
 
 }  // namespace
@@ -190,14 +198,11 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
     if (final_ || process.memory_map.brk() - process.brk < kPage)
       process.memory_map.set_brk(process.brk);
     for (const MappingState& mapping : process.memory_map.mappings()) {
-      if (mapping.kind() != MappingState::KIND_SHARED_OBJECT ||
-          resource::is_segment(mapping.object()) || !objects.insert(mapping.object()).second)
+      if (mapping.object() == 0 || resource::is_segment(mapping.object()) ||
+          !objects.insert(mapping.object()).second)
         continue;
-      resource::SharedObjectState object;
-      object.set_id(mapping.object());
-      object.set_path(mapping.path());
-      GW_ASSIGN_OR_RETURN(const uint64_t size, object_size(process.host_pid, mapping));
-      object.set_size(size);
+      GW_ASSIGN_OR_RETURN(const resource::SharedObjectState object,
+                          object_state(process.host_pid, mapping));
       GW_RETURN_IF_ERROR(
           section(writer, "shared_object", mapping.object(), object.SerializeAsString()));
     }

@@ -19,7 +19,7 @@ absl::Status Source::send_all_hashes(stream::Writer& writer) {
     const SourceProcess& process = *frozen.process;
     GW_RETURN_IF_ERROR(annotate(send_hashes_of(frozen, writer), describe(frozen)));
     for (const MappingState& mapping : process.memory_map.mappings())
-      if (mapping.kind() == MappingState::KIND_SHARED_OBJECT)
+      if (mapping.object() != 0)
         objects.try_emplace(mapping.object(),
                             fmt::format("/proc/{}/map_files/{:x}-{:x}", process.host_pid.value,
                                         mapping.start(), mapping.end()));

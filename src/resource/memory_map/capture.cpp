@@ -1,4 +1,5 @@
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -8,12 +9,11 @@
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "resource/memory_map/memory_map.h"
+#include "resource/shared_object/shared_object.h"
 #include "resource/sysv_ipc/sysv_ipc.h"
 
 namespace godwit::resource {
 namespace {
-
-constexpr std::string_view kDeleted = " (deleted)";
 
 struct FlagName {
   const char* code;
@@ -34,7 +34,7 @@ bool is_shmem_object(const kernel::Mapping& mapping) {
 // A segment's file has no name in any file system, as only a removed one has elsewhere; the first
 // segment's number is 0.
 bool is_segment(const kernel::Mapping& mapping) {
-  return mapping.shared && is_segment_name(mapping.path) && mapping.path.ends_with(kDeleted) &&
+  return mapping.shared && is_segment_name(mapping.path) && mapping.path.ends_with(kDeletedMark) &&
          major(mapping.dev) == 0;
 }
 
@@ -99,8 +99,14 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
     case MappingState::KIND_SHARED_OBJECT:
       state.set_offset(mapping.offset);
       state.set_object(is_segment(mapping) ? object_of_segment(mapping.inode) : mapping.inode);
-      state.set_path(mapping.path.substr(
-          0, mapping.path.size() - (mapping.path.ends_with(kDeleted) ? kDeleted.size() : 0)));
+      state.set_path(std::string(without_mark(mapping.path)));
+      break;
+    case MappingState::KIND_PRIVATE_FILE:
+    case MappingState::KIND_SHARED_FILE:
+      state.set_offset(mapping.offset);
+      state.set_path(std::string(without_mark(mapping.path)));
+      if (mapping.path.ends_with(kDeletedMark))
+        state.set_object(object_of_file(mapping.path, mapping.inode));
       break;
     default:
       state.set_offset(mapping.offset);
@@ -109,7 +115,15 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
   return state;
 }
 
-absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
+// Also of a file that is really called "... (deleted)".
+static bool has_a_name(HostPid pid, const kernel::Mapping& mapping) {
+  const std::string link =
+      fmt::format("/proc/{}/map_files/{:x}-{:x}", pid.value, mapping.start, mapping.end);
+  struct stat stat {};
+  return ::stat(link.c_str(), &stat) == 0 && stat.st_nlink > 0;
+}
+
+absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::string_view process,
                               std::vector<Refusal>& refusals) {
   const auto refuse = [&](std::string code, std::string reason, std::string way_out) {
     refusals.push_back(
@@ -135,9 +149,10 @@ absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view p
     refuse("mapping.userfaultfd", "the program handles its own page faults (userfaultfd)",
            "move it when it has stopped doing so");
   else if ((kind == MappingState::KIND_PRIVATE_FILE || kind == MappingState::KIND_SHARED_FILE) &&
-           mapping.path.ends_with(kDeleted))
-    refuse("mapping.deleted", "the mapped file has been deleted or replaced",
-           "restart the program, so that it maps the new file");
+           mapping.path.ends_with(kDeletedMark) && has_a_name(pid, mapping))
+    refuse("mapping.deleted",
+           "the name that the mapped file had has been removed while it has another one",
+           "restart the program, so that it maps the file by a name that it has");
   else if (mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
            mapping.path.starts_with("socket:"))
     refuse("mapping.kernel_object", "rings and buffers shared with the kernel are not carried",

@@ -41,9 +41,8 @@ enum MapFlag : uint32_t {
 // Takes the stub's area out, which the kernel may have merged with a neighbour.
 void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps);
 
-// The state of one mapping; refused kinds add to `refusals` (if given) or are an error.
 absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping);
-absl::Status precheck_mapping(const kernel::Mapping& mapping, std::string_view process,
+absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::string_view process,
                               std::vector<Refusal>& refusals);
 
 // `maps`: of smaps (vm_flags set) or of maps, whose flags are taken from `before` where the same

@@ -17,16 +17,15 @@
 #include "resource/regular_file/regular_file.h"
 #include "resource/regular_file/regular_file.pb.h"
 #include "resource/regular_file/regular_file_internal.h"
+#include "resource/shared_object/shared_object.h"
 
 namespace godwit::resource {
 namespace {
 
-constexpr std::string_view kDeleted = " (deleted)";
-
 bool is_path_only(const OpenFile& file) { return (file.status_flags & O_PATH) != 0; }
 
 // d_path() says so of a name that was removed; a file may also really be called that.
-bool says_deleted(const OpenFile& file) { return file.link.ends_with(kDeleted); }
+bool says_deleted(const OpenFile& file) { return file.link.ends_with(kDeletedMark); }
 
 // A regular file with no name left anywhere: its content can be carried.
 bool unnamed(const OpenFile& file) {
@@ -163,7 +162,10 @@ absl::StatusOr<std::string> RegularFileKind::capture(const OpenFile& file,
   GW_ASSIGN_OR_RETURN(DescriptionLocks locks, description_locks(info));
   *state.mutable_open_file_locks() = std::move(locks.open_file);
   *state.mutable_flocks() = std::move(locks.flock);
-  if (unnamed(file)) GW_RETURN_IF_ERROR(set_unnamed(file, context, state));
+  if (unnamed(file)) {
+    GW_RETURN_IF_ERROR(set_unnamed(file, context, state));
+    state.mutable_unnamed()->set_object(object_of_file(file.link, info.ino));
+  }
   return state.SerializeAsString();
 }
 

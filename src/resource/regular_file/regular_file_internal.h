@@ -27,6 +27,7 @@ class RegularFileKind final : public FileKind {
   bool finishes(std::string_view state) const override;
   absl::StatusOr<Check> finish(int fd, std::string_view state, ImagePid tgid, int remote_fd,
                                tracee::Batch& batch, RestoreContext& context) const override;
+  uint64_t shared_object(std::string_view state) const override;
   std::string describe(std::string_view state) const override;
 };
 

@@ -64,8 +64,8 @@ class RegularFile : public ::testing::Test {
     if (a.has_unnamed()) {
       a.mutable_unnamed()->clear_inode();
       b.mutable_unnamed()->clear_inode();
-      a.clear_path();
-      b.clear_path();
+      a.mutable_unnamed()->clear_object();
+      b.mutable_unnamed()->clear_object();
     }
     EXPECT_EQ(a.DebugString(), b.DebugString());
     if (state_out != nullptr) *state_out = *state;

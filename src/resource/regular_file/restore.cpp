@@ -8,6 +8,7 @@
 #include "resource/file_locks/file_locks.h"
 #include "resource/regular_file/regular_file.pb.h"
 #include "resource/regular_file/regular_file_internal.h"
+#include "resource/shared_object/shared_object.h"
 #include "resource/state_codec.h"
 
 namespace godwit::resource {
@@ -22,11 +23,6 @@ int open_flags(const RegularFileState& state) {
   int flags = static_cast<int>(state.flags()) & ~kNever;
   if ((flags & kTmpfileBit) != 0) flags &= ~O_TMPFILE;
   return flags;
-}
-
-std::string parent_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos || slash == 0 ? "/" : path.substr(0, slash);
 }
 
 absl::StatusOr<UniqueFd> open_named(const RegularFileState& state, RestoreContext& context) {
@@ -54,27 +50,14 @@ absl::Status write_content(int fd, const RegularFileState& state) {
   return write_extents(writer.get(), state.size(), state.unnamed());
 }
 
-// In the folder where it was, so that it is on the same file system; else where there is room for
-// temporary files.
 absl::StatusOr<UniqueFd> make_unnamed(const RegularFileState& state, RestoreContext& context) {
   const RegularFileState::Unnamed& u = state.unnamed();
   UniqueFd file;
   GW_RETURN_IF_ERROR(context.in_capsule([&]() -> absl::Status {
-    absl::Status last;
-    for (const std::string& folder :
-         {parent_of(state.path()), std::string("/tmp"), std::string("/")}) {
-      auto made = kernel::open(folder, O_TMPFILE | O_RDWR, u.mode() & 0777);
-      if (made.ok()) {
-        file = *std::move(made);
-        return absl::OkStatus();
-      }
-      last = made.status();
-    }
-    return last;
+    GW_ASSIGN_OR_RETURN(file, make_removed_file(std::string(without_mark(state.path())), u.mode(),
+                                                u.uid(), u.gid()));
+    return absl::OkStatus();
   }));
-  if (::fchown(file.get(), u.uid(), u.gid()) != 0 || ::fchmod(file.get(), u.mode() & 07777) != 0) {
-    return errno_status(errno, fmt::format("fchown({}, {}, {})", file.get(), u.uid(), u.gid()));
-  }
   return reopen(file.get(), open_flags(state));
 }
 
@@ -184,6 +167,11 @@ absl::StatusOr<FileKind::Check> RegularFileKind::finish(int fd, std::string_view
   GW_RETURN_IF_ERROR(annotate(take_open_file_locks(fd, state.open_file_locks()),
                               fmt::format("\"{}\"", state.path())));
   return Check();
+}
+
+uint64_t RegularFileKind::shared_object(std::string_view bytes) const {
+  const auto state = parse(bytes);
+  return state.ok() ? state->unnamed().object() : 0;
 }
 
 std::string RegularFileKind::describe(std::string_view bytes) const {

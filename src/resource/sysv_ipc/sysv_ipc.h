@@ -18,17 +18,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "resource/resource.h"
-#include "resource/shared_object/shared_object.pb.h"
+#include "resource/shared_object/shared_object.h"
 
 namespace godwit::resource {
-
-// Numbers of segments among those of shared objects, which else are inode numbers of one file
-// system.
-inline constexpr uint64_t kSysvObject = uint64_t{1} << 61;
-inline uint64_t object_of_segment(uint64_t shmid) { return kSysvObject | shmid; }
-
-inline bool is_segment(uint64_t object) { return (object & kSysvObject) != 0; }
-inline int segment_of_object(uint64_t object) { return static_cast<int>(object & ~kSysvObject); }
 
 bool is_segment_name(std::string_view path);
 

@@ -1,4 +1,6 @@
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -128,12 +130,72 @@ Check heap_check() {
           }};
 }
 
+std::string link_of(int fd) {
+  char link[300] = {};
+  (void)!::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), link, sizeof link - 1);
+  return link;
+}
+
+// Shared by two processes and a descriptor, or mapped alone; one whose name is taken by now.
+Check removed_files_check() {
+  constexpr size_t kPages = 3;
+  char name[] = "/dev/shm/state-removed-XXXXXX";
+  const int fd = static_cast<int>(must(::mkstemp(name), "mkstemp"));
+  must(::ftruncate(fd, kPages * kPage - 100), "ftruncate");
+  auto* shared = static_cast<char*>(
+      ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  must(::unlink(name), "unlink");
+  std::strcpy(shared + kPage, "shared");
+  auto* turns = reinterpret_cast<volatile int*>(shared + 2 * kPage);
+  if (must(::fork(), "fork") == 0)
+    for (;;) {
+      *turns = *turns + 1;
+      ::usleep(1000);
+    }
+  char other[] = "/tmp/state-removed-XXXXXX";
+  const int alone = static_cast<int>(must(::mkstemp(other), "mkstemp"));
+  const std::string text(kPages * kPage, 't');
+  must(::write(alone, text.data(), text.size()), "write");
+  const int reading = static_cast<int>(must(::open(other, O_RDONLY), "open"));
+  auto* copied = static_cast<char*>(
+      ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE, reading, 0));
+  auto* looked_at =
+      static_cast<char*>(::mmap(nullptr, kPage, PROT_READ, MAP_SHARED, reading, kPage));
+  ::close(reading);
+  ::close(alone);
+  must(::unlink(other), "unlink");
+  must(::close(static_cast<int>(must(::open(other, O_CREAT | O_RDWR, 0600), "open"))), "close");
+  std::strcpy(copied + kPage, "copied");
+  return {"removed files", [=, path = std::string(name)] {
+            report().expect(link_of(fd) == path + " (deleted)", "a removed file is " + link_of(fd));
+            struct stat of_fd {};
+            ::fstat(fd, &of_fd);
+            report().equal("size of a removed file", of_fd.st_size, kPages * kPage - 100);
+            report().equal("names of a removed file", static_cast<long>(of_fd.st_nlink), 0);
+            report().equal("a removed file", std::strcmp(shared + kPage, "shared"), 0);
+            char seen[8] = {};
+            report().equal("pread", ::pread(fd, seen, 7, kPage), 7);
+            report().equal("a removed file by its descriptor", std::strcmp(seen, "shared"), 0);
+            must(::pwrite(fd, "by fd", 6, 100), "pwrite");
+            report().equal("one file under both", std::strcmp(shared + 100, "by fd"), 0);
+            must(::pwrite(fd, "", 1, 100), "pwrite");
+            const int before = *turns;
+            report().expect(soon([&] { return *turns > before; }),
+                            "another process's writes to a removed file do not come");
+            report().equal("a page of a removed file", copied[0], 't');
+            report().equal("a copied page", std::strcmp(copied + kPage, "copied"), 0);
+            report().equal("the page below it", looked_at[0], 't');
+            report().equal("mprotect", ::mprotect(looked_at, kPage, PROT_READ | PROT_WRITE), -1);
+          }};
+}
+
 }  // namespace
 
 void add_memory_checks(std::vector<Check>& checks) {
   checks.push_back(mapping_check());
   checks.push_back(growing_check());
   checks.push_back(heap_check());
+  checks.push_back(removed_files_check());
 }
 
 }  // namespace state
