@@ -131,8 +131,12 @@ class Lab:
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         run(self.godwit, "lab", "down", timeout=120)
         self.before = machine_state()
+        self.prepare()
         run(self.godwit, "lab", "up", *self.arguments, timeout=120)
         return self
+
+    def prepare(self):
+        """What is to be there before its daemons; cleanup takes it away before the lab goes."""
 
     def __exit__(self, kind, value, trace):
         try:

@@ -24,7 +24,9 @@ absl::Status write_small_file(const std::string& path, std::string_view bytes) {
     }
   }
   if (::rename(beside.c_str(), path.c_str()) != 0) {
-    return errno_status(errno, fmt::format("rename(\"{}\")", beside));
+    const int error = errno;
+    ::unlink(beside.c_str());
+    return errno_status(error, fmt::format("rename(\"{}\")", beside));
   }
   return absl::OkStatus();
 }

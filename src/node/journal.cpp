@@ -37,11 +37,16 @@ absl::Status Journal::write(const api::MigrationJournal& entry) const {
   UniqueFd fd(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!fd) return errno_status(errno, fmt::format("open({}, O_CREAT)", unfinished));
   const std::string bytes = entry.SerializeAsString();
-  // One write: a file system that takes less is full, and the unfinished file is ignored.
-  if (::write(fd.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()) ||
-      ::fsync(fd.get()) != 0 || ::rename(unfinished.c_str(), path.c_str()) != 0)
-    return errno_status(errno, fmt::format("writing {}", path));
-  return sync_folder(folder_);
+  // One write: a file system that takes less is full.
+  const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
+  int error = 0;
+  if (written != static_cast<ssize_t>(bytes.size()))
+    error = written < 0 ? errno : ENOSPC;
+  else if (::fsync(fd.get()) != 0 || ::rename(unfinished.c_str(), path.c_str()) != 0)
+    error = errno;
+  if (error == 0) return sync_folder(folder_);
+  ::unlink(unfinished.c_str());
+  return errno_status(error, fmt::format("writing {}", path));
 }
 
 absl::Status Journal::remove(const std::string& id) const {

@@ -2,9 +2,11 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <deque>
 #include <filesystem>
@@ -304,6 +306,20 @@ TEST_F(NodeTest, TheJournalForgetsNothingAndNoHalves) {
   EXPECT_TRUE(journal.remove("abc").ok());
   EXPECT_TRUE(journal.remove("abc").ok());
   EXPECT_TRUE(journal.all()->empty());
+  // On a full disk an entry is there as it was, and no half beside it.
+  ASSERT_TRUE(journal.write(entry).ok());
+  entry.set_mover_pid(43);
+  struct rlimit before {};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const struct rlimit none { 0, before.rlim_max };
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &none), 0);
+  EXPECT_FALSE(journal.write(entry).ok());
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  ::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/migrations/abc.new"));
+  EXPECT_EQ(journal.all()->front().mover_pid(), 42);
+  EXPECT_TRUE(journal.remove("abc").ok());
   std::ofstream(folder_ + "/migrations/ghi") << "\xff\xff\xff";
   EXPECT_FALSE(journal.all().ok());
 }

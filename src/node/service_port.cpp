@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "capsule/small_file.h"
 #include "kernel/syscalls.h"
 
 namespace godwit::node {
@@ -16,15 +17,7 @@ std::string file_of(const std::string& state_dir) { return state_dir + "/network
 }  // namespace
 
 absl::Status save_network(const std::string& state_dir, const NodeNetwork& network) {
-  const std::string path = file_of(state_dir);
-  const std::string unfinished = path + ".new";
-  const std::string bytes = network.SerializeAsString();
-  GW_ASSIGN_OR_RETURN(UniqueFd fd,
-                      kernel::open(unfinished, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (::write(fd.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()) ||
-      ::rename(unfinished.c_str(), path.c_str()) != 0)
-    return errno_status(errno, fmt::format("writing {}", path));
-  return absl::OkStatus();
+  return capsule::write_small_file(file_of(state_dir), network.SerializeAsString());
 }
 
 absl::StatusOr<NodeNetwork> load_network(const std::string& state_dir) {

@@ -57,6 +57,19 @@ def copies():
     return found
 
 
+def shims(node, service):
+    """Pids of the shim of a service, or of its replica, at a node of the lab, and of its init."""
+    found = []
+    wanted = [b"shim", b"--node", ("%s-%s" % (lab_id(), node)).encode(), b"--name", service.encode()]
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            with open(path, "rb") as text:
+                words = text.read().split(b"\0")
+            if all(word in words for word in wanted):
+                found.append(int(path.split("/")[2]))
+    return sorted(found)
+
+
 def movers(parent=None):
     """Pids of those at work; only of the daemon `parent`, if it is named."""
     found = []

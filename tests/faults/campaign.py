@@ -5,7 +5,8 @@
 
 Each move draws a strategy, a fault and its time from the seed, so that a seed repeats a run (but for what
 the machine does meanwhile): a mover or a daemon is killed at a named point (base/fault_point.h) or at any
-time, a link is cut for a while or stalls (a queue that lets almost nothing through), the user cancels. The
+time, the replica's shim is killed, a node's disk is filled, a link is cut for a while or stalls (a queue
+that lets almost nothing through), the user cancels. The
 service checks its memory, its clients every answer. After each move there is one copy, it answers, all of its
 pages are there, and nothing is left at the other node.
 
@@ -25,7 +26,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import godwit_lab  # noqa: E402
-from breaking import Faults, copies, movers, traces  # noqa: E402
+from breaking import Faults, copies, movers, shims, traces  # noqa: E402
 from godwit_lab import Failure, lab_name, wait_for  # noqa: E402
 from transaction_test import DESTINATION_STEPS, SOURCE_STEPS, VERIFYING  # noqa: E402
 
@@ -35,8 +36,32 @@ POINTS = [step[0] for step in SOURCE_STEPS + DESTINATION_STEPS if step[0] not in
     ["source.left_behind", "source.serve_pages", "pages.serve", "node.pages_complete"]
 
 
+# The replica stands at these, and the service is the source's.
+BEFORE_COMMIT = [step[0] for step in DESTINATION_STEPS
+                 if step[1] == "source" and step[0] not in VERIFYING]
+DISK_MIB = 96
+
+
 def other(node):
     return "n2" if node == "n1" else "n1"
+
+
+def state_folder(node):
+    return "/var/lib/godwit/%s/%s" % (lab_name(), node)
+
+
+class Lab(godwit_lab.Lab):
+    """Its daemons keep what they write on disks that can be filled."""
+
+    def prepare(self):
+        for node in ("n1", "n2"):
+            folder = state_folder(node)
+            os.makedirs(folder, exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % DISK_MIB, "godwit-test",
+                            folder], check=True)
+            self.cleanup.callback(subprocess.run, ["umount", "-l", folder], check=True)
+        # By what is on those disks it is found.
+        self.cleanup.callback(self, "rm", "-f", SERVICE, check=False)
 
 
 class Campaign:
@@ -46,6 +71,7 @@ class Campaign:
                             "--dirty-pages-per-s", 3000, "--threads", 2, "--files", 8, port=PORT)
         self.clients = lab.pulse("echo", address, PORT, connections=CONNECTIONS, interval_us=1000)
         self.rows = collections.OrderedDict()
+        self.filler = None
 
     # -- what is done to a move
 
@@ -101,12 +127,40 @@ class Campaign:
         time.sleep(self.random.choice((0.3, 1.5, 4)))
         self.lab("lab", "exec", node, "--", "tc", "qdisc", "del", "dev", "up0", "root")
 
+    def shim_killed(self, process):
+        """The replica's; a service ends with its shim."""
+        destination = other(self.source)
+        point = self.random.choice(BEFORE_COMMIT)
+        self.faults.arm(point, "stall")
+        wait_for("the move to come to %s" % point,
+                 lambda: self.faults.was_hit() or process.poll() is not None, 30)
+        if self.faults.was_hit():
+            for pid in shims(destination, SERVICE):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.faults.go_on()
+        return point
+
+    def disk_full(self, process):
+        self.some_time()
+        self.filler = os.path.join(state_folder(self.random.choice(("n1", "n2"))), "filler")
+        with contextlib.suppress(OSError), open(self.filler, "wb", buffering=0) as text:
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        text.write(bytes(size))
+
+    def free_disk(self):
+        if self.filler:
+            os.unlink(self.filler)
+            self.filler = None
+
     def cancelled(self, process):
         self.some_time()
         process.send_signal(signal.SIGINT)
 
     FAULTS = (none, killed_at_a_point, killed_at_a_point, error_at_a_point, mover_killed, mover_killed,
-              daemon_killed, link_cut, link_stalled, cancelled)
+              daemon_killed, link_cut, link_stalled, cancelled, shim_killed, disk_full)
 
     # -- one move
 
@@ -123,7 +177,7 @@ class Campaign:
     def move(self, number):
         strategy = self.random.choice(STRATEGIES)
         fault = self.random.choice(self.FAULTS)
-        source = self.owner()
+        source = self.source = self.owner()
         options = ["--bandwidth", "20MiB"] if self.random.random() < 0.3 else []
         process = subprocess.Popen([self.lab.godwit, "migrate", SERVICE, other(source), "--json",
                                     "--strategy", strategy, *options], stdout=subprocess.PIPE,
@@ -136,6 +190,7 @@ class Campaign:
             process.communicate()
             raise Failure("migrate did not end in 120 s")
         self.faults.disarm()
+        self.free_disk()
         outcome = "none"
         with contextlib.suppress(ValueError):
             outcome = json.loads(out)["outcome"]
@@ -196,7 +251,7 @@ def main():
     print("seed %d" % seed, flush=True)
     faults = Faults()
     try:
-        with godwit_lab.Lab(options.godwit) as lab:
+        with Lab(options.godwit) as lab:
             campaign = Campaign(lab, faults, seed)
             try:
                 for number in range(1, options.moves + 1):
