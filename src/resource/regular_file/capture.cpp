@@ -51,12 +51,12 @@ absl::StatusOr<bool> mount_is_of_capsule(const kernel::FdInfo& info,
                      [&](const kernel::Mount& m) { return m.id == info.mnt_id; });
 }
 
-// /proc/12/...: belongs to a process, and holds what that process was when it was opened.
-bool of_a_process(const OpenFile& file) {
+// /proc/12/task/13/...: husks get their threads after their descriptors. (/proc/12/... can be
+// opened again: a husk has the pid and the memory of its process.)
+bool of_a_thread(const OpenFile& file) {
   struct statfs fs {};
-  if (!file.link.starts_with("/proc/") || ::fstatfs(file.fd, &fs) != 0) return false;
-  return fs.f_type == PROC_SUPER_MAGIC && file.link.size() > 6 && file.link[6] >= '0' &&
-         file.link[6] <= '9';
+  return file.link.starts_with("/proc/") && file.link.find("/task/") != std::string::npos &&
+         ::fstatfs(file.fd, &fs) == 0 && fs.f_type == PROC_SUPER_MAGIC;
 }
 
 // What is always looked at, also in the freeze.
@@ -65,8 +65,8 @@ absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
   refuse_signal_owner(file, refusals);
   GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
   GW_RETURN_IF_ERROR(refuse_shared_locks(file, info, context, refusals));
-  if (of_a_process(file)) {
-    refuse(file, "fd.proc", "it is a file of a process in /proc",
+  if (of_a_thread(file)) {
+    refuse(file, "fd.proc", "it is a file of a thread in /proc",
            "let the program open it when it reads it", refusals);
   }
   if (file.stat.st_nlink == 0 && !unnamed(file)) {

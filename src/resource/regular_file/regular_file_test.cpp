@@ -271,7 +271,7 @@ TEST_F(RegularFile, WhatCannotMoveIsRefusedByName) {
   EXPECT_EQ(refusals(open_file(linked.get()))[0].code, "fd.deleted");
   EXPECT_FALSE(kind_.capture(open_file(linked.get()), source).ok());
 
-  const UniqueFd of_process(::open("/proc/self/stat", O_RDONLY | O_CLOEXEC));
+  const UniqueFd of_process(::open("/proc/thread-self/stat", O_RDONLY | O_CLOEXEC));
   EXPECT_EQ(refusals(open_file(of_process.get()))[0].code, "fd.proc");
 
   OpenFile elsewhere = open_file(leased.get());

@@ -44,10 +44,9 @@ class WorkingDirectory final : public TaskResource {
     WorkingDirectoryState state;
     if (!state.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
       return make_error(absl::StatusCode::kDataLoss, "working_directory: not a valid state");
-    if (state.root() != "/") batch.call(SYS_chroot, {text(state.root(), batch)}, true);
-    // Also after a chroot: the path is then read below the new root, which is how it was printed
-    // only when the directory is inside; a directory outside of the root was refused.
+    // Both paths are those of the capsule, so the root comes last; the directory may lie outside.
     batch.call(SYS_chdir, {text(state.path(), batch)}, true);
+    if (state.root() != "/") batch.call(SYS_chroot, {text(state.root(), batch)}, true);
     return Check();
   }
 
@@ -58,10 +57,10 @@ class WorkingDirectory final : public TaskResource {
                           fmt::format("its working directory {} has been removed", path),
                           "let the program change to a directory that exists"});
     GW_ASSIGN_OR_RETURN(const std::string root, link(task, "root"));
-    if (root != "/")
-      refusals.push_back({"root.changed", fmt::format("process {}", task.tgid.value),
-                          fmt::format("it has changed its root to {}", root),
-                          "give the service that directory with --rootfs instead"});
+    if (root.ends_with(" (deleted)"))
+      refusals.push_back({"root.deleted", fmt::format("process {}", task.tgid.value),
+                          fmt::format("its root {} has been removed", root),
+                          "keep the directory that chroot(2) is given while the program runs"});
     return absl::OkStatus();
   }
 

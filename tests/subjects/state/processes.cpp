@@ -200,12 +200,57 @@ Check attribute_check() {
           }};
 }
 
+struct Jail {
+  std::atomic<int> asked;
+  std::atomic<int> answered;
+  std::atomic<int> root_right;
+  std::atomic<int> folder_right;
+};
+
+// A child in a root of its own, with its working directory outside of that, where only a
+// descriptor leads; it has a file of its parent in /proc open.
+Check root_check() {
+  char name[] = "/tmp/state-jail-XXXXXX";
+  if (::mkdtemp(name) == nullptr) must(-1, "mkdtemp");
+  must(::mkdir((std::string(name) + "/inside").c_str(), 0755), "mkdir");
+  auto* jail = static_cast<Jail*>(
+      ::mmap(nullptr, sizeof(Jail), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  struct stat outside {};
+  must(::stat("/etc", &outside), "stat");
+  const int of_parent = static_cast<int>(must(
+      ::open(("/proc/" + std::to_string(::getpid()) + "/comm").c_str(), O_RDONLY), "open(comm)"));
+  char comm[32] = {};
+  must(::read(of_parent, comm, 3), "read(comm)");
+  if (must(::fork(), "fork") == 0) {
+    must(::chdir("/etc"), "chdir");
+    must(::chroot(name), "chroot");
+    for (int turn = 1;; ++turn) {
+      while (jail->asked < turn) ::usleep(1000);
+      jail->root_right = ::access("/inside", X_OK) == 0 && ::access("/usr", X_OK) != 0;
+      jail->folder_right = ::access("passwd", R_OK) == 0;
+      jail->answered = turn;
+    }
+  }
+  return {"roots", [=, turn = 0]() mutable {
+            jail->asked = ++turn;
+            report().expect(soon([&] { return jail->answered == turn; }), "the jailed child");
+            report().equal("root of the child", jail->root_right, 1);
+            report().equal("working directory of the child", jail->folder_right, 1);
+            report().equal("offset in a file of /proc", ::lseek(of_parent, 0, SEEK_CUR), 3);
+            char now[32] = {};
+            report().expect(::pread(of_parent, now, sizeof now - 1, 0) > 3 &&
+                                std::string(now, 3) == std::string(comm, 3),
+                            std::string("a file of /proc: ") + now);
+          }};
+}
+
 }  // namespace
 
 void add_process_checks(std::vector<Check>& checks) {
   checks.push_back(shared_memory_check());
   checks.push_back(zombie_check());
   checks.push_back(session_check());
+  checks.push_back(root_check());
   checks.push_back(attribute_check());
 }
 
