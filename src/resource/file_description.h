@@ -67,9 +67,10 @@ inline absl::Status set_status_flags(int fd, int flags) {
   return absl::OkStatus();
 }
 
-// Another description of the same inode: opening the link of /proc goes to the file itself.
+// Another description of the same inode: opening the link of /proc goes to the file itself, which
+// O_NOFOLLOW would refuse.
 inline absl::StatusOr<UniqueFd> reopen(int fd, int flags) {
-  return kernel::open(fmt::format("/proc/self/fd/{}", fd), flags);
+  return kernel::open(fmt::format("/proc/self/fd/{}", fd), flags & ~O_NOFOLLOW);
 }
 
 }  // namespace godwit::resource

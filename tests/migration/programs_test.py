@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import godwit_lab  # noqa: E402
 from godwit_lab import Failure  # noqa: E402
 import process_view  # noqa: E402
-from real_programs import Postgres  # noqa: E402
+from real_programs import Multiprocessing, Node, Postgres  # noqa: E402
 
 # So often every page of the program is compared before it runs at its new place.
 VERIFY_EVERY = int(os.environ.get("GODWIT_VERIFY_EVERY") or 4)
@@ -155,7 +155,7 @@ class HttpServer:
 
 PROGRAMS = {"redis": Redis, "memcached": Memcached, "memory_server": MemoryServer,
             "map_changer": MapChanger, "nginx": Nginx, "http_server": HttpServer,
-            "postgres": Postgres}
+            "postgres": Postgres, "multiprocessing": Multiprocessing, "node": Node}
 
 
 def check_window(number, what, seen):

@@ -1,9 +1,11 @@
 """Larger programs for programs_test.py, each with clients of its own kind that check what they get."""
+import os
 import re
 import subprocess
 
 from godwit_lab import Failure
 
+SUBJECTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "subjects")
 POSTGRES = "/usr/lib/postgresql/15/bin"
 
 
@@ -71,3 +73,22 @@ class Postgres:
     def allowed(self, line):
         return not re.search(r"\b(PANIC|FATAL|ERROR|WARNING)\b", line) or \
             "unexpected EOF on client connection" in line
+
+
+class Multiprocessing:
+    clients = [("http", 8100, {"connections": 4, "interval_us": 2000})]
+
+    def start(self, lab, folder):
+        return lab.start("multiprocessing", "/usr/bin/python3",
+                         os.path.join(SUBJECTS, "multiprocessing_server.py"), "8100", port=8100)
+
+    def allowed(self, line):
+        return line == "ready"
+
+
+class Node(Multiprocessing):
+    clients = [("http", 8200, {"connections": 4, "interval_us": 2000})]
+
+    def start(self, lab, folder):
+        return lab.start("node", "/usr/bin/node", os.path.join(SUBJECTS, "node_server.js"), "8200",
+                         port=8200)

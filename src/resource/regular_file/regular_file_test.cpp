@@ -125,7 +125,8 @@ TEST_F(RegularFile, FoldersAndPathOnlyDescriptors) {
 }
 
 TEST_F(RegularFile, AFileWithoutANameBringsItsContent) {
-  UniqueFd removed = open("gone", O_RDWR | O_CREAT);
+  // As shm_open(3) opens.
+  UniqueFd removed = open("gone", O_RDWR | O_CREAT | O_NOFOLLOW);
   ASSERT_EQ(::pwrite(removed.get(), "start", 5, 0), 5);
   ASSERT_EQ(::pwrite(removed.get(), "end", 3, 1 << 20), 3);
   ASSERT_EQ(::fchmod(removed.get(), 0604), 0);

@@ -55,10 +55,10 @@ absl::StatusOr<UniqueFd> make_unnamed(const RegularFileState& state, RestoreCont
   UniqueFd file;
   GW_RETURN_IF_ERROR(context.in_capsule([&]() -> absl::Status {
     GW_ASSIGN_OR_RETURN(file, make_removed_file(std::string(without_mark(state.path())), u.mode(),
-                                                u.uid(), u.gid()));
+                                                u.uid(), u.gid(), open_flags(state)));
     return absl::OkStatus();
   }));
-  return reopen(file.get(), open_flags(state));
+  return file;
 }
 
 absl::StatusOr<UniqueFd> open_unnamed(const RegularFileState& state, RestoreContext& context) {

@@ -19,12 +19,14 @@ uint64_t object_of_file(std::string_view link, uint64_t inode) {
 }
 
 absl::StatusOr<UniqueFd> make_removed_file(const std::string& path, uint32_t mode, uint32_t uid,
-                                           uint32_t gid) {
+                                           uint32_t gid, int flags) {
   const std::string folder = path.substr(0, std::max<size_t>(1, path.rfind('/')));
   struct stat before {};
   const bool known = ::stat(folder.c_str(), &before) == 0;
   auto made = kernel::open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+  absl::StatusOr<UniqueFd> wanted;
   if (made.ok()) {
+    wanted = kernel::open(path, flags);
     if (::unlink(path.c_str()) != 0)
       return errno_status(errno, fmt::format("unlink(\"{}\")", path));
     // The program changed the folder long ago.
@@ -35,11 +37,13 @@ absl::StatusOr<UniqueFd> make_removed_file(const std::string& path, uint32_t mod
       made = kernel::open(place, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
       if (made.ok()) break;
     }
+    if (made.ok())
+      wanted = kernel::open(fmt::format("/proc/self/fd/{}", made->get()), flags & ~O_NOFOLLOW);
   }
   if (!made.ok()) return made.status();
   if (::fchown(made->get(), uid, gid) != 0 || ::fchmod(made->get(), mode & 07777) != 0)
     return errno_status(errno, fmt::format("fchown({}, {}, {})", path, uid, gid));
-  return made;
+  return wanted;
 }
 
 }  // namespace godwit::resource

@@ -32,11 +32,11 @@ inline std::string_view without_mark(std::string_view link) {
   return link.ends_with(kDeletedMark) ? link.substr(0, link.size() - kDeletedMark.size()) : link;
 }
 
-// A regular file without a name, open for reading and writing; the caller's thread is in the
-// capsule. It had this name: links and maps show it again where it is free, else what the file
-// system calls such a file. On the file system of its folder if that is there.
+// A regular file without a name, opened with `flags`; the caller's thread is in the capsule. It had
+// this name: links and maps show it again where it is free, else what the file system calls such a
+// file. On the file system of its folder if that is there.
 absl::StatusOr<UniqueFd> make_removed_file(const std::string& path, uint32_t mode, uint32_t uid,
-                                           uint32_t gid);
+                                           uint32_t gid, int flags);
 
 }  // namespace godwit::resource
 
