@@ -87,6 +87,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   GW_ASSIGN_OR_RETURN(mover_,
                       node_.spare_mover().take_or_start(describe(migration::ROLE_PRECHECK)));
   GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
+  if (request.node().empty()) return looked_at_alone(request, finished);
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(request.node()));
   api::PrepareReplicaRequest question;
   question.set_migration_id(entry_.id());
@@ -123,6 +124,20 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   const bool refused = finished.outcome() == migration::OUTCOME_REFUSED ||
                        result.refusals_size() > 0 || !finished.error().empty();
   result.set_outcome(refused ? "refused" : "movable");
+  result.set_error(finished.error());
+  return result;
+}
+
+api::MigrateResult SourceMigration::looked_at_alone(const api::MigrateRequest& request,
+                                                    const migration::Finished& finished) const {
+  api::MigrateResult result;
+  result.set_name(request.name());
+  result.set_node(node_.config().name);
+  for (const migration::Reason& each : finished.reasons())
+    *result.add_refusals() = to_refusal(each);
+  *result.mutable_statistics() = statistics_of(finished.statistics());
+  result.set_outcome(result.refusals_size() > 0 || !finished.error().empty() ? "refused"
+                                                                             : "movable");
   result.set_error(finished.error());
   return result;
 }

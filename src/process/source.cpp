@@ -179,9 +179,11 @@ void Source::count_descriptors() {
   counts_.connections = 0;
   for (const auto& [tgid, table] : descriptors_->tables())
     counts_.descriptors += static_cast<uint32_t>(table.entries_size());
+  by_kind_.clear();
   for (const auto& description : descriptors_->descriptions())
-    if (description.kind != nullptr && description.kind->name() == "tcp_socket")
-      ++counts_.connections;
+    ++by_kind_[description.kind == nullptr ? "unknown" : std::string(description.kind->name())];
+  if (const auto tcp = by_kind_.find("tcp_socket"); tcp != by_kind_.end())
+    counts_.connections = tcp->second;
 }
 
 absl::Status Source::precheck_process(const resource::TreeProcess& process,

@@ -136,6 +136,8 @@ class Source {
   }
 
   SourceCounts counts() const { return counts_; }
+  // Open file descriptions that the precheck saw, by the name of their kind.
+  const std::map<std::string, uint32_t>& descriptions_by_kind() const { return by_kind_; }
   Spans& spans() { return spans_; }
   // Rate limit, cancel and counts; may be used by other threads.
   pages::SendControl& control() { return control_; }
@@ -241,6 +243,7 @@ class Source {
   bool leaving_behind_ = false;
   int64_t longest_stop_ns_ = 0;
   SourceCounts counts_;
+  std::map<std::string, uint32_t> by_kind_;
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;

@@ -85,7 +85,8 @@ struct Builder {
     process.comm = status.name;
     process.zombie = status.state == 'Z' && tasks.size() <= 1;
     state.set_pid(process.pid.value);
-    auto parent = parent_of(status.ppid);
+    // Of one that is looked at alone nobody's parent matters.
+    auto parent = pid == init ? absl::StatusOr<int32_t>(0) : parent_of(status.ppid);
     if (!parent.ok())
       return annotate(parent.status(),
                       fmt::format("process {} ({})", process.pid.value, status.name));
@@ -156,10 +157,14 @@ absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> member
     }
   }
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> others, others_of(init, members, translate));
+  const auto of_tree = [&](HostPid parent) {
+    return parent == init || std::find(members.begin(), members.end(), parent) != members.end();
+  };
   for (HostPid pid : others) {
     const auto stat = kernel::read_task_stat(pid);
-    // A member that was born after the list was read is in the next one.
-    if (!stat.ok() || stat->state != 'Z') continue;
+    // A member that was born after the list was read is in the next one. A zombie of somebody else
+    // was not born in the tree (there are such where `init` is no pid 1: node/process_check.h).
+    if (!stat.ok() || stat->state != 'Z' || !of_tree(stat->ppid)) continue;
     const HostPid self[] = {pid};
     const absl::Status added = builder.add(pid, self);
     if (!added.ok() && !has_ended(added)) return added;
