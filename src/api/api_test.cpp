@@ -22,7 +22,6 @@
 #include <thread>
 #include <vector>
 
-#include "api/certificates.h"
 #include "api/remote_store.h"
 #include "api/store_service.h"
 #include "api/swap_stream.h"
@@ -32,12 +31,13 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "store/sqlite_store.h"
+#include "tls/certificates.h"
 
 namespace godwit::api {
 namespace {
 
-Identity identity_of(const Certificate& authority, const std::string& node) {
-  const auto own = issue_certificate(authority, node);
+tls::Identity identity_of(const tls::Certificate& authority, const std::string& node) {
+  const auto own = tls::issue_certificate(authority, node);
   EXPECT_TRUE(own.ok()) << own.status();
   return {authority.certificate_pem, *own};
 }
@@ -49,7 +49,7 @@ class ApiTest : public ::testing::Test {
     ASSERT_NE(::mkdtemp(name), nullptr);
     folder_ = name;
     ASSERT_EQ(::chmod(name, 0755), 0);
-    authority_ = *make_authority("test");
+    authority_ = *tls::make_authority("test");
     n1_ = identity_of(authority_, "n1");
     n2_ = identity_of(authority_, "n2");
     store_ = *store::SqliteStore::open(folder_ + "/store.db");
@@ -76,13 +76,13 @@ class ApiTest : public ::testing::Test {
   }
   Keeper keeper() const {
     return {peer_channel(n2_, "n1", address_), "n1", "127.0.0.1",
-            std::make_shared<const TlsContext>(*TlsContext::make(n2_))};
+            std::make_shared<const tls::Context>(*tls::Context::make(n2_))};
   }
 
   std::string folder_, address_;
   int port_ = 0;
-  Certificate authority_;
-  Identity n1_, n2_;
+  tls::Certificate authority_;
+  tls::Identity n1_, n2_;
   std::unique_ptr<store::SqliteStore> store_;
   std::unique_ptr<StoreService> service_;
   std::unique_ptr<SwapService> swaps_;
@@ -110,7 +110,7 @@ TEST_F(ApiTest, AClientWithoutACertificateGetsNothing) {
 
 TEST_F(ApiTest, ACertificateOfAnotherAuthorityGetsNothing) {
   // The same names, another key: it even believes in our server.
-  Identity stranger = identity_of(*make_authority("test"), "n2");
+  tls::Identity stranger = identity_of(*tls::make_authority("test"), "n2");
   stranger.authority_pem = authority_.certificate_pem;
   EXPECT_FALSE(ask(peer_channel(stranger, "n1", address_)).ok());
 }
@@ -121,16 +121,16 @@ TEST_F(ApiTest, AServerThatIsAnotherNodeIsNotBelieved) {
 
 TEST_F(ApiTest, IdentityIsKeptForItsOwnerOnly) {
   const std::string folder = folder_ + "/tls";
-  ASSERT_TRUE(save_identity(folder, n1_).ok());
+  ASSERT_TRUE(tls::save_identity(folder, n1_).ok());
   for (const char* name : {"ca.crt", "node.crt", "node.key"}) {
     struct stat about {};
     ASSERT_EQ(::stat((folder + "/" + name).c_str(), &about), 0);
     EXPECT_EQ(about.st_mode & 0777, 0600u) << name;
   }
-  const auto again = load_identity(folder);
+  const auto again = tls::load_identity(folder);
   ASSERT_TRUE(again.ok());
   EXPECT_EQ(again->own.key_pem, n1_.own.key_pem);
-  EXPECT_FALSE(load_identity(folder_ + "/none").ok());
+  EXPECT_FALSE(tls::load_identity(folder_ + "/none").ok());
 }
 
 TEST_F(ApiTest, TheStoreKeepsItsMeaningOverTheWire) {
@@ -198,8 +198,8 @@ TEST_F(ApiTest, OnlyNodesOfTheClusterMaySwap) {
   ASSERT_TRUE(
       GodwitSwaps::NewStub(keeper().channel)->OpenSwaps(&call, OpenSwapsRequest(), &reply).ok());
   const auto port = static_cast<uint16_t>(reply.port());
-  const auto swap_as = [&](const Identity& who, const std::string& keeper) -> absl::Status {
-    GW_ASSIGN_OR_RETURN(const TlsContext context, TlsContext::make(who));
+  const auto swap_as = [&](const tls::Identity& who, const std::string& keeper) -> absl::Status {
+    GW_ASSIGN_OR_RETURN(const tls::Context context, tls::Context::make(who));
     GW_ASSIGN_OR_RETURN(const auto connection, TlsConnection::connect(context, "127.0.0.1", port,
                                                                       keeper, absl::Seconds(5)));
     SwapRequest request;
@@ -210,7 +210,7 @@ TEST_F(ApiTest, OnlyNodesOfTheClusterMaySwap) {
   };
   EXPECT_TRUE(swap_as(n2_, "n1").ok()) << swap_as(n2_, "n1");
   EXPECT_FALSE(swap_as(n2_, "n3").ok()) << "the keeper is another node";
-  Identity stranger = identity_of(*make_authority("test"), "n2");
+  tls::Identity stranger = identity_of(*tls::make_authority("test"), "n2");
   stranger.authority_pem = authority_.certificate_pem;
   EXPECT_FALSE(swap_as(stranger, "n1").ok()) << "another authority's certificate";
   const UniqueFd plain(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));

@@ -48,9 +48,9 @@ absl::StatusOr<std::pair<UniqueFd, uint16_t>> listen_at(const std::string& host)
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SwapService>> SwapService::start(store::Store* store,
-                                                                const Identity& identity,
+                                                                const tls::Identity& identity,
                                                                 const std::string& host) {
-  GW_ASSIGN_OR_RETURN(TlsContext context, TlsContext::make(identity));
+  GW_ASSIGN_OR_RETURN(tls::Context context, tls::Context::make(identity));
   std::unique_ptr<SwapService> service(new SwapService(store, std::move(context)));
   if (store == nullptr) return service;
   GW_ASSIGN_OR_RETURN(auto listening, listen_at(host));

@@ -14,11 +14,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "api/certificates.h"
 #include "api/swap_stream.grpc.pb.h"
 #include "api/tls.h"
 #include "base/unique_fd.h"
 #include "store/store.h"
+#include "tls/certificates.h"
 
 namespace godwit::api {
 
@@ -28,7 +28,7 @@ class SwapService final : public GodwitSwaps::Service {
  public:
   // `store` is null on a node that keeps none; it must outlive this. `host`: where to listen.
   static absl::StatusOr<std::unique_ptr<SwapService>> start(store::Store* store,
-                                                            const Identity& identity,
+                                                            const tls::Identity& identity,
                                                             const std::string& host);
   ~SwapService() override;
   grpc::Status OpenSwaps(grpc::ServerContext* context, const OpenSwapsRequest* request,
@@ -40,13 +40,13 @@ class SwapService final : public GodwitSwaps::Service {
     std::thread thread;
     std::atomic<bool> ended = false;
   };
-  SwapService(store::Store* store, TlsContext context)
+  SwapService(store::Store* store, tls::Context context)
       : store_(store), context_(std::move(context)) {}
   void accept_loop();
   absl::Status serve(int fd);
 
   store::Store* store_;
-  TlsContext context_;
+  tls::Context context_;
   UniqueFd listener_;
   uint16_t port_ = 0;
   std::atomic<bool> ending_ = false;
@@ -61,7 +61,7 @@ struct Keeper {
   std::string node;
   std::string host;
   // Ours; made once, since parsing keys takes 2 ms.
-  std::shared_ptr<const TlsContext> context;
+  std::shared_ptr<const tls::Context> context;
 };
 
 // A connection to the keeper. One thread uses it.

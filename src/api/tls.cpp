@@ -3,7 +3,6 @@
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
-#include <openssl/pem.h>
 #include <openssl/x509v3.h>
 #include <sys/socket.h>
 
@@ -19,35 +18,8 @@ namespace {
 
 constexpr uint32_t kMaxMessage = uint32_t{1} << 20;
 
-struct FreeBio {
-  void operator()(BIO* bio) const { BIO_free(bio); }
-};
-struct FreeX509 {
-  void operator()(X509* certificate) const { X509_free(certificate); }
-};
-struct FreeKey {
-  void operator()(EVP_PKEY* key) const { EVP_PKEY_free(key); }
-};
-
-// What OpenSSL put into its queue last (ERR_get_error(3)), and none of it is left there.
-std::string last_error() {
-  std::array<char, 256> text{"no reason given"};
-  while (const unsigned long code = ERR_get_error())
-    ERR_error_string_n(code, text.data(), text.size());
-  return text.data();
-}
-
 absl::Status invalid(std::string_view what) {
-  return make_error(absl::StatusCode::kInvalidArgument, "TLS: {}: {}", what, last_error());
-}
-
-std::unique_ptr<BIO, FreeBio> bio_of(const std::string& pem) {
-  return std::unique_ptr<BIO, FreeBio>(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())));
-}
-
-std::unique_ptr<X509, FreeX509> certificate_of(const std::string& pem) {
-  return std::unique_ptr<X509, FreeX509>(
-      PEM_read_bio_X509(bio_of(pem).get(), nullptr, nullptr, nullptr));
+  return make_error(absl::StatusCode::kInvalidArgument, "TLS: {}: {}", what, tls::last_error());
 }
 
 absl::Status set_patience(int fd, absl::Duration patience) {
@@ -81,40 +53,19 @@ absl::StatusOr<UniqueFd> connect_to(const std::string& host, uint16_t port,
 
 }  // namespace
 
-absl::StatusOr<TlsContext> TlsContext::make(const Identity& identity) {
-  TlsContext made(SSL_CTX_new(TLS_method()));
-  SSL_CTX* const context = made.context_.get();
-  if (context == nullptr || SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1)
-    return invalid("SSL_CTX_new()");
-  const auto authority = certificate_of(identity.authority_pem);
-  const auto own = certificate_of(identity.own.certificate_pem);
-  const std::unique_ptr<EVP_PKEY, FreeKey> key(
-      PEM_read_bio_PrivateKey(bio_of(identity.own.key_pem).get(), nullptr, nullptr, nullptr));
-  if (!authority || X509_STORE_add_cert(SSL_CTX_get_cert_store(context), authority.get()) != 1)
-    return invalid("the certificate of the cluster's authority");
-  if (!own || SSL_CTX_use_certificate(context, own.get()) != 1)
-    return invalid("this node's certificate");
-  if (!key || SSL_CTX_use_PrivateKey(context, key.get()) != 1) return invalid("this node's key");
-  SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
-  // Nobody comes back with one.
-  SSL_CTX_set_num_tickets(context, 0);
-  return made;
-}
-
-absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::make(const TlsContext& context,
+absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::make(const tls::Context& context,
                                                                    int fd, UniqueFd owned,
                                                                    absl::Duration patience) {
   GW_RETURN_IF_ERROR(set_patience(fd, patience));
   const int on = 1;
   if (::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
     return errno_status(errno, "setsockopt(TCP_NODELAY)");
-  std::unique_ptr<TlsConnection> made(
-      new TlsConnection(SSL_new(context.context_.get()), std::move(owned)));
+  std::unique_ptr<TlsConnection> made(new TlsConnection(SSL_new(context.get()), std::move(owned)));
   if (!made->ssl_ || SSL_set_fd(made->ssl_.get(), fd) != 1) return invalid("SSL_new()");
   return made;
 }
 
-absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::connect(const TlsContext& context,
+absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::connect(const tls::Context& context,
                                                                       const std::string& host,
                                                                       uint16_t port,
                                                                       const std::string& node,
@@ -130,7 +81,7 @@ absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::connect(const TlsC
   return made;
 }
 
-absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::accept(const TlsContext& context,
+absl::StatusOr<std::unique_ptr<TlsConnection>> TlsConnection::accept(const tls::Context& context,
                                                                      int fd,
                                                                      absl::Duration patience) {
   GW_ASSIGN_OR_RETURN(auto made, make(context, fd, UniqueFd(), patience));
@@ -166,7 +117,7 @@ absl::Status TlsConnection::failed(const char* what, int result) const {
       return make_error(absl::StatusCode::kUnavailable, "{}: {}", what,
                         error == 0 ? "the peer has gone" : std::strerror(error));
     default:
-      return make_error(absl::StatusCode::kUnavailable, "{}: {}", what, last_error());
+      return make_error(absl::StatusCode::kUnavailable, "{}: {}", what, tls::last_error());
   }
 }
 

@@ -2,7 +2,7 @@
 // for inside a freeze. gRPC hands such a message through three threads on either side, 0.5 ms on a
 // busy machine; here it is one write and one read.
 //
-// The same identities as gRPC's (certificates.h): each end shows a certificate of the cluster's
+// The same identities as gRPC's (tls/certificates.h): each end shows a certificate of the cluster's
 // authority, and the client checks that the server's is that of the node it means.
 #ifndef GODWIT_API_TLS_H_
 #define GODWIT_API_TLS_H_
@@ -17,37 +17,23 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "api/certificates.h"
 #include "base/unique_fd.h"
+#include "tls/context.h"
 
 namespace godwit::api {
-
-// For connections of either side; any thread may use it.
-class TlsContext {
- public:
-  static absl::StatusOr<TlsContext> make(const Identity& identity);
-
- private:
-  friend class TlsConnection;
-  struct Free {
-    void operator()(SSL_CTX* context) const { SSL_CTX_free(context); }
-  };
-  explicit TlsContext(SSL_CTX* context) : context_(context) {}
-  std::unique_ptr<SSL_CTX, Free> context_;
-};
 
 // One thread uses it, but for hang_up(). The process has to ignore SIGPIPE.
 class TlsConnection {
  public:
   // Each way that does not get on for `patience` ends in kUnavailable, as does everything else that
   // is the peer's or the network's fault. After that the connection is of no more use.
-  static absl::StatusOr<std::unique_ptr<TlsConnection>> connect(const TlsContext& context,
+  static absl::StatusOr<std::unique_ptr<TlsConnection>> connect(const tls::Context& context,
                                                                 const std::string& host,
                                                                 uint16_t port,
                                                                 const std::string& node,
                                                                 absl::Duration patience);
   // Of an accepted socket.
-  static absl::StatusOr<std::unique_ptr<TlsConnection>> accept(const TlsContext& context, int fd,
+  static absl::StatusOr<std::unique_ptr<TlsConnection>> accept(const tls::Context& context, int fd,
                                                                absl::Duration patience);
 
   // A 32-bit little-endian length, and the message's bytes.
@@ -61,7 +47,7 @@ class TlsConnection {
     void operator()(SSL* ssl) const { SSL_free(ssl); }
   };
   TlsConnection(SSL* ssl, UniqueFd owned) : ssl_(ssl), fd_(std::move(owned)) {}
-  static absl::StatusOr<std::unique_ptr<TlsConnection>> make(const TlsContext& context, int fd,
+  static absl::StatusOr<std::unique_ptr<TlsConnection>> make(const tls::Context& context, int fd,
                                                              UniqueFd owned,
                                                              absl::Duration patience);
   absl::Status failed(const char* what, int result) const;

@@ -47,7 +47,7 @@ bool somebody_listens(const sockaddr_un& address) {
 
 }  // namespace
 
-std::shared_ptr<grpc::ServerCredentials> server_credentials(const Identity& identity) {
+std::shared_ptr<grpc::ServerCredentials> server_credentials(const tls::Identity& identity) {
   grpc::SslServerCredentialsOptions options(
       GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   options.pem_root_certs = identity.authority_pem;
@@ -70,7 +70,7 @@ std::string node_of(const grpc::ServerContext& context) {
   return names.size() == 1 ? std::string(names[0].data(), names[0].size()) : "";
 }
 
-std::shared_ptr<grpc::Channel> peer_channel(const Identity& identity, const std::string& name,
+std::shared_ptr<grpc::Channel> peer_channel(const tls::Identity& identity, const std::string& name,
                                             const std::string& address) {
   grpc::SslCredentialsOptions options;
   options.pem_root_certs = identity.authority_pem;

@@ -17,13 +17,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "api/certificates.h"
 #include "base/unique_fd.h"
+#include "tls/certificates.h"
 
 namespace godwit::api {
 
 // Server side of TCP: a peer must show a certificate of the same authority.
-std::shared_ptr<grpc::ServerCredentials> server_credentials(const Identity& identity);
+std::shared_ptr<grpc::ServerCredentials> server_credentials(const tls::Identity& identity);
 // What every server of ours allows: keep-alive pings of idle connections, big messages.
 void set_server_options(grpc::ServerBuilder& builder);
 
@@ -32,7 +32,7 @@ std::string node_of(const grpc::ServerContext& context);
 
 // A lazily connected channel to node `name` at `address` ("10.0.0.1:7400"). The other end must
 // hold the certificate of exactly that node.
-std::shared_ptr<grpc::Channel> peer_channel(const Identity& identity, const std::string& name,
+std::shared_ptr<grpc::Channel> peer_channel(const tls::Identity& identity, const std::string& name,
                                             const std::string& address);
 // To the daemon behind a unix socket.
 std::shared_ptr<grpc::Channel> user_channel(const std::string& socket_path);

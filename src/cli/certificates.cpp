@@ -1,4 +1,4 @@
-#include "api/certificates.h"
+#include "tls/certificates.h"
 
 #include <fmt/core.h>
 
@@ -14,21 +14,21 @@ struct Options {
 };
 
 int init(const Options& options) {
-  if (api::load_authority(options.authority).ok())
+  if (tls::load_authority(options.authority).ok())
     return complain(absl::AlreadyExistsError(fmt::format(
         "{} holds an authority already; a new one would lock every node out", options.authority)));
-  const auto authority = api::make_authority(options.cluster);
+  const auto authority = tls::make_authority(options.cluster);
   if (!authority.ok()) return complain(authority.status());
-  const absl::Status saved = api::save_authority(options.authority, *authority);
+  const absl::Status saved = tls::save_authority(options.authority, *authority);
   return saved.ok() ? 0 : complain(saved);
 }
 
 int issue(const Options& options) {
-  const auto authority = api::load_authority(options.authority);
+  const auto authority = tls::load_authority(options.authority);
   if (!authority.ok()) return complain(authority.status());
-  const auto own = api::issue_certificate(*authority, options.node);
+  const auto own = tls::issue_certificate(*authority, options.node);
   if (!own.ok()) return complain(own.status());
-  const absl::Status saved = api::save_identity(options.out, {authority->certificate_pem, *own});
+  const absl::Status saved = tls::save_identity(options.out, {authority->certificate_pem, *own});
   return saved.ok() ? 0 : complain(saved);
 }
 

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <sstream>
 
-#include "api/certificates.h"
 #include "base/status.h"
 #include "capsule/capsule.h"
 #include "cli/lab_daemon.h"
@@ -19,6 +18,7 @@
 #include "node/journal.h"
 #include "node/mover_process.h"
 #include "node/node_config.h"
+#include "tls/certificates.h"
 
 namespace godwit::cli {
 namespace {
@@ -76,19 +76,19 @@ absl::Status write_text(const std::string& path, const std::string& text) {
 
 absl::Status make_identities(uint32_t nodes) {
   const std::string folder = place().run + "/ca";
-  auto authority = api::load_authority(folder);
+  auto authority = tls::load_authority(folder);
   if (!authority.ok()) {
-    authority = api::make_authority("lab");
+    authority = tls::make_authority("lab");
     GW_RETURN_IF_ERROR(authority.status());
-    GW_RETURN_IF_ERROR(api::save_authority(folder, *authority));
+    GW_RETURN_IF_ERROR(tls::save_authority(folder, *authority));
   }
   for (uint32_t number = 1; number <= nodes; ++number) {
     const std::string name = node_name(number);
     GW_RETURN_IF_ERROR(make_folder(run_dir(name), 0700));
     const std::string tls = run_dir(name) + "/tls";
-    if (api::load_identity(tls).ok()) continue;
-    GW_ASSIGN_OR_RETURN(const api::Certificate own, api::issue_certificate(*authority, name));
-    GW_RETURN_IF_ERROR(api::save_identity(tls, {authority->certificate_pem, own}));
+    if (tls::load_identity(tls).ok()) continue;
+    GW_ASSIGN_OR_RETURN(const tls::Certificate own, tls::issue_certificate(*authority, name));
+    GW_RETURN_IF_ERROR(tls::save_identity(tls, {authority->certificate_pem, own}));
   }
   return absl::OkStatus();
 }

@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
   // The ports' bpffs is mounted below.
   GW_RETURN_IF_ERROR(make_folders("/run/godwit"));
   std::unique_ptr<Node> node(new Node(config));
-  GW_ASSIGN_OR_RETURN(node->identity_, api::load_identity(config.tls()));
+  GW_ASSIGN_OR_RETURN(node->identity_, tls::load_identity(config.tls()));
   if (!config.store_path.empty()) {
     const size_t slash = config.store_path.rfind('/');
     if (slash != std::string::npos && slash > 0)
@@ -69,11 +69,11 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
     GW_ASSIGN_OR_RETURN(node->local_store_, store::SqliteStore::open(config.store_path));
     node->records_ = std::make_unique<Records>(node->local_store_.get());
   } else {
-    GW_ASSIGN_OR_RETURN(api::TlsContext context, api::TlsContext::make(node->identity_));
+    GW_ASSIGN_OR_RETURN(tls::Context context, tls::Context::make(node->identity_));
     node->keeper_ =
         api::Keeper{api::peer_channel(node->identity_, config.join_node, config.join_address),
                     config.join_node, config.join_address.substr(0, config.join_address.rfind(':')),
-                    std::make_shared<const api::TlsContext>(std::move(context))};
+                    std::make_shared<const tls::Context>(std::move(context))};
     node->remote_store_ = std::make_unique<api::RemoteStore>(node->keeper_->channel, kStoreTimeout);
     node->records_ = std::make_unique<Records>(node->remote_store_.get());
   }

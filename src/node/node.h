@@ -14,7 +14,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "api/certificates.h"
 #include "api/godwit.pb.h"
 #include "api/swap_stream.h"
 #include "node/busy.h"
@@ -30,6 +29,7 @@
 #include "node/spare_mover.h"
 #include "node/tasks.h"
 #include "store/sqlite_store.h"
+#include "tls/certificates.h"
 
 namespace godwit::node {
 
@@ -56,7 +56,7 @@ class Node {
   bool stopping() const { return stopping_; }
 
   const NodeConfig& config() const { return config_; }
-  const api::Identity& identity() const { return identity_; }
+  const tls::Identity& identity() const { return identity_; }
   store::Store* local_store() { return local_store_.get(); }
   // A warm way to the keeper for one migration; null where the store is here, or on failure: then
   // records().store() does it.
@@ -139,7 +139,7 @@ class Node {
   NodeConfig config_;
   Services services_;
   Journal journal_;
-  api::Identity identity_;
+  tls::Identity identity_;
   std::unique_ptr<store::SqliteStore> local_store_;
   std::optional<api::Keeper> keeper_;  // none: the store is here
   std::unique_ptr<store::Store> remote_store_;

@@ -10,9 +10,9 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "api/certificates.h"
 #include "api/godwit.grpc.pb.h"
 #include "node/records.h"
+#include "tls/certificates.h"
 
 namespace godwit::node {
 
@@ -27,13 +27,13 @@ struct Peer {
 // Any thread.
 class Peers {
  public:
-  Peers(const api::Identity& identity, const Records* records)
+  Peers(const tls::Identity& identity, const Records* records)
       : identity_(identity), records_(records) {}
   // Does not wait for the connection.
   absl::StatusOr<std::shared_ptr<Peer>> find(const std::string& node);
 
  private:
-  api::Identity identity_;
+  tls::Identity identity_;
   const Records* records_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Peer>> known_;

@@ -1,15 +1,15 @@
 // The cluster's own certificate authority and the certificates of its nodes: P-256 keys, X.509 v3
 // (RFC 5280). A node's name is its certificate's subject and DNS name, so that each end of a
 // connection knows which node the other one is.
-#ifndef GODWIT_API_CERTIFICATES_H_
-#define GODWIT_API_CERTIFICATES_H_
+#ifndef GODWIT_TLS_CERTIFICATES_H_
+#define GODWIT_TLS_CERTIFICATES_H_
 
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-namespace godwit::api {
+namespace godwit::tls {
 
 struct Certificate {
   std::string certificate_pem;
@@ -33,6 +33,6 @@ absl::StatusOr<Identity> load_identity(const std::string& folder);
 absl::Status save_authority(const std::string& folder, const Certificate& authority);
 absl::StatusOr<Certificate> load_authority(const std::string& folder);
 
-}  // namespace godwit::api
+}  // namespace godwit::tls
 
-#endif  // GODWIT_API_CERTIFICATES_H_
+#endif  // GODWIT_TLS_CERTIFICATES_H_

@@ -1,4 +1,4 @@
-#include "api/certificates.h"
+#include "tls/certificates.h"
 
 #include <fcntl.h>
 #include <openssl/bio.h>
@@ -18,7 +18,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 
-namespace godwit::api {
+namespace godwit::tls {
 namespace {
 
 template <auto Free>
@@ -190,4 +190,4 @@ absl::StatusOr<Certificate> load_authority(const std::string& folder) {
   return authority;
 }
 
-}  // namespace godwit::api
+}  // namespace godwit::tls
