@@ -118,10 +118,12 @@ class Pulse:
 
 
 class Lab:
-    def __init__(self, godwit, nodes=2, overlay=False):
+    def __init__(self, godwit, nodes=2, overlay=False, node_options=()):
+        """`node_options`: more options of the daemons."""
         self.godwit = os.path.abspath(godwit)
         self.build = os.path.dirname(self.godwit)
         self.arguments = ["--nodes", str(nodes)] + (["--overlay"] if overlay else [])
+        self.node_options = ["--", *map(str, node_options)] if node_options else []
         self.cleanup = contextlib.ExitStack()
 
     def __enter__(self):
@@ -132,7 +134,7 @@ class Lab:
         run(self.godwit, "lab", "down", timeout=120)
         self.before = machine_state()
         self.prepare()
-        run(self.godwit, "lab", "up", *self.arguments, timeout=120)
+        run(self.godwit, "lab", "up", *self.arguments, *self.node_options, timeout=120)
         return self
 
     def prepare(self):

@@ -388,10 +388,22 @@ absl::Status Capsule::post_copy(std::vector<pages::FaultService::Space> spaces) 
   return absl::OkStatus();
 }
 
-absl::Status Capsule::connect_pages(int faults, int push) {
+absl::Status Capsule::connect_pages(std::unique_ptr<tls::Channel> faults,
+                                    std::unique_ptr<tls::Channel> push, absl::Duration patience) {
+  GW_ASSIGN_OR_RETURN(const tls::Channel::Handed for_faults, std::move(*faults).hand_over());
+  GW_ASSIGN_OR_RETURN(const tls::Channel::Handed for_push, std::move(*push).hand_over());
   ShimRequest request;
-  request.set_page_connection(true);
-  return call(request, {faults, push}).status();
+  PageConnection& connection = *request.mutable_page_connection();
+  connection.set_faults_session(for_faults.session);
+  connection.set_push_session(for_push.session);
+  connection.set_patience_ns(absl::ToInt64Nanoseconds(patience));
+  return call(request, {for_faults.fd.get(), for_push.fd.get()}).status();
+}
+
+absl::Status Capsule::expect_pages() {
+  ShimRequest request;
+  request.set_expect_pages(true);
+  return call(request).status();
 }
 
 absl::Status Capsule::lose_source() {

@@ -114,7 +114,10 @@ class Capsule {
   // go with it.
   absl::Status post_copy(std::vector<pages::FaultService::Space> spaces);
   // Its (next) connections to the source: for faults, and for what is pushed.
-  absl::Status connect_pages(int faults, int push);
+  absl::Status connect_pages(std::unique_ptr<tls::Channel> faults,
+                             std::unique_ptr<tls::Channel> push, absl::Duration patience);
+  // Of a replica, early: that post_copy() may follow.
+  absl::Status expect_pages();
   absl::Status lose_source();
   // A replica is on its own: it ends by kill() and removal alone. Idempotent.
   absl::Status keep();

@@ -174,7 +174,10 @@ absl::Status ShimServer::dispatch(Client& client, const ShimRequest& request,
     case ShimRequest::kPostCopy:
       return post_copy(request.post_copy(), std::move(fds));
     case ShimRequest::kPageConnection:
-      return connect_pages(std::move(fds));
+      return connect_pages(request.page_connection(), std::move(fds));
+    case ShimRequest::kExpectPages:
+      tls::prepare_records();
+      return absl::OkStatus();
     case ShimRequest::kSourceLost:
       if (!faults_) return absl::FailedPreconditionError("nothing of the service is missing");
       faults_->poison();
@@ -338,10 +341,17 @@ absl::Status ShimServer::post_copy(bool all, std::vector<UniqueFd> fds) {
   return absl::OkStatus();
 }
 
-absl::Status ShimServer::connect_pages(std::vector<UniqueFd> fds) {
+absl::Status ShimServer::connect_pages(const PageConnection& connection,
+                                       std::vector<UniqueFd> fds) {
   if (fds.size() != 2) return absl::InvalidArgumentError("page_connection: two sockets");
   if (!faults_) return absl::FailedPreconditionError("nothing of the service is missing");
-  faults_->connect(std::move(fds[0]), std::move(fds[1]));
+  pages::FaultService::Connection made;
+  GW_ASSIGN_OR_RETURN(made.faults,
+                      tls::Channel::take_over(std::move(fds[0]), connection.faults_session()));
+  GW_ASSIGN_OR_RETURN(made.push,
+                      tls::Channel::take_over(std::move(fds[1]), connection.push_session()));
+  made.patience = absl::Nanoseconds(connection.patience_ns());
+  faults_->connect(std::move(made));
   return absl::OkStatus();
 }
 

@@ -64,7 +64,7 @@ class ShimServer {
   absl::Status adopt(Client& client);
   absl::Status give_stdio(ShimReply& reply, std::vector<UniqueFd>& back) const;
   absl::Status post_copy(bool all, std::vector<UniqueFd> fds);
-  absl::Status connect_pages(std::vector<UniqueFd> fds);
+  absl::Status connect_pages(const PageConnection& connection, std::vector<UniqueFd> fds);
   void describe_post_copy(CapsuleInfo& info) const;
 
   absl::StatusOr<Answer> call_init(const InitRequest& request, const std::vector<int>& fds);

@@ -99,7 +99,8 @@ std::string joined(const std::vector<network::IpAddress>& addresses) {
   return text;
 }
 
-absl::Status start_node(const network::LabNetwork& lab, uint32_t number) {
+absl::Status start_node(const network::LabNetwork& lab, uint32_t number,
+                        const std::vector<std::string>& more) {
   const std::string name = node_name(number);
   const std::string run = run_dir(name);
   if (open_by_pid_file(run + "/pid")) return absl::OkStatus();
@@ -138,6 +139,7 @@ absl::Status start_node(const network::LabNetwork& lab, uint32_t number) {
   }
   const std::string gateways = joined(lab.service_gateways());
   if (!gateways.empty()) arguments.insert(arguments.end(), {"--gateway", gateways});
+  arguments.insert(arguments.end(), more.begin(), more.end());
   return start_daemon(lab.node_netns(number), arguments, run + "/node.log", run + "/pid",
                       Deadline::in(kReadyWait));
 }
@@ -204,7 +206,7 @@ absl::StatusOr<network::LabSpec> lab_spec() {
   return spec;
 }
 
-absl::Status lab_up(const network::LabSpec& spec) {
+absl::Status lab_up(const network::LabSpec& spec, const std::vector<std::string>& more) {
   if (::geteuid() != 0) return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
   GW_ASSIGN_OR_RETURN(const network::LabNetwork lab, network::LabNetwork::of(spec));
   const auto before = lab_spec();
@@ -218,7 +220,7 @@ absl::Status lab_up(const network::LabSpec& spec) {
   GW_RETURN_IF_ERROR(make_identities(spec.nodes));
   // The first keeps the store that the others join.
   for (uint32_t number = 1; number <= spec.nodes; ++number)
-    GW_RETURN_IF_ERROR(start_node(lab, number));
+    GW_RETURN_IF_ERROR(start_node(lab, number, more));
   return absl::OkStatus();
 }
 

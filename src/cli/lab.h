@@ -20,8 +20,9 @@
 
 namespace godwit::cli {
 
-// Idempotent: what is up stays, daemons that have died are started again.
-absl::Status lab_up(const network::LabSpec& spec);
+// Idempotent: what is up stays, daemons that have died are started again. `more`: options of
+// `godwit node` for those that are started.
+absl::Status lab_up(const network::LabSpec& spec, const std::vector<std::string>& more = {});
 // Everything of it: services, daemons, namespaces, mounts, folders, cgroups. Fine if there is none.
 absl::Status lab_down();
 // The lab that is up; kNotFound.

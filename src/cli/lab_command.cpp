@@ -21,9 +21,9 @@ struct Options {
   bool json = false;
 };
 
-int up(Options& options) {
+int up(Options& options, const std::vector<std::string>& more) {
   options.spec.id = node::LabPlace::current().id;
-  const absl::Status status = lab_up(options.spec);
+  const absl::Status status = lab_up(options.spec, more);
   if (!status.ok()) return complain(status);
   const auto lab = network::LabNetwork::of(options.spec);
   if (!lab.ok()) return complain(lab.status());
@@ -97,7 +97,10 @@ void add_lab(CLI::App& app, Context& context) {
                    "--overlay)")
       ->capture_default_str();
   first->add_option("--subnet6", o.spec.subnet6, "the same for IPv6")->capture_default_str();
-  first->callback([&context, options] { context.exit_code = up(*options); });
+  first->footer(
+      "What follows after -- are more options of the daemons that are started, see godwit node:\n\n"
+      "  godwit lab up -- --data-tls off");
+  first->callback([&context, options] { context.exit_code = up(*options, context.tail); });
 
   CLI::App* second = command->add_subcommand("exec", "run a command on a host of the lab");
   second->add_option("HOST", o.host, "n1, n2, ..., or client")->required();

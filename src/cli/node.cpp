@@ -122,6 +122,17 @@ void add_node(CLI::App& app, Context& context) {
   command->add_option("--tls", o.config.tls_dir,
                       "folder with ca.crt, node.crt, node.key (see godwit certificates; default: "
                       "STATE/tls)");
+  command
+      ->add_option_function<std::string>(
+          "--data-tls",
+          [&o](const std::string& value) {
+            if (value != "on" && value != "off")
+              throw CLI::ValidationError("--data-tls " + value, "use on or off");
+            o.config.data_tls = value == "on";
+          },
+          "off: what services have in memory crosses the network readable and can be changed on "
+          "the way; on all nodes or on none")
+      ->default_str("on");
   command->add_flag("--store", o.store, "keep the cluster's store, in STATE/store.db");
   command->add_option("--store-file", o.config.store_path, "the same, in this file");
   command->add_option("--join", o.join, "NODE@HOST[:PORT] of the node that keeps the store");

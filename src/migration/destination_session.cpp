@@ -25,6 +25,8 @@ constexpr absl::Duration kNextDaemon = absl::Seconds(30);
 // The source closes its port right after it hears that the replica is active; what it holds then is
 // on its way.
 constexpr absl::Duration kStragglersFor = absl::Seconds(1);
+// Encrypted bytes that are read at once.
+constexpr size_t kReadAhead = size_t{256} << 10;
 
 // What was held at the source: collected until the gate opens, delivered at once afterwards.
 class HeldFromSource {
@@ -86,7 +88,7 @@ class DestinationSession {
     PeerMessage message;
     message.set_failed(escape_non_utf8(message_of(taken)));
     if (messages_) (void)messages_->send(message);
-    stream_fd_.reset();
+    stream_.reset();
     workload_.discard();
     if (messages_) ::shutdown(messages_->fd(), SHUT_RD);
     return failed(OUTCOME_ROLLED_BACK, taken);
@@ -96,7 +98,8 @@ class DestinationSession {
   absl::Status take() {
     GW_RETURN_IF_ERROR(meet());
     FAULT_POINT("destination.connected");
-    auto feed = stream::fd_feed(stream_fd_.get());
+    stream_->read_ahead(kReadAhead);
+    auto feed = stream::channel_feed(*stream_);
     stream::Reader reader(*feed);
     for (bool final = false;;) {
       GW_ASSIGN_OR_RETURN(const stream::Frame frame, reader.next());
@@ -105,6 +108,11 @@ class DestinationSession {
       if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) {
         final = begin->final;
         if (!final) report_round();
+      }
+      if (start_.has_tls() && !pages_expected_ &&
+          std::holds_alternative<stream::PagesMissing>(frame)) {
+        pages_expected_ = true;
+        workload_.expect_pages();
       }
       GW_RETURN_IF_ERROR(workload_.apply(frame));
       if (const auto wanted = workload_.wanted_files()) {
@@ -162,28 +170,29 @@ class DestinationSession {
     told.set_listening(listener_.port);
     GW_RETURN_IF_ERROR(daemon_.send(told));
     const Deadline deadline = Deadline::in(kAcceptTimeout);
-    acceptor_.emplace(listener_.fd.get(), start_.token());
-    while (!stream_fd_ || !messages_) GW_RETURN_IF_ERROR(accept_one(deadline));
+    GW_ASSIGN_OR_RETURN(Proof proof, proof_of(start_));
+    acceptor_.emplace(listener_.fd.get(), std::move(proof));
+    while (!stream_ || !messages_) GW_RETURN_IF_ERROR(accept_one(deadline));
     listener_thread_ = std::thread([this] { listen(); });
     return absl::OkStatus();
   }
 
   absl::Status accept_one(Deadline deadline) {
     GW_ASSIGN_OR_RETURN(Accepted accepted, acceptor_->next(deadline));
-    if (accepted.purpose == Purpose::kStream) stream_fd_ = std::move(accepted.fd);
+    if (accepted.purpose == Purpose::kStream) stream_ = std::move(accepted.channel);
     if (accepted.purpose == Purpose::kMessages)
-      messages_ = std::make_unique<PeerMessages>(std::move(accepted.fd));
-    if (accepted.purpose == Purpose::kFaults) faults_fd_ = std::move(accepted.fd);
-    if (accepted.purpose == Purpose::kPush) push_fd_ = std::move(accepted.fd);
+      messages_ = std::make_unique<PeerMessages>(std::move(accepted.channel));
+    if (accepted.purpose == Purpose::kFaults) faults_ = std::move(accepted.channel);
+    if (accepted.purpose == Purpose::kPush) push_ = std::move(accepted.channel);
     return absl::OkStatus();
   }
 
   // They were connected at the beginning, and have waited here since.
   absl::Status fetch_pages() {
     const Deadline deadline = Deadline::in(kMoment);
-    while (!faults_fd_ || !push_fd_)
+    while (!faults_ || !push_)
       GW_RETURN_IF_ERROR(annotate(accept_one(deadline), "connections for pages"));
-    return workload_.fetch_pages(std::move(faults_fd_), std::move(push_fd_));
+    return workload_.fetch_pages(std::move(faults_), std::move(push_), kPageSilence);
   }
 
   void listen() {
@@ -262,10 +271,11 @@ class DestinationSession {
   DaemonLink& daemon_;
   Listener listener_;
   std::optional<Acceptor> acceptor_;
-  UniqueFd stream_fd_;
-  UniqueFd faults_fd_;
-  UniqueFd push_fd_;
+  ChannelPtr stream_;
+  ChannelPtr faults_;
+  ChannelPtr push_;
   uint64_t pages_missing_ = 0;
+  bool pages_expected_ = false;
   std::unique_ptr<PeerMessages> messages_;
   HeldFromSource held_;
   std::thread listener_thread_;

@@ -1,7 +1,6 @@
 #include "migration/peer.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <linux/sockios.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
@@ -18,6 +17,7 @@
 #include <cstring>
 #include <span>
 
+#include "base/log.h"
 #include "base/status.h"
 
 namespace godwit::migration {
@@ -39,33 +39,6 @@ absl::Status wait_for(int fd, short events, Deadline deadline, std::string_view 
       return make_error(absl::StatusCode::kDeadlineExceeded, "{}: no answer from the peer in time",
                         what);
   }
-}
-
-absl::Status read_all(int fd, std::span<char> to, Deadline deadline) {
-  size_t got = 0;
-  while (got < to.size()) {
-    GW_RETURN_IF_ERROR(wait_for(fd, POLLIN, deadline, "receive"));
-    const ssize_t n = ::recv(fd, to.data() + got, to.size() - got, MSG_DONTWAIT);
-    if (n == 0) return absl::UnavailableError("the peer closed the connection");
-    if (n < 0) {
-      if (errno == EINTR || errno == EAGAIN) continue;
-      return absl::UnavailableError(fmt::format("recv(peer): {}", std::strerror(errno)));
-    }
-    got += static_cast<size_t>(n);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status write_all(int fd, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    if (n < 0) {
-      if (errno == EINTR) continue;
-      return absl::UnavailableError(fmt::format("send(peer): {}", std::strerror(errno)));
-    }
-    bytes.remove_prefix(static_cast<size_t>(n));
-  }
-  return absl::OkStatus();
 }
 
 Mac mac_of(std::string_view token, std::string_view side, char purpose, std::string_view nonces) {
@@ -128,14 +101,11 @@ absl::StatusOr<Addresses> numeric(const std::string& host, uint16_t port, int fl
 }
 
 constexpr size_t kHello = kMagic.size() + 1 + kNonce;
-// Strangers get this long, and no more of them than that; the oldest goes first.
-constexpr absl::Duration kStrangerPatience = absl::Seconds(2);
+// No more strangers than that; the oldest goes first.
 constexpr size_t kMaxPending = 64;
-
-size_t readable_bytes(int fd) {
-  int bytes = 0;
-  return ::ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? static_cast<size_t>(bytes) : 0;
-}
+// A peer that takes nothing for so long while it is there has its reasons; TCP's patience is
+// shorter.
+constexpr absl::Duration kSendPatience = absl::Seconds(15);
 
 }  // namespace
 
@@ -144,6 +114,7 @@ void prepare_proofs() {
   // What cannot be made now is asked for again when it is needed.
   fill_nonce(nonce).IgnoreError();
   (void)mac_of("", "", 0, {nonce.data(), nonce.size()});
+  tls::prepare_records();
 }
 
 absl::StatusOr<Listener> listen_on(const std::string& host) {
@@ -164,13 +135,23 @@ absl::StatusOr<Listener> listen_on(const std::string& host) {
   return listener;
 }
 
-absl::StatusOr<UniqueFd> connect_to_peer(const std::string& host, uint16_t port,
-                                         std::string_view token, Purpose purpose,
-                                         Deadline deadline) {
+absl::StatusOr<Proof> proof_of(const MoverStart& start) {
+  Proof proof{start.token(), start.peer_node(), nullptr};
+  if (!start.has_tls()) return proof;
+  const tls::Identity identity{start.tls().authority_pem(),
+                               {start.tls().certificate_pem(), start.tls().key_pem()}};
+  GW_ASSIGN_OR_RETURN(tls::Context context, tls::Context::make(identity));
+  proof.tls = std::make_shared<const tls::Context>(std::move(context));
+  return proof;
+}
+
+namespace {
+
+absl::StatusOr<UniqueFd> connect_socket(const std::string& host, uint16_t port,
+                                        const std::string& call, Deadline deadline) {
   GW_ASSIGN_OR_RETURN(const Addresses addresses, numeric(host, port, 0));
   UniqueFd fd(::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return errno_status(errno, "socket(SOCK_STREAM)");
-  const std::string call = fmt::format("connect({}:{})", host, port);
   if (::connect(fd.get(), addresses->ai_addr, addresses->ai_addrlen) != 0) {
     if (errno != EINPROGRESS) return errno_status(errno, call);
     GW_RETURN_IF_ERROR(wait_for(fd.get(), POLLOUT, deadline, call));
@@ -179,23 +160,48 @@ absl::StatusOr<UniqueFd> connect_to_peer(const std::string& host, uint16_t port,
     ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return errno_status(error, call);
   }
-  if (::fcntl(fd.get(), F_SETFL, 0) != 0) return errno_status(errno, "fcntl(F_SETFL)");
   tune(fd.get());
+  return fd;
+}
+
+absl::StatusOr<ChannelPtr> shake_hands(UniqueFd fd, const Proof& proof, Deadline deadline) {
+  if (proof.tls == nullptr) return std::make_unique<tls::Channel>(std::move(fd));
+  GW_ASSIGN_OR_RETURN(const auto handshake, tls::Handshake::begin(*proof.tls, tls::Side::kConnected,
+                                                                  fd.get(), proof.node));
+  for (;;) {
+    GW_ASSIGN_OR_RETURN(const bool done, handshake->step());
+    if (done) break;
+    GW_RETURN_IF_ERROR(
+        wait_for(fd.get(), handshake->wants_write() ? POLLOUT : POLLIN, deadline, "TLS"));
+  }
+  GW_ASSIGN_OR_RETURN(const tls::Session session, handshake->session());
+  return std::make_unique<tls::Channel>(std::move(fd), session);
+}
+
+}  // namespace
+
+absl::StatusOr<ChannelPtr> connect_to_peer(const std::string& host, uint16_t port,
+                                           const Proof& proof, Purpose purpose, Deadline deadline) {
+  const std::string call = fmt::format("connect({}:{})", host, port);
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, connect_socket(host, port, call, deadline));
+  absl::StatusOr<ChannelPtr> shaken = shake_hands(std::move(fd), proof, deadline);
+  if (!shaken.ok()) return annotate(shaken.status(), call);
+  ChannelPtr channel = *std::move(shaken);
   std::string hello(kMagic);
   hello.push_back(static_cast<char>(purpose));
   std::string nonces(2 * kNonce, '\0');
   GW_RETURN_IF_ERROR(fill_nonce(std::span(nonces).first(kNonce)));
   hello.append(nonces, 0, kNonce);
-  GW_RETURN_IF_ERROR(write_all(fd.get(), hello));
+  GW_RETURN_IF_ERROR(channel->write_all(hello, kSendPatience));
   std::array<char, kNonce + kMac> answer{};
-  GW_RETURN_IF_ERROR(read_all(fd.get(), answer, deadline));
+  GW_RETURN_IF_ERROR(annotate(channel->read_all(answer, deadline), call));
   std::memcpy(nonces.data() + kNonce, answer.data(), kNonce);
-  const Mac wanted = mac_of(token, "destination", static_cast<char>(purpose), nonces);
+  const Mac wanted = mac_of(proof.token, "destination", static_cast<char>(purpose), nonces);
   if (::CRYPTO_memcmp(answer.data() + kNonce, wanted.data(), kMac) != 0)
     return absl::UnauthenticatedError(call + ": that is not the mover this migration was sent to");
-  const Mac mine = mac_of(token, "source", static_cast<char>(purpose), nonces);
-  GW_RETURN_IF_ERROR(write_all(fd.get(), std::string_view(mine.data(), mine.size())));
-  return fd;
+  const Mac mine = mac_of(proof.token, "source", static_cast<char>(purpose), nonces);
+  GW_RETURN_IF_ERROR(channel->write_all(std::string_view(mine.data(), mine.size()), kSendPatience));
+  return channel;
 }
 
 void set_patience(int fd, absl::Duration patience) {
@@ -204,76 +210,95 @@ void set_patience(int fd, absl::Duration patience) {
 }
 
 void Acceptor::take_in() {
-  UniqueFd fd(::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC));
+  UniqueFd fd(::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd) return;  // it has gone again
   tune(fd.get());
   if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());
-  pending_.push_back({std::move(fd), Deadline::in(kStrangerPatience), kHello, 0, {}});
+  Pending one;
+  if (proof_.tls != nullptr) {
+    auto handshake =
+        tls::Handshake::begin(*proof_.tls, tls::Side::kAccepted, fd.get(), proof_.node);
+    if (!handshake.ok()) return;
+    one.handshake = *std::move(handshake);
+  }
+  one.channel = std::make_unique<tls::Channel>(std::move(fd));
+  one.wanted = kHello;
+  pending_.push_back(std::move(one));
+}
+
+// True: what its next step needs is there.
+absl::StatusOr<bool> Acceptor::fill(Pending& one) const {
+  while (one.got.size() < one.wanted) {
+    const size_t had = one.got.size();
+    one.got.resize(one.wanted);
+    const iovec room{one.got.data() + had, one.wanted - had};
+    const ssize_t n = one.channel->readv({&room, 1});
+    one.got.resize(had + static_cast<size_t>(std::max<ssize_t>(n, 0)));
+    if (n > 0 || (n < 0 && errno == EINTR)) continue;
+    if (n < 0 && errno == EAGAIN) return false;
+    return absl::UnavailableError("the peer closed the connection");
+  }
+  return true;
 }
 
 absl::StatusOr<bool> Acceptor::step(Pending& one) const {
-  // Less than it needs: the peer is slow, or has closed; recv(2) tells the two apart.
-  if (readable_bytes(one.fd.get()) < one.wanted) {
-    char byte = 0;
-    const ssize_t n = ::recv(one.fd.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
-      return absl::UnavailableError("the peer closed the connection");
-    return false;
+  if (one.handshake != nullptr) {
+    GW_ASSIGN_OR_RETURN(const bool done, one.handshake->step());
+    if (!done) return false;
+    GW_ASSIGN_OR_RETURN(const tls::Session session, one.handshake->session());
+    one.handshake.reset();
+    GW_ASSIGN_OR_RETURN(tls::Channel::Handed plain, std::move(*one.channel).hand_over());
+    one.channel = std::make_unique<tls::Channel>(std::move(plain.fd), session);
   }
-  const Deadline now = Deadline::in(absl::ZeroDuration());
+  GW_ASSIGN_OR_RETURN(bool there, fill(one));
+  if (!there) return false;
   if (one.purpose == 0) {
-    std::array<char, kHello> hello{};
-    GW_RETURN_IF_ERROR(read_all(one.fd.get(), hello, now));
+    const std::string hello = std::exchange(one.got, {});
     const char purpose = hello[kMagic.size()];
-    if (std::string_view(hello.data(), kMagic.size()) != kMagic ||
+    if (std::string_view(hello).substr(0, kMagic.size()) != kMagic ||
         purpose < static_cast<char>(Purpose::kStream) ||
         purpose > static_cast<char>(Purpose::kPush))
       return absl::UnauthenticatedError("not a mover of this version");
     one.purpose = purpose;
-    one.nonces.assign(hello.data() + kMagic.size() + 1, kNonce);
+    one.nonces = hello.substr(kMagic.size() + 1);
     one.nonces.resize(2 * kNonce);
     GW_RETURN_IF_ERROR(fill_nonce(std::span(one.nonces).subspan(kNonce)));
-    const Mac mine = mac_of(token_, "destination", purpose, one.nonces);
-    GW_RETURN_IF_ERROR(
-        write_all(one.fd.get(), one.nonces.substr(kNonce) + std::string(mine.data(), mine.size())));
+    const Mac mine = mac_of(proof_.token, "destination", purpose, one.nonces);
+    // So little has room, or the stranger does not read.
+    GW_RETURN_IF_ERROR(one.channel->write_all(
+        one.nonces.substr(kNonce) + std::string(mine.data(), mine.size()), absl::ZeroDuration()));
     one.wanted = kMac;
-    return false;
+    GW_ASSIGN_OR_RETURN(there, fill(one));
+    if (!there) return false;
   }
-  Mac theirs{};
-  GW_RETURN_IF_ERROR(read_all(one.fd.get(), theirs, now));
-  const Mac wanted = mac_of(token_, "source", one.purpose, one.nonces);
-  if (::CRYPTO_memcmp(theirs.data(), wanted.data(), kMac) != 0)
+  const Mac wanted = mac_of(proof_.token, "source", one.purpose, one.nonces);
+  if (::CRYPTO_memcmp(one.got.data(), wanted.data(), kMac) != 0)
     return absl::UnauthenticatedError("the peer does not know the migration's token");
   return true;
 }
 
 absl::StatusOr<Accepted> Acceptor::next(Deadline deadline) {
-  // A half-sent message would make poll(2) return at once: then it is looked at this often.
-  constexpr absl::Duration kSlice = absl::Milliseconds(10);
+  constexpr absl::Duration kLook = absl::Milliseconds(200);  // at who is to go
   for (;;) {
     for (auto one = pending_.begin(); one != pending_.end();) {
       const absl::StatusOr<bool> done = step(*one);
       if (done.ok() && *done) {
-        Accepted accepted{std::move(one->fd), static_cast<Purpose>(one->purpose)};
+        Accepted accepted{std::move(one->channel), static_cast<Purpose>(one->purpose)};
         pending_.erase(one);
         return accepted;
       }
+      if (!done.ok()) log_info("a connection of a stranger's: {}", message_of(done.status()));
       one = done.ok() && !one->patience.passed() ? one + 1 : pending_.erase(one);
     }
     std::vector<pollfd> polled = {{listener_, POLLIN, 0}};
-    bool half_sent = false;
     for (const Pending& one : pending_) {
-      if (readable_bytes(one.fd.get()) > 0) {
-        half_sent = true;
-        continue;
-      }
-      polled.push_back({one.fd.get(), POLLIN, 0});
+      const bool writes = one.handshake != nullptr && one.handshake->wants_write();
+      polled.push_back({one.channel->fd(), static_cast<short>(writes ? POLLOUT : POLLIN), 0});
     }
     if (deadline.passed())
       return make_error(absl::StatusCode::kDeadlineExceeded,
                         "accept: no answer from the peer in time");
-    const Deadline slice = Deadline::in(half_sent ? kSlice : absl::Milliseconds(200));
-    const int wait_ms = std::min(deadline.remaining_ms(), slice.remaining_ms());
+    const int wait_ms = std::min(deadline.remaining_ms(), Deadline::in(kLook).remaining_ms());
     if (::poll(polled.data(), polled.size(), wait_ms) < 0 && errno != EINTR)
       return errno_status(errno, "poll()");
     if (polled[0].revents != 0) take_in();
@@ -286,34 +311,35 @@ absl::Status PeerMessages::send(const PeerMessage& message) {
   const auto length = static_cast<uint32_t>(bytes.size() - 4);
   std::memcpy(bytes.data(), &length, 4);
   std::lock_guard lock(sending_);
-  GW_RETURN_IF_ERROR(write_all(fd_.get(), bytes));
+  GW_RETURN_IF_ERROR(channel_->write_all(bytes, kSendPatience));
   // An answer makes the kernel keep acknowledgements back for the next one to take along, 40 ms.
   // Not for good (tcp(7)).
   const int on = 1;
-  ::setsockopt(fd_.get(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
+  ::setsockopt(channel_->fd(), IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
   return absl::OkStatus();
 }
 
 bool PeerMessages::acknowledged() const {
   // What is not acknowledged, whether it was sent or not (tcp(7)).
   int bytes = 0;
-  return ::ioctl(fd_.get(), SIOCOUTQ, &bytes) == 0 && bytes == 0;
+  return ::ioctl(channel_->fd(), SIOCOUTQ, &bytes) == 0 && bytes == 0;
 }
 
 bool PeerMessages::readable() const {
-  pollfd one{fd_.get(), POLLIN, 0};
+  if (channel_->unread()) return true;
+  pollfd one{channel_->fd(), POLLIN, 0};
   return ::poll(&one, 1, 0) > 0;
 }
 
 absl::StatusOr<PeerMessage> PeerMessages::receive(Deadline deadline) {
   std::array<char, 4> head{};
-  GW_RETURN_IF_ERROR(read_all(fd_.get(), head, deadline));
+  GW_RETURN_IF_ERROR(channel_->read_all(head, deadline));
   uint32_t length = 0;
   std::memcpy(&length, head.data(), 4);
   if (length > kMaxMessage)
     return make_error(absl::StatusCode::kDataLoss, "a message of {} bytes from the peer", length);
   std::string bytes(length, '\0');
-  GW_RETURN_IF_ERROR(read_all(fd_.get(), bytes, deadline));
+  GW_RETURN_IF_ERROR(channel_->read_all(bytes, deadline));
   PeerMessage message;
   if (!message.ParseFromString(bytes))
     return absl::DataLossError("a message from the peer that cannot be read");

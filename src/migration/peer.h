@@ -1,4 +1,6 @@
-// The movers' connections: authenticated by the migration's token, then a stream or messages.
+// The movers' connections: TLS 1.3 with the nodes' certificates unless the administrator has it
+// otherwise (tls/), in it a handshake that binds it to the migration by its token, then a stream or
+// messages.
 //
 //   source  -> "GWPEER1\0" purpose(1) nonce_s(32)
 //   dest    -> nonce_d(32) HMAC-SHA256(token, "destination" purpose nonce_s nonce_d)
@@ -11,6 +13,7 @@
 #define GODWIT_MIGRATION_PEER_H_
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -20,7 +23,10 @@
 #include "absl/status/statusor.h"
 #include "base/clock.h"
 #include "base/unique_fd.h"
+#include "migration/mover.pb.h"
 #include "migration/peer.pb.h"
+#include "tls/channel.h"
+#include "tls/context.h"
 
 namespace godwit::migration {
 
@@ -38,38 +44,55 @@ struct Listener {
 };
 absl::StatusOr<Listener> listen_on(const std::string& host);
 
-// What OpenSSL does at its first proof and its first nonce, its configuration and its tables, 2 ms
-// of CPU time; for a process that has time to do it ahead.
+// What OpenSSL does once, its configuration and its tables, some ms of CPU time; for a process that
+// has time to do it ahead.
 void prepare_proofs();
 
-absl::StatusOr<UniqueFd> connect_to_peer(const std::string& host, uint16_t port,
-                                         std::string_view token, Purpose purpose,
-                                         Deadline deadline);
+// How the two ends of a migration prove themselves to each other.
+struct Proof {
+  std::string token;
+  std::string node;  // whose certificate the other end has to show
+  // Null: plain TCP.
+  std::shared_ptr<const tls::Context> tls;
+};
+// As the daemon said.
+absl::StatusOr<Proof> proof_of(const MoverStart& start);
+
+using ChannelPtr = std::unique_ptr<tls::Channel>;
+
+absl::StatusOr<ChannelPtr> connect_to_peer(const std::string& host, uint16_t port,
+                                           const Proof& proof, Purpose purpose, Deadline deadline);
 struct Accepted {
-  UniqueFd fd;
+  ChannelPtr channel;
   Purpose purpose = Purpose::kInvalid;
 };
-// Takes connections and lets in those that know the token; others are closed without a word. All
-// hands are shaken at the same time, so that strangers, however slow, keep nobody waiting.
+// Takes connections and lets in those that are of the right node and know the token; others are
+// closed without a word. All hands are shaken at the same time, so that strangers, however slow,
+// keep nobody waiting.
 class Acceptor {
  public:
-  Acceptor(int listener, std::string_view token) : listener_(listener), token_(token) {}
+  Acceptor(int listener, Proof proof) : listener_(listener), proof_(std::move(proof)) {}
   absl::StatusOr<Accepted> next(Deadline deadline);
 
  private:
+  // Strangers get this long.
+  static constexpr absl::Duration kStrangerPatience = absl::Seconds(2);
   struct Pending {
-    UniqueFd fd;
-    Deadline patience;
+    ChannelPtr channel;                         // plain until its handshake is done
+    std::unique_ptr<tls::Handshake> handshake;  // null: done, or there is none
+    Deadline patience = Deadline::in(kStrangerPatience);
     size_t wanted = 0;  // bytes that its next step needs
+    std::string got;    // of these
     char purpose = 0;   // 0: its first message has not come
     std::string nonces;
   };
   void take_in();
   // True: authenticated. An error: it is to be closed.
   absl::StatusOr<bool> step(Pending& one) const;
+  absl::StatusOr<bool> fill(Pending& one) const;
 
   int listener_;
-  std::string token_;
+  Proof proof_;
   std::vector<Pending> pending_;
 };
 
@@ -82,7 +105,7 @@ void set_patience(int fd, absl::Duration patience);
 // Messages both ways. Any thread may send while one receives.
 class PeerMessages {
  public:
-  explicit PeerMessages(UniqueFd fd) : fd_(std::move(fd)) {}
+  explicit PeerMessages(ChannelPtr channel) : channel_(std::move(channel)) {}
   absl::Status send(const PeerMessage& message);
   // kDeadlineExceeded; kUnavailable when the peer has gone.
   absl::StatusOr<PeerMessage> receive(Deadline deadline);
@@ -91,10 +114,11 @@ class PeerMessages {
   // net/ipv4/tcp_input.c).
   bool acknowledged() const;
   bool readable() const;
-  int fd() const { return fd_.get(); }
+  int fd() const { return channel_->fd(); }
+  uint64_t wire_sent() const { return channel_->wire_sent(); }
 
  private:
-  UniqueFd fd_;
+  ChannelPtr channel_;
   std::mutex sending_;
 };
 

@@ -19,16 +19,17 @@ Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, Daem
   PageFigures figures;
   const absl::Status served = [&]() -> absl::Status {
     const Deadline deadline = Deadline::in(kConnectTimeout);
-    const auto port = static_cast<uint16_t>(start.peer_port());
-    std::array<UniqueFd, 2> fds;
-    for (size_t i = 0; i < fds.size(); ++i) {
-      GW_ASSIGN_OR_RETURN(fds.at(i),
-                          connect_to_peer(start.peer_host(), port, start.token(),
-                                          i == 0 ? Purpose::kFaults : Purpose::kPush, deadline));
-      set_patience(fds.at(i).get(), kPageSilence);
+    GW_ASSIGN_OR_RETURN(const Proof proof, proof_of(start));
+    std::array<ChannelPtr, 2> channels;
+    for (size_t i = 0; i < channels.size(); ++i) {
+      GW_ASSIGN_OR_RETURN(
+          channels.at(i),
+          connect_to_peer(start.peer_host(), static_cast<uint16_t>(start.peer_port()), proof,
+                          i == 0 ? Purpose::kFaults : Purpose::kPush, deadline));
+      set_patience(channels.at(i)->fd(), kPageSilence);
     }
     FAULT_POINT("source.serve_pages");
-    return workload.serve_pages(fds[0].get(), fds[1].get(), [&](const PageFigures& now) {
+    return workload.serve_pages(*channels[0], *channels[1], [&](const PageFigures& now) {
       figures = now;
       Progress progress;
       progress.set_phase("post-copy");

@@ -33,6 +33,8 @@ constexpr int kLookAgainMs = 20;
 constexpr int kQuietMs = 2;
 constexpr absl::Duration kStragglersFor = absl::Milliseconds(20);
 constexpr int kFreezeAttempts = 20;
+// Encrypted at once: a batch of pages is larger.
+constexpr size_t kWriteAhead = size_t{256} << 10;
 
 // As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
 bool of_the_stream(const absl::Status& status) {
@@ -93,20 +95,21 @@ class SourceSession {
 
   absl::Status connect() {
     const Deadline deadline = Deadline::in(kConnectTimeout);
-    const auto port = static_cast<uint16_t>(start_.peer_port());
+    GW_ASSIGN_OR_RETURN(const Proof proof, proof_of(start_));
+    const auto connected = [&](Purpose purpose) {
+      return connect_to_peer(start_.peer_host(), static_cast<uint16_t>(start_.peer_port()), proof,
+                             purpose, deadline);
+    };
     // First: the other end waits only for the two that follow.
     if (may_leave_pages()) {
-      GW_ASSIGN_OR_RETURN(faults_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
-                                                      Purpose::kFaults, deadline));
-      GW_ASSIGN_OR_RETURN(push_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
-                                                    Purpose::kPush, deadline));
+      GW_ASSIGN_OR_RETURN(faults_, connected(Purpose::kFaults));
+      GW_ASSIGN_OR_RETURN(push_, connected(Purpose::kPush));
     }
-    GW_ASSIGN_OR_RETURN(stream_fd_, connect_to_peer(start_.peer_host(), port, start_.token(),
-                                                    Purpose::kStream, deadline));
-    GW_ASSIGN_OR_RETURN(UniqueFd messages, connect_to_peer(start_.peer_host(), port, start_.token(),
-                                                           Purpose::kMessages, deadline));
+    GW_ASSIGN_OR_RETURN(stream_, connected(Purpose::kStream));
+    GW_ASSIGN_OR_RETURN(ChannelPtr messages, connected(Purpose::kMessages));
     messages_ = std::make_unique<PeerMessages>(std::move(messages));
-    sink_ = stream::fd_sink(stream_fd_.get());
+    stream_->write_ahead(kWriteAhead);
+    sink_ = stream::channel_sink(*stream_);
     writer_ = std::make_unique<stream::Writer>(*sink_);
     stream::Preamble preamble = preamble_of(start_);
     preamble.migration_id = start_.migration_id();
@@ -179,7 +182,7 @@ class SourceSession {
   absl::Status freeze() {
     // A write that is stuck now keeps the service standing still. Not so in a cold move or one that
     // is verified, whose destination may well be busy for longer with what it has.
-    if (followed_ != STRATEGY_COLD && !start_.verify()) set_patience(stream_fd_.get(), kSilence);
+    if (followed_ != STRATEGY_COLD && !start_.verify()) set_patience(stream_->fd(), kSilence);
     set_patience(messages_->fd(), kSilence);
     GW_RETURN_IF_ERROR(workload_.begin_last_epoch(*writer_));
     for (int attempt = 1;; ++attempt) {
@@ -289,10 +292,10 @@ class SourceSession {
     if (active_.pages_missing() == 0) return absl::OkStatus();
     FAULT_POINT("source.serve_pages");
     const int64_t begin = monotonic_ns();
-    set_patience(faults_fd_.get(), kPageSilence);
-    set_patience(push_fd_.get(), kPageSilence);
+    set_patience(faults_->fd(), kPageSilence);
+    set_patience(push_->fd(), kPageSilence);
     const absl::Status served = workload_.serve_pages(
-        faults_fd_.get(), push_fd_.get(), [this](const PageFigures& now) { report_pages(now); });
+        *faults_, *push_, [this](const PageFigures& now) { report_pages(now); });
     post_copy_ns_ = monotonic_ns() - begin;
     return served;
   }
@@ -421,7 +424,7 @@ class SourceSession {
     statistics.set_freeze_ns(freeze_ns_);
     statistics.set_setup_ns(setup_ns_);
     statistics.set_total_ns(monotonic_ns() - begin_ns_);
-    if (writer_) statistics.set_bytes_wire(writer_->bytes_written() + page_figures_.bytes);
+    if (stream_) statistics.set_bytes_wire(stream_->wire_sent() + page_figures_.bytes);
     statistics.set_cpu_ns(cpu_ns());
     statistics.set_frames_replayed(active_.frames_replayed());
     workload_.describe(statistics);
@@ -455,7 +458,7 @@ class SourceSession {
   const MoverStart& start_;
   SourceWorkload& workload_;
   DaemonLink& daemon_;
-  UniqueFd stream_fd_;
+  ChannelPtr stream_;
   std::unique_ptr<PeerMessages> messages_;
   std::unique_ptr<stream::Sink> sink_;
   std::unique_ptr<stream::Writer> writer_;
@@ -472,8 +475,8 @@ class SourceSession {
   bool committed_ = false;  // it runs there
   PageFigures page_figures_;
   int64_t post_copy_ns_ = 0;
-  UniqueFd faults_fd_;
-  UniqueFd push_fd_;
+  ChannelPtr faults_;
+  ChannelPtr push_;
   bool told_failed_ = false;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;

@@ -10,9 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "base/unique_fd.h"
 #include "migration/mover.pb.h"
-#include "migration/peer.pb.h"
+#include "migration/peer.h"
 #include "stream/stream.h"
 
 namespace godwit::migration {
@@ -84,7 +83,7 @@ class SourceWorkload {
   virtual void finish() = 0;
   // After finish(): gives the other end what stayed. Blocks until it has all; kUnavailable: the
   // connection broke, and another one may follow.
-  virtual absl::Status serve_pages(int faults, int push,
+  virtual absl::Status serve_pages(tls::Channel& faults, tls::Channel& push,
                                    const std::function<void(const PageFigures&)>& told) = 0;
   // Who owns it is not known here: it stays frozen behind its gate, whatever becomes of us.
   virtual void leave_frozen() = 0;
@@ -101,10 +100,12 @@ class ReplicaWorkload {
   virtual std::optional<WantedFiles> wanted_files() = 0;
   // Why apply() failed, where what is refused has a name and a way out.
   virtual std::vector<Reason> refusals() const = 0;
+  // Early: that there will be some, which come encrypted.
+  virtual void expect_pages() = 0;
   // After the final epoch: what stayed at the source.
   virtual uint64_t pages_missing() const = 0;
-  // From here on it comes by these connected sockets, whatever becomes of us.
-  virtual absl::Status fetch_pages(UniqueFd faults, UniqueFd push) = 0;
+  // From here on it comes by these, whatever becomes of us. Broken after `patience` of silence.
+  virtual absl::Status fetch_pages(ChannelPtr faults, ChannelPtr push, absl::Duration patience) = 0;
   // Everything but letting it run; held so that our death changes nothing.
   virtual absl::Status make_ready() = 0;
   // Ready: whether it has lost a process since. In the freeze.

@@ -223,6 +223,18 @@ absl::Status judge_needs(const MachineFacts& facts, const capsule::NodePaths& pa
   return absl::OkStatus();
 }
 
+std::optional<migration::Reason> judge_data_tls(const std::string& node, bool data_tls,
+                                                const std::string& peer, api::DataTls peers) {
+  if (data_tls == (peers == api::DATA_TLS_ON)) return std::nullopt;
+  migration::Reason reason;
+  reason.set_code("node.data_tls");
+  reason.set_object("node " + node);
+  reason.set_reason(fmt::format("it has --data-tls {}, and {} has it {}", data_tls ? "on" : "off",
+                                peer, data_tls ? "off" : "on"));
+  reason.set_way_out("give both daemons the same");
+  return reason;
+}
+
 absl::Status compare_files(const capsule::NodePaths& paths, const capsule::CapsuleSpec& spec,
                            const api::PrepareReplicaRequest& request,
                            api::PrepareReplicaReply& reply) {

@@ -3,6 +3,7 @@
 #ifndef GODWIT_NODE_MACHINE_H_
 #define GODWIT_NODE_MACHINE_H_
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ absl::Status compare_files(const capsule::NodePaths& paths, const capsule::Capsu
 // What this kernel lacks for a move away, by the name of `node`.
 std::vector<migration::Reason> missing_at_source(const MachineFacts& facts,
                                                  const std::string& node);
+
+// What stands in the way where `node` (this one) and `peer` have it otherwise about TLS on movers'
+// connections.
+std::optional<migration::Reason> judge_data_tls(const std::string& node, bool data_tls,
+                                                const std::string& peer, api::DataTls peers);
 
 api::Refusal to_refusal(const migration::Reason& reason);
 

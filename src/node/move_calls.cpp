@@ -46,7 +46,12 @@ grpc::Status relay(grpc::ClientReader<api::MigrateEvent>& there, ApiService::Mov
 absl::Status judge(const Node& node, const api::PrepareReplicaRequest& request,
                    api::PrepareReplicaReply& reply) {
   GW_ASSIGN_OR_RETURN(const MachineFacts* facts, node.machine_facts());
-  return judge_needs(*facts, node.services().paths(), node.config().name, request, reply);
+  GW_RETURN_IF_ERROR(
+      judge_needs(*facts, node.services().paths(), node.config().name, request, reply));
+  const auto differs = judge_data_tls(node.config().name, node.config().data_tls, request.source(),
+                                      request.data_tls());
+  if (differs) *reply.add_refusals() = to_refusal(*differs);
+  return absl::OkStatus();
 }
 
 }  // namespace

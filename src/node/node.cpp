@@ -124,6 +124,17 @@ absl::StatusOr<const MachineFacts*> Node::machine_facts() const {
   return &*facts_;
 }
 
+void Node::set_proof(migration::MoverStart& start, const std::string& token,
+                     const std::string& peer) const {
+  start.set_token(token);
+  start.set_peer_node(peer);
+  if (!config_.data_tls) return;
+  migration::TlsIdentity& own = *start.mutable_tls();
+  own.set_authority_pem(identity_.authority_pem);
+  own.set_certificate_pem(identity_.own.certificate_pem);
+  own.set_key_pem(identity_.own.key_pem);
+}
+
 api::Node Node::describe_self() const {
   api::Node self;
   self.set_name(config_.name);

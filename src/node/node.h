@@ -57,6 +57,10 @@ class Node {
 
   const NodeConfig& config() const { return config_; }
   const tls::Identity& identity() const { return identity_; }
+  api::DataTls data_tls() const { return config_.data_tls ? api::DATA_TLS_ON : api::DATA_TLS_OFF; }
+  // How a mover proves itself to the one at `peer`, and that one to it.
+  void set_proof(migration::MoverStart& start, const std::string& token,
+                 const std::string& peer) const;
   store::Store* local_store() { return local_store_.get(); }
   // A warm way to the keeper for one migration; null where the store is here, or on failure: then
   // records().store() does it.

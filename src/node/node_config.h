@@ -43,7 +43,8 @@ struct NodeConfig {
   std::string socket = kDefaultSocket;
   std::string listen_host;  // where other nodes reach this one
   uint16_t listen_port = kDefaultPort;
-  std::string tls_dir;  // "": <state_dir>/tls
+  std::string tls_dir;   // "": <state_dir>/tls
+  bool data_tls = true;  // movers' connections to other nodes
   // Exactly one of the two: keeps the cluster's store, or uses the one of another node.
   std::string store_path;               // SQLite file
   std::string join_node, join_address;  // name, "HOST:PORT"

@@ -87,20 +87,24 @@ absl::Status PostCopy::reconnect(const api::ServiceRecord& record) {
   request.set_host(node_.config().listen_host);
   request.set_port(listener.port);
   request.set_token(token);
+  request.set_data_tls(node_.data_tls());
   grpc::ClientContext context;
   set_timeout(context, kAskTimeout);
   api::Empty reply;
   GW_RETURN_IF_ERROR(api::from_grpc(peer->peer->ServePages(&context, request, &reply)));
-  migration::Acceptor acceptor(listener.fd.get(), token);
+  migration::MoverStart start;
+  node_.set_proof(start, token, record.pages_at());
+  GW_ASSIGN_OR_RETURN(migration::Proof proof, migration::proof_of(start));
+  migration::Acceptor acceptor(listener.fd.get(), std::move(proof));
   const Deadline deadline = Deadline::in(kConnectWait);
-  UniqueFd faults, push;
+  migration::ChannelPtr faults, push;
   while (!faults || !push) {
     GW_ASSIGN_OR_RETURN(migration::Accepted accepted, acceptor.next(deadline));
-    if (accepted.purpose == migration::Purpose::kFaults) faults = std::move(accepted.fd);
-    if (accepted.purpose == migration::Purpose::kPush) push = std::move(accepted.fd);
+    if (accepted.purpose == migration::Purpose::kFaults) faults = std::move(accepted.channel);
+    if (accepted.purpose == migration::Purpose::kPush) push = std::move(accepted.channel);
   }
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(record.name()));
-  return capsule.connect_pages(faults.get(), push.get());
+  return capsule.connect_pages(std::move(faults), std::move(push), migration::kPageSilence);
 }
 
 absl::Status PostCopy::forget_source(const std::string& service) {
@@ -234,6 +238,11 @@ absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::s
   if (record.owner() != peer)
     return make_error(absl::StatusCode::kPermissionDenied, "pages of {} are for {}, not for {}",
                       request.service(), record.owner(), peer);
+  const auto differs =
+      judge_data_tls(node_.config().name, node_.config().data_tls, peer, request.data_tls());
+  if (differs)
+    return make_error(absl::StatusCode::kFailedPrecondition, "{}: {}; {}", differs->object(),
+                      differs->reason(), differs->way_out());
   std::shared_ptr<MoverProcess> before;
   api::MigrationJournal entry;
   {
@@ -255,7 +264,7 @@ absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::s
   start.set_state_dir(node_.config().state_dir);
   start.set_peer_host(request.host());
   start.set_peer_port(request.port());
-  start.set_token(request.token());
+  node_.set_proof(start, request.token(), peer);
   start.set_bandwidth_bytes_per_s(entry.bytes_per_s());
   GW_ASSIGN_OR_RETURN(std::unique_ptr<MoverProcess> started,
                       node_.spare_mover().take_or_start(start));

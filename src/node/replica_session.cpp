@@ -76,6 +76,9 @@ absl::Status ReplicaSession::prepare() {
                       request_.service(), request_.migration_id());
   GW_RETURN_IF_ERROR(check_destination(node_, spec));
   const std::string source = record.owner();
+  if (request_.source() != source)
+    return make_error(absl::StatusCode::kPermissionDenied, "{} is {}'s to give away, not {}'s",
+                      request_.service(), source, request_.source());
   record.set_owner(node_.config().name);
   record.set_generation(record.generation() + 1);
   record.set_state(api::SERVICE_RUNNING);
@@ -129,7 +132,7 @@ absl::Status ReplicaSession::start_mover() {
   start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   start.set_listen_host(node_.config().listen_host);
-  start.set_token(token);
+  node_.set_proof(start, token, request_.source());
   start.set_verbose(request_.verbose());
   GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   entry_.set_mover_pid(mover_->pid());

@@ -142,7 +142,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   add_earlier_figures(start, request.node());
   start.set_peer_host(replica_.host());
   start.set_peer_port(replica_.port());
-  start.set_token(replica_.token());
+  node_.set_proof(start, replica_.token(), entry_.peer());
   start.set_verbose(request.verbose());
   start.set_verify(request.verify());
   entry_.set_bytes_per_s(request.bandwidth_bytes_per_s());

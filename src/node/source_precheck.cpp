@@ -41,6 +41,7 @@ absl::Status SourceMigration::call_prepare(Peer& peer, api::PrepareReplicaReques
                       needs_of(*facts, node_.services(), current_.record));
   layer_bytes_ = needs.disk_bytes();
   request.set_needs(needs.SerializeAsString());
+  request.set_data_tls(node_.data_tls());
   grpc::ClientContext context;
   set_timeout(context, kPrepareTimeout);
   const int64_t asked_ns = clock_ns(CLOCK_REALTIME);

@@ -80,10 +80,17 @@ absl::Status ServiceReplica::announce() {
   return absl::OkStatus();
 }
 
+void ServiceReplica::expect_pages() {
+  // Without it the freeze takes longer.
+  const absl::Status told = capsule_.expect_pages();
+  if (!told.ok()) log_warning("pages that follow: {}", message_of(told));
+}
+
 // By the shim, which is there as long as the service is.
-absl::Status ServiceReplica::fetch_pages(UniqueFd faults, UniqueFd push) {
+absl::Status ServiceReplica::fetch_pages(migration::ChannelPtr faults, migration::ChannelPtr push,
+                                         absl::Duration patience) {
   GW_RETURN_IF_ERROR(capsule_.post_copy(replica_->take_missing()));
-  return capsule_.connect_pages(faults.get(), push.get());
+  return capsule_.connect_pages(std::move(faults), std::move(push), patience);
 }
 
 absl::Status ServiceReplica::make_ready() {

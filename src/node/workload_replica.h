@@ -30,7 +30,9 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   std::vector<migration::Reason> refusals() const override { return files_->refusals(); }
   absl::Status announce() override;
   uint64_t pages_missing() const override { return replica_->pages_missing(); }
-  absl::Status fetch_pages(UniqueFd faults, UniqueFd push) override;
+  void expect_pages() override;
+  absl::Status fetch_pages(migration::ChannelPtr faults, migration::ChannelPtr push,
+                           absl::Duration patience) override;
   absl::Status make_ready() override;
   absl::Status check_whole() override;
   absl::Status activate() override;

@@ -284,7 +284,8 @@ absl::Status ServiceSource::commit() {
 }
 
 absl::Status ServiceSource::serve_pages(
-    int faults, int push, const std::function<void(const migration::PageFigures&)>& told) {
+    tls::Channel& faults, tls::Channel& push,
+    const std::function<void(const migration::PageFigures&)>& told) {
   std::vector<pages::PageServer::Space> spaces;
   for (const auto& [pid, host] : source_->processes())
     spaces.push_back({static_cast<uint64_t>(pid.value), host});

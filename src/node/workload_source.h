@@ -67,7 +67,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status withdraw() override;
   absl::Status commit() override;
   void finish() override { source_->finish(); }
-  absl::Status serve_pages(int faults, int push,
+  absl::Status serve_pages(tls::Channel& faults, tls::Channel& push,
                            const std::function<void(const migration::PageFigures&)>& told) override;
   void leave_frozen() override { source_->finish(); }
   void interrupt() override { source_->control().cancel(); }

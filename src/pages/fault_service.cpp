@@ -5,8 +5,6 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,9 +29,9 @@ constexpr uint64_t kWake = UINT64_MAX;
 constexpr uint64_t kFaults = UINT64_MAX - 1;
 constexpr uint64_t kPush = UINT64_MAX - 2;
 constexpr int kTickMs = 100;
-// The source says something three times a second.
-constexpr int64_t kSilenceNs = 2'000'000'000;
 constexpr size_t kReceiveBytes = size_t{128} << 10;
+// Encrypted, of what is pushed.
+constexpr size_t kReadAhead = size_t{64} << 10;
 constexpr size_t kRoom = kReceiveBytes + sizeof(PageHeader) + kMaxWirePages * kPageSize;
 constexpr int kNice = -10;
 constexpr absl::Duration kSlice = absl::Microseconds(100);
@@ -127,11 +125,10 @@ FaultService::~FaultService() {
   if (thread_.joinable()) thread_.join();
 }
 
-void FaultService::connect(UniqueFd faults, UniqueFd push) {
+void FaultService::connect(Connection connection) {
   {
     const std::lock_guard lock(mutex_);
-    new_faults_ = std::move(faults);
-    new_push_ = std::move(push);
+    new_source_ = std::move(connection);
     state_.connected = true;
   }
   ::eventfd_write(wake_.get(), 1);
@@ -153,7 +150,7 @@ FaultService::State FaultService::state() const {
 void FaultService::publish() {
   const std::lock_guard lock(mutex_);
   state_.missing = missing_.pages();
-  state_.connected = faults_ || new_faults_;
+  state_.connected = source_.faults != nullptr || new_source_.faults != nullptr;
   state_.faults = fault_count_;
   state_.poisoned = poisoned_;
 }
@@ -182,14 +179,15 @@ void FaultService::run() {
       if (what == kPush)
         push = true;
       else if (what == kFaults)
-        disconnect(receive(faults_.get(), from_faults_));
+        disconnect(source_.faults ? receive(source_.faults, from_faults_) : absl::OkStatus());
       else if (what != kWake)
         take_events(what);
     }
-    if (push && push_) disconnect(receive(push_.get(), from_push_));
-    if (faults_ && monotonic_ns() - heard_at_ns_ > kSilenceNs)
-      disconnect(make_error(absl::StatusCode::kUnavailable, "the source has been silent for {} s",
-                            kSilenceNs / 1'000'000'000));
+    if (push && source_.push) disconnect(receive(source_.push, from_push_));
+    if (source_.faults &&
+        monotonic_ns() - heard_at_ns_ > absl::ToInt64Nanoseconds(source_.patience))
+      disconnect(make_error(absl::StatusCode::kUnavailable, "the source has been silent for {}",
+                            absl::FormatDuration(source_.patience)));
     for (const uint64_t space : std::exchange(dead_, {})) remove_dead(space);
     publish();
   }
@@ -198,43 +196,43 @@ void FaultService::run() {
 
 void FaultService::take_orders() {
   uint64_t count = 0;
-  UniqueFd faults, push;
+  Connection source;
   bool poison = false;
   (void)!::read(wake_.get(), &count, sizeof count);
   {
     const std::lock_guard lock(mutex_);
-    faults = std::move(new_faults_);
-    push = std::move(new_push_);
+    source = std::exchange(new_source_, {});
     poison = std::exchange(poison_ordered_, false);
   }
   if (poison) poison_missing();
-  if (!faults || !push) return;
-  faults_ = std::move(faults);  // what was there before is closed, and so out of the epoll
-  push_ = std::move(push);
+  if (!source.faults || !source.push) return;
+  source_ = std::move(source);  // what was there before is closed, and so out of the epoll
+  source_.push->read_ahead(kReadAhead);
   for (Incoming* in : {&from_faults_, &from_push_}) in->from = in->filled = 0;
-  // A destination that cannot send is not to wait for it.
-  const timeval patience{kSilenceNs / 1'000'000'000, 0};
-  ::setsockopt(faults_.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-  watch(epoll_, faults_.get(), kFaults);
-  watch(epoll_, push_.get(), kPush);
+  watch(epoll_, source_.faults->fd(), kFaults);
+  watch(epoll_, source_.push->fd(), kPush);
   heard_at_ns_ = monotonic_ns();
   disconnect(send_list());
 }
 
 void FaultService::disconnect(const absl::Status& why) {
   if (why.ok()) return;
-  faults_.reset();
-  push_.reset();
+  source_ = {};
   const std::lock_guard lock(mutex_);
   state_.error = std::string(message_of(why));
+}
+
+// A source that takes nothing must not keep the program waiting for us.
+absl::Status FaultService::send(std::span<const PageHeader> headers) {
+  return source_.faults->write_all(
+      std::string_view(reinterpret_cast<const char*>(headers.data()), headers.size_bytes()),
+      source_.patience);
 }
 
 absl::Status FaultService::send(PageMessage type, uint64_t space, uint64_t address,
                                 uint32_t count) {
   const PageHeader header = page_header(type, space, address, count);
-  if (::send(faults_.get(), &header, sizeof header, MSG_NOSIGNAL) == ssize_t{sizeof header})
-    return absl::OkStatus();
-  return lost("send(faults)", errno);
+  return send({&header, 1});
 }
 
 absl::Status FaultService::send_list() {
@@ -245,14 +243,7 @@ absl::Status FaultService::send_list() {
   list.push_back(page_header(PageMessage::kListEnd, 0, 0, 0));
   for (const SourcePage& page : asked_)
     list.push_back(page_header(PageMessage::kRequest, page.space, page.address, 1));
-  auto bytes = std::as_bytes(std::span(list));
-  while (!bytes.empty()) {
-    const ssize_t n = ::send(faults_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return lost("send(faults)", errno);
-    bytes = bytes.subspan(static_cast<size_t>(n));
-  }
-  return absl::OkStatus();
+  return send(list);
 }
 
 void FaultService::take_events(uint64_t space) {
@@ -300,7 +291,7 @@ void FaultService::on_fault(uint64_t space, uint64_t address) {
 }
 
 void FaultService::request(SourcePage page) {
-  if (faults_) disconnect(send(PageMessage::kRequest, page.space, page.address, 1));
+  if (source_.faults) disconnect(send(PageMessage::kRequest, page.space, page.address, 1));
 }
 
 void FaultService::on_fork(uint64_t parent, int uffd) {
@@ -312,10 +303,10 @@ void FaultService::on_fork(uint64_t parent, int uffd) {
 
 void FaultService::removed(uint64_t space, PageRange range) {
   // With children in between it is simpler to let it come and find no place.
-  if (faults_ && memories_.size() == 1) {
+  if (source_.faults && memories_.size() == 1) {
     // In runs: a page at a time would keep those waiting that a fault has stopped.
     for (const stream::PageRun& run : missing_.sources_in(space, range).runs())
-      if (faults_) disconnect(send(PageMessage::kGone, space, run.address, run.count));
+      if (source_.faults) disconnect(send(PageMessage::kGone, space, run.address, run.count));
   }
   missing_.remove(space, range);
 }
@@ -337,14 +328,22 @@ void FaultService::fill_zeros(uint64_t space, PageRange range) {
     wake(uffd, range);  // there by now, or about to change: the thread looks again
 }
 
-absl::Status FaultService::receive(int fd, Incoming& in) {
-  const size_t room = std::min(kReceiveBytes, in.bytes.size() - in.filled);
-  const ssize_t n = ::recv(fd, in.bytes.data() + in.filled, room, MSG_DONTWAIT);
-  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return absl::OkStatus();
-  if (n < 0) return lost("recv(pages)", errno);
-  if (n == 0) return lost("recv(pages)", 0);
-  heard_at_ns_ = monotonic_ns();
-  in.filled += static_cast<size_t>(n);
+absl::Status FaultService::receive(std::shared_ptr<tls::Channel> from, Incoming& in) {
+  do {
+    const iovec room{in.bytes.data() + in.filled,
+                     std::min(kReceiveBytes, in.bytes.size() - in.filled)};
+    const ssize_t n = from->readv({&room, 1});
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return absl::OkStatus();
+    if (n < 0) return tls::Channel::failure(errno, "recv(pages)");
+    if (n == 0) return lost("recv(pages)", 0);
+    heard_at_ns_ = monotonic_ns();
+    in.filled += static_cast<size_t>(n);
+    GW_RETURN_IF_ERROR(understand(in));
+  } while (source_.faults && from->unread());
+  return absl::OkStatus();
+}
+
+absl::Status FaultService::understand(Incoming& in) {
   while (in.filled - in.from >= sizeof(PageHeader)) {
     PageHeader header;
     std::memcpy(&header, in.bytes.data() + in.from, sizeof header);
@@ -457,10 +456,8 @@ void FaultService::poison_missing() {
 // write-protected, so it walks no page tables.
 void FaultService::let_go() {
   memories_.clear();
-  if (faults_) (void)send(PageMessage::kComplete, 0, 0, 0);
-  if (faults_) ::shutdown(faults_.get(), SHUT_WR);
-  faults_.reset();
-  push_.reset();
+  if (source_.faults) (void)send(PageMessage::kComplete, 0, 0, 0);
+  source_ = {};
   publish();
   const std::lock_guard lock(mutex_);
   state_.done = true;

@@ -23,12 +23,14 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
 #include "pages/missing_pages.h"
 #include "pages/missing_space.h"
 #include "pages/page_set.h"
 #include "pages/page_wire.h"
+#include "tls/channel.h"
 
 namespace godwit::pages {
 
@@ -59,8 +61,15 @@ class FaultService {
   FaultService(const FaultService&) = delete;
   FaultService& operator=(const FaultService&) = delete;
 
-  // From any thread. A connection to the source (connected sockets); takes the place of one before.
-  void connect(UniqueFd faults, UniqueFd push);
+  // A connection to the source; takes the place of one before. Broken when nothing is heard for
+  // `patience`.
+  struct Connection {
+    std::shared_ptr<tls::Channel> faults;
+    std::shared_ptr<tls::Channel> push;
+    absl::Duration patience;
+  };
+  // From any thread.
+  void connect(Connection connection);
   // The source is lost for good: a touch of what is missing ends in SIGBUS.
   void poison();
   State state() const;
@@ -85,9 +94,12 @@ class FaultService {
   void remove_dead(uint64_t space);
   void fill_zeros(uint64_t space, PageRange range);
   void request(SourcePage page);
-  absl::Status receive(int fd, Incoming& in);
+  // By value: what it finds may end the connection.
+  absl::Status receive(std::shared_ptr<tls::Channel> from, Incoming& in);
+  absl::Status understand(Incoming& in);
   absl::Status place(const PageHeader& header, const std::byte* data);
   void put(uint64_t space, PageRange range, const std::byte* data);
+  absl::Status send(std::span<const PageHeader> headers);
   absl::Status send(PageMessage type, uint64_t space, uint64_t address, uint32_t count);
   absl::Status send_list();
   void disconnect(const absl::Status& why);
@@ -101,8 +113,7 @@ class FaultService {
   std::set<SourcePage> asked_;  // and not come yet
   uint64_t next_child_ = uint64_t{1} << 32;
   UniqueFd epoll_;
-  UniqueFd faults_;
-  UniqueFd push_;
+  Connection source_;  // both channels, or none
   Incoming from_faults_;
   Incoming from_push_;
   int64_t heard_at_ns_ = 0;
@@ -111,8 +122,7 @@ class FaultService {
 
   UniqueFd wake_;  // eventfd
   mutable std::mutex mutex_;
-  UniqueFd new_faults_;
-  UniqueFd new_push_;
+  Connection new_source_;
   bool poison_ordered_ = false;
   bool ending_ = false;
   State state_;

@@ -20,17 +20,28 @@ constexpr uint64_t B = 0x2000'0000'0000;
 constexpr uint64_t kSpace = 7;
 
 struct Ends {
-  UniqueFd near;
-  UniqueFd far;
+  std::unique_ptr<tls::Channel> near;
+  std::unique_ptr<tls::Channel> far;
 };
-Ends socket_pair() {
+// With keys that nobody has shaken hands for.
+Ends socket_pair(bool encrypted) {
   int fds[2];
   EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
-  return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+  UniqueFd near(fds[0]), far(fds[1]);
+  if (!encrypted)
+    return {std::make_unique<tls::Channel>(std::move(near)),
+            std::make_unique<tls::Channel>(std::move(far))};
+  tls::Session there, back;
+  there.sending.secret.fill(1);
+  there.receiving.secret.fill(2);
+  back.sending = there.receiving;
+  back.receiving = there.sending;
+  return {std::make_unique<tls::Channel>(std::move(near), there),
+          std::make_unique<tls::Channel>(std::move(far), back)};
 }
 
 // A source whose pages a second puppet, with the same mapping, lacks.
-class PostCopyTest : public ::testing::Test {
+class PostCopyTest : public ::testing::TestWithParam<bool> {
  protected:
   static constexpr uint64_t kPages = 4096;  // 16 MiB
 
@@ -54,19 +65,19 @@ class PostCopyTest : public ::testing::Test {
   }
   void connect(uint64_t bytes_per_s = 0) {
     cut();
-    Ends faults = socket_pair(), push = socket_pair();
+    Ends faults = socket_pair(GetParam()), push = socket_pair(GetParam());
     faults_ = std::move(faults.near);
     push_ = std::move(push.near);
     server = std::thread([this, bytes_per_s] {
       PageServer pages({{kSpace, source.pid()}}, bytes_per_s);
-      served = pages.serve(faults_.get(), push_.get(),
-                           [this](const PageServerFigures& now) { figures = now; });
+      served =
+          pages.serve(*faults_, *push_, [this](const PageServerFigures& now) { figures = now; });
     });
-    service->connect(std::move(faults.far), std::move(push.far));
+    service->connect({std::move(faults.far), std::move(push.far), absl::Seconds(2)});
   }
   void cut() {
-    if (faults_) ::shutdown(faults_.get(), SHUT_RDWR);
-    if (push_) ::shutdown(push_.get(), SHUT_RDWR);
+    if (faults_) ::shutdown(faults_->fd(), SHUT_RDWR);
+    if (push_) ::shutdown(push_->fd(), SHUT_RDWR);
     if (server.joinable()) server.join();
   }
   bool wait_done() {
@@ -92,13 +103,16 @@ class PostCopyTest : public ::testing::Test {
   Puppet source;
   Puppet replica;
   std::unique_ptr<FaultService> service;
-  UniqueFd faults_, push_;
+  std::unique_ptr<tls::Channel> faults_, push_;
   std::thread server;
   absl::Status served;
   PageServerFigures figures;
 };
 
-TEST_F(PostCopyTest, AllPagesComeWithoutATouchAndOnce) {
+INSTANTIATE_TEST_SUITE_P(Plain, PostCopyTest, ::testing::Values(false));
+INSTANTIATE_TEST_SUITE_P(Tls, PostCopyTest, ::testing::Values(true));
+
+TEST_P(PostCopyTest, AllPagesComeWithoutATouchAndOnce) {
   source.call(SYS_madvise, B + 100 * P, 50 * P, MADV_DONTNEED);
   arm({{B, B + kPages * P}});
   connect();
@@ -115,7 +129,7 @@ TEST_F(PostCopyTest, AllPagesComeWithoutATouchAndOnce) {
   EXPECT_EQ(read(replica, B), std::string(P, '\0'));
 }
 
-TEST_F(PostCopyTest, ATouchBringsThePageAheadOfTheRest) {
+TEST_P(PostCopyTest, ATouchBringsThePageAheadOfTheRest) {
   arm({{B, B + kPages * P}});
   connect(P);  // one page a second is pushed
   for (const uint64_t page : {3000U, 17U, 4095U}) {
@@ -128,7 +142,7 @@ TEST_F(PostCopyTest, ATouchBringsThePageAheadOfTheRest) {
   EXPECT_GT(service->state().missing, kPages - 100);
 }
 
-TEST_F(PostCopyTest, PagesThatAreNotMissingReadAsZeroAtOnce) {
+TEST_P(PostCopyTest, PagesThatAreNotMissingReadAsZeroAtOnce) {
   arm({{B, B + 8 * P}});
   replica.poke(B + 9 * P, 3);
   replica.touch(B + 10 * P);
@@ -139,7 +153,7 @@ TEST_F(PostCopyTest, PagesThatAreNotMissingReadAsZeroAtOnce) {
   EXPECT_EQ(read(replica, B + 9 * P).substr(0, 2), std::string("\3\0", 2));
 }
 
-TEST_F(PostCopyTest, WhatTheProgramDropsMeanwhileDoesNotComeBack) {
+TEST_P(PostCopyTest, WhatTheProgramDropsMeanwhileDoesNotComeBack) {
   arm({{B, B + kPages * P}});
   replica.call(SYS_madvise, B + 10 * P, 10 * P, MADV_DONTNEED);
   replica.touch(B + 12 * P);
@@ -157,7 +171,7 @@ TEST_F(PostCopyTest, WhatTheProgramDropsMeanwhileDoesNotComeBack) {
   expect_same(40);
 }
 
-TEST_F(PostCopyTest, TheSourceHearsOfWhatIsDroppedWhileItPushes) {
+TEST_P(PostCopyTest, TheSourceHearsOfWhatIsDroppedWhileItPushes) {
   arm({{B, B + kPages * P}});
   connect(P);
   replica.touch(B);  // it has the list
@@ -168,7 +182,7 @@ TEST_F(PostCopyTest, TheSourceHearsOfWhatIsDroppedWhileItPushes) {
   EXPECT_GT(figures.left, kPages - 3000 - 200);
 }
 
-TEST_F(PostCopyTest, MovedMappingsGetTheirPages) {
+TEST_P(PostCopyTest, MovedMappingsGetTheirPages) {
   constexpr uint64_t kElsewhere = B + 64 * kPages * P;
   arm({{B, B + kPages * P}});
   EXPECT_EQ(replica.call(SYS_mremap, B + 100 * P, 50 * P, 50 * P, MREMAP_MAYMOVE | MREMAP_FIXED,
@@ -185,7 +199,7 @@ TEST_F(PostCopyTest, MovedMappingsGetTheirPages) {
   expect_same(150);
 }
 
-TEST_F(PostCopyTest, AChildLacksWhatItsParentLacks) {
+TEST_P(PostCopyTest, AChildLacksWhatItsParentLacks) {
   arm({{B, B + kPages * P}});
   const auto child = static_cast<pid_t>(replica.fork_sleeper());
   ASSERT_GT(child, 0);
@@ -207,7 +221,7 @@ TEST_F(PostCopyTest, AChildLacksWhatItsParentLacks) {
   ::kill(child, SIGKILL);
 }
 
-TEST_F(PostCopyTest, ATouchWaitsWhileTheSourceCannotBeReached) {
+TEST_P(PostCopyTest, ATouchWaitsWhileTheSourceCannotBeReached) {
   arm({{B, B + kPages * P}});
   connect(P);
   replica.touch(B + 5 * P);
@@ -222,7 +236,7 @@ TEST_F(PostCopyTest, ATouchWaitsWhileTheSourceCannotBeReached) {
   expect_same();
 }
 
-TEST_F(PostCopyTest, WhatIsMissingOfALostSourceIsPoison) {
+TEST_P(PostCopyTest, WhatIsMissingOfALostSourceIsPoison) {
   arm({{B, B + kPages * P}});
   connect(P);
   replica.touch(B + 5 * P);
@@ -243,12 +257,12 @@ TEST(PageServerTest, RefusesWhatNobodyMeansToSay) {
   Puppet source;
   source.map(B, 16 * P);
   const auto serve = [&](std::vector<PageHeader> said) {
-    Ends faults = socket_pair(), push = socket_pair();
+    Ends faults = socket_pair(false), push = socket_pair(false);
     const auto bytes = std::as_bytes(std::span(said));
-    EXPECT_EQ(::write(faults.far.get(), bytes.data(), bytes.size()),
+    EXPECT_EQ(::write(faults.far->fd(), bytes.data(), bytes.size()),
               static_cast<ssize_t>(bytes.size()));
     PageServer server({{kSpace, source.pid()}}, 0);
-    return server.serve(faults.near.get(), push.near.get(), [](const PageServerFigures&) {}).code();
+    return server.serve(*faults.near, *push.near, [](const PageServerFigures&) {}).code();
   };
   const PageHeader good = page_header(PageMessage::kMissing, kSpace, B, 4);
   PageHeader broken = good;

@@ -20,6 +20,8 @@ constexpr int64_t kTellEveryNs = 200'000'000;
 constexpr int kIdleMs = 100;
 // A sign of life at least this often; the other end gives up after a multiple of it.
 constexpr int64_t kAliveEveryNs = 300'000'000;
+// As TCP's own patience (migration/peer.h), but for a window that stays closed.
+constexpr absl::Duration kSendPatience = absl::Seconds(15);
 constexpr absl::Duration kLastWords = absl::Milliseconds(200);
 constexpr size_t kReadBytes = size_t{64} << 10;
 
@@ -28,14 +30,9 @@ absl::Status lost(std::string_view what, int error) {
                     error == 0 ? "the other end has closed" : std::strerror(error));
 }
 
-absl::Status send_all(int fd, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t n = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return lost("send(faults)", errno);
-    bytes = bytes.subspan(static_cast<size_t>(n));
-  }
-  return absl::OkStatus();
+absl::Status send_all(tls::Channel& channel, std::span<const std::byte> bytes) {
+  return channel.write_all(
+      std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), kSendPatience);
 }
 
 void append_header(std::vector<std::byte>& to, const PageHeader& header) {
@@ -112,8 +109,7 @@ absl::Status PageServer::answer(uint64_t space, uint64_t address) {
   if (page.start == page.end) return absl::OkStatus();  // on its way
   out_.clear();
   GW_RETURN_IF_ERROR(append(space, *source, page));
-  figures_.bytes += out_.size();
-  return send_all(faults_, out_);
+  return send_all(*faults_, out_);
 }
 
 absl::Status PageServer::obey(const PageHeader& header) {
@@ -161,8 +157,9 @@ absl::Status PageServer::obey(const PageHeader& header) {
   }
 }
 
-absl::Status PageServer::take_in(int faults) {
-  const ssize_t n = ::recv(faults, in_.get() + in_bytes_, kReadBytes - in_bytes_, MSG_DONTWAIT);
+absl::Status PageServer::take_in() {
+  const iovec room{in_.get() + in_bytes_, kReadBytes - in_bytes_};
+  const ssize_t n = faults_->readv({&room, 1});
   if (n == 0) return lost("recv(faults)", 0);
   if (n < 0)
     return errno == EAGAIN || errno == EINTR ? absl::OkStatus() : lost("recv(faults)", errno);
@@ -206,8 +203,10 @@ int64_t PageServer::push_allowed_in_ns() {
 }
 
 // False: the connection takes no more for now.
-absl::StatusOr<bool> PageServer::push_some(int push) {
-  if (pushed_ == push_.size()) {
+absl::StatusOr<bool> PageServer::push_some() {
+  if (push_->unsent() && push_->flush() != 0)
+    return errno == EAGAIN ? absl::StatusOr<bool>(false) : lost("send(pages)", errno);
+  if (pushed_ == half_.size()) {
     out_.clear();
     // Small runs go together; a big one alone.
     while (out_.size() < kMaxWirePages * kPageSize && fill_push()) {
@@ -218,43 +217,49 @@ absl::StatusOr<bool> PageServer::push_some(int push) {
       GW_RETURN_IF_ERROR(append(cursor_space_, source, run));
       if (out_.size() + kPageSize > kMaxWirePages * kPageSize) break;
     }
-    std::swap(push_, out_);
+    std::swap(half_, out_);
     pushed_ = 0;
-    figures_.bytes += push_.size();
     if (bytes_per_s_ != 0) {
       const int64_t now = monotonic_ns();
-      const auto cost = static_cast<int64_t>(static_cast<double>(push_.size()) /
+      const auto cost = static_cast<int64_t>(static_cast<double>(half_.size()) /
                                              static_cast<double>(bytes_per_s_) * 1e9);
       allowed_at_ns_ = std::max(allowed_at_ns_, now - 10'000'000) + cost;
     }
   }
-  const ssize_t n =
-      ::send(push, push_.data() + pushed_, push_.size() - pushed_, MSG_DONTWAIT | MSG_NOSIGNAL);
+  // All of it had gone with the last call, and nothing is left.
+  if (pushed_ == half_.size()) return true;
+  const iovec rest{half_.data() + pushed_, half_.size() - pushed_};
+  const ssize_t n = push_->writev({&rest, 1});
   if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("send(pages)", errno);
   if (n > 0) pushed_ += static_cast<size_t>(n);
   return n > 0;
 }
 
-absl::Status PageServer::serve(int faults, int push,
+uint64_t PageServer::wire_bytes() const { return faults_->wire_sent() + push_->wire_sent(); }
+
+absl::Status PageServer::serve(tls::Channel& faults, tls::Channel& push,
                                absl::FunctionRef<void(const PageServerFigures&)> told) {
-  absl::Status served = run(faults, push, told);
+  faults_ = &faults;
+  push_ = &push;
+  push.write_ahead((kMaxWirePages + 1) * kPageSize);
+  absl::Status served = run(told);
   // A destination that has all says so and closes both; which of them shows it first is chance.
   const Deadline deadline = Deadline::in(kLastWords);
   while (!served.ok() && !complete_ && !deadline.passed()) {
-    pollfd one{faults, POLLIN, 0};
-    if (::poll(&one, 1, deadline.remaining_ms()) <= 0 || !take_in(faults).ok()) break;
+    pollfd one{faults.fd(), POLLIN, 0};
+    if (::poll(&one, 1, deadline.remaining_ms()) <= 0 || !take_in().ok()) break;
   }
   if (!complete_) return served;
+  figures_.bytes = wire_bytes() - wire_before_;
   told(figures_);
   return absl::OkStatus();
 }
 
-absl::Status PageServer::run(int faults, int push,
-                             absl::FunctionRef<void(const PageServerFigures&)> told) {
-  faults_ = faults;
+absl::Status PageServer::run(absl::FunctionRef<void(const PageServerFigures&)> told) {
+  wire_before_ = wire_bytes();
   listed_ = complete_ = false;
   in_bytes_ = 0;
-  push_.clear();
+  half_.clear();
   pushed_ = 0;
   figures_ = {};
   for (auto& [id, source] : sources_) source.left.clear();
@@ -264,27 +269,29 @@ absl::Status PageServer::run(int faults, int push,
     const int64_t now = monotonic_ns();
     if (now - told_at > kTellEveryNs) {
       told_at = now;
+      figures_.bytes = wire_bytes() - wire_before_;
       told(figures_);
     }
     if (now - alive_at > kAliveEveryNs) {
       alive_at = now;
       const PageHeader alive = page_header(PageMessage::kAlive, 0, 0, 0);
-      GW_RETURN_IF_ERROR(send_all(faults, std::as_bytes(std::span(&alive, 1))));
+      GW_RETURN_IF_ERROR(send_all(*faults_, std::as_bytes(std::span(&alive, 1))));
     }
     // What is waited for goes before each piece of the rest.
-    GW_RETURN_IF_ERROR(take_in(faults));
+    GW_RETURN_IF_ERROR(take_in());
     if (complete_) return absl::OkStatus();
-    const bool to_push = pushed_ < push_.size() || (listed_ && figures_.left > 0);
+    const bool to_push =
+        push_->unsent() || pushed_ < half_.size() || (listed_ && figures_.left > 0);
     const int64_t wait_ns = to_push ? push_allowed_in_ns() : 0;
     bool full = false;
     if (to_push && wait_ns == 0) {
-      GW_ASSIGN_OR_RETURN(const bool taken, push_some(push));
+      GW_ASSIGN_OR_RETURN(const bool taken, push_some());
       if (taken) continue;
       full = true;
     }
     std::array<pollfd, 2> both{
-        pollfd{faults, POLLIN, 0},
-        pollfd{push, static_cast<short>(full ? POLLIN | POLLOUT : POLLIN), 0}};
+        pollfd{faults_->fd(), POLLIN, 0},
+        pollfd{push_->fd(), static_cast<short>(full ? POLLIN | POLLOUT : POLLIN), 0}};
     const int64_t timeout = wait_ns > 0 ? wait_ns / 1'000'000 + 1 : kIdleMs;
     const int ready =
         ::poll(both.data(), both.size(), static_cast<int>(std::min<int64_t>(timeout, kIdleMs)));

@@ -18,6 +18,7 @@
 #include "base/ids.h"
 #include "pages/page_reader.h"
 #include "pages/page_wire.h"
+#include "tls/channel.h"
 
 namespace godwit::pages {
 
@@ -38,36 +39,40 @@ class PageServer {
   // `bytes_per_s`: of what is pushed; 0: no limit.
   PageServer(std::vector<Space> spaces, uint64_t bytes_per_s);
 
-  // Until the other end has all (OK) or cannot be reached (kUnavailable). Sockets stay the
-  // caller's. `told` is called at least twice a second.
-  absl::Status serve(int faults, int push, absl::FunctionRef<void(const PageServerFigures&)> told);
+  // Until the other end has all (OK) or cannot be reached (kUnavailable). Channels stay
+  // the caller's. `told` is called at least twice a second.
+  absl::Status serve(tls::Channel& faults, tls::Channel& push,
+                     absl::FunctionRef<void(const PageServerFigures&)> told);
 
  private:
   struct Source {
     PageReader reader;
     std::map<uint64_t, uint64_t> left;  // start to end
   };
-  absl::Status take_in(int faults);
-  absl::Status run(int faults, int push, absl::FunctionRef<void(const PageServerFigures&)> told);
+  absl::Status take_in();
+  absl::Status run(absl::FunctionRef<void(const PageServerFigures&)> told);
   absl::Status obey(const PageHeader& header);
   absl::Status answer(uint64_t space, uint64_t address);
   // At most `most` pages from `address` on that are left, in one run.
   PageRange take(Source& source, uint64_t address, uint64_t most);
   absl::Status append(uint64_t space, Source& source, PageRange range);
   bool fill_push();
-  absl::StatusOr<bool> push_some(int push);
+  absl::StatusOr<bool> push_some();
+  uint64_t wire_bytes() const;
   int64_t push_allowed_in_ns();
   absl::StatusOr<Source*> source_of(uint64_t space);
 
   std::map<uint64_t, Source> sources_;
   const uint64_t bytes_per_s_;
-  int faults_ = -1;
+  tls::Channel* faults_ = nullptr;
+  tls::Channel* push_ = nullptr;
+  uint64_t wire_before_ = 0;  // this serve()
   bool listed_ = false;
   bool complete_ = false;
   std::unique_ptr<std::byte[]> in_;  // of the connection for faults
   size_t in_bytes_ = 0;              // not yet understood
   std::vector<std::byte> out_;       // what append() makes
-  std::vector<std::byte> push_;      // half-sent
+  std::vector<std::byte> half_;      // sent up to pushed_
   size_t pushed_ = 0;
   std::unique_ptr<std::byte[]> page_data_;
   std::vector<PageRange> got_;

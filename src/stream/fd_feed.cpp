@@ -1,6 +1,6 @@
-// A feed over a descriptor: what is asked for and, behind it in the same call, up to 64 KiB of
-// what follows. So small frames cost less than one read each, and page data goes to its place
-// without a copy here.
+// A feed over a descriptor or a channel: what is asked for and, behind it in the same call, up to
+// 64 KiB of what follows. So small frames cost less than one read each, and page data goes to its
+// place without a copy here.
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "stream/stream.h"
+#include "tls/channel.h"
 
 namespace godwit::stream {
 namespace {
@@ -25,6 +26,12 @@ class FdFeed final : public Feed {
     struct stat st {};
     is_socket_ = ::fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
   }
+  FdFeed(tls::Channel& channel, absl::Duration patience)
+      : fd_(channel.fd()),
+        patience_(patience),
+        is_socket_(true),
+        channel_(&channel),
+        buffer_(kBufferBytes) {}
 
   absl::Status read(std::span<std::byte> to) override {
     const iovec part = {to.data(), to.size()};
@@ -52,7 +59,7 @@ class FdFeed final : public Feed {
       }
       if (n < 0) {
         if (errno == EINTR) continue;
-        if (errno != EAGAIN) return errno_status(errno, describe());
+        if (errno != EAGAIN) return tls::Channel::failure(errno, describe());
         GW_RETURN_IF_ERROR(wait(deadline));
         continue;
       }
@@ -92,6 +99,7 @@ class FdFeed final : public Feed {
   }
 
   ssize_t read_some() {
+    if (channel_ != nullptr) return channel_->readv(pieces_);
     if (!is_socket_) return ::readv(fd_, pieces_.data(), static_cast<int>(pieces_.size()));
     msghdr message{};
     message.msg_iov = pieces_.data();
@@ -116,6 +124,7 @@ class FdFeed final : public Feed {
   const int fd_;
   const absl::Duration patience_;
   bool is_socket_ = false;
+  tls::Channel* channel_ = nullptr;
   std::vector<std::byte> buffer_;
   size_t begin_ = 0;
   size_t end_ = 0;
@@ -127,6 +136,10 @@ class FdFeed final : public Feed {
 
 std::unique_ptr<Feed> fd_feed(int fd, absl::Duration patience) {
   return std::make_unique<FdFeed>(fd, patience);
+}
+
+std::unique_ptr<Feed> channel_feed(tls::Channel& channel, absl::Duration patience) {
+  return std::make_unique<FdFeed>(channel, patience);
 }
 
 }  // namespace godwit::stream

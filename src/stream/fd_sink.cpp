@@ -1,5 +1,5 @@
-// A sink over a descriptor. sendmsg(2) with MSG_NOSIGNAL on sockets, writev(2) on files; both may
-// write a part, and take at most IOV_MAX (1024) pieces.
+// A sink over a descriptor or a channel. sendmsg(2) with MSG_NOSIGNAL on sockets, writev(2) on
+// files; both may write a part, and take at most IOV_MAX (1024) pieces.
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "stream/stream.h"
+#include "tls/channel.h"
 
 namespace godwit::stream {
 namespace {
@@ -23,6 +24,10 @@ class FdSink final : public Sink {
   FdSink(int fd, absl::Duration patience) : fd_(fd), patience_(patience) {
     struct stat st {};
     is_socket_ = ::fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+    buffer_.reserve(kBufferBytes);
+  }
+  FdSink(tls::Channel& channel, absl::Duration patience)
+      : fd_(channel.fd()), patience_(patience), is_socket_(true), channel_(&channel) {
     buffer_.reserve(kBufferBytes);
   }
 
@@ -60,8 +65,11 @@ class FdSink final : public Sink {
     Deadline deadline = Deadline::in(patience_);
     while (true) {
       while (!left.empty() && left.front().iov_len == 0) left = left.subspan(1);
-      if (left.empty()) return absl::OkStatus();
-      const ssize_t n = write_some(left.first(std::min<size_t>(left.size(), IOV_MAX)));
+      const bool unsent = channel_ != nullptr && channel_->unsent();
+      if (left.empty() && !unsent) return absl::OkStatus();
+      const ssize_t n = left.empty()
+                            ? channel_->flush()
+                            : write_some(left.first(std::min<size_t>(left.size(), IOV_MAX)));
       if (n < 0) {
         if (errno == EINTR) continue;
         if (errno != EAGAIN) return errno_status(errno, describe());
@@ -81,6 +89,7 @@ class FdSink final : public Sink {
   }
 
   ssize_t write_some(std::span<iovec> parts) const {
+    if (channel_ != nullptr) return channel_->writev(parts);
     if (!is_socket_) return ::writev(fd_, parts.data(), static_cast<int>(parts.size()));
     msghdr message{};
     message.msg_iov = parts.data();
@@ -105,6 +114,7 @@ class FdSink final : public Sink {
   const int fd_;
   const absl::Duration patience_;
   bool is_socket_ = false;
+  tls::Channel* channel_ = nullptr;
   std::vector<std::byte> buffer_;
   std::vector<iovec> parts_;
 };
@@ -113,6 +123,10 @@ class FdSink final : public Sink {
 
 std::unique_ptr<Sink> fd_sink(int fd, absl::Duration patience) {
   return std::make_unique<FdSink>(fd, patience);
+}
+
+std::unique_ptr<Sink> channel_sink(tls::Channel& channel, absl::Duration patience) {
+  return std::make_unique<FdSink>(channel, patience);
 }
 
 }  // namespace godwit::stream

@@ -28,6 +28,10 @@
 #include "stream/checksum.h"
 #include "stream/codec.h"
 
+namespace godwit::tls {
+class Channel;
+}
+
 namespace godwit::stream {
 
 inline constexpr uint32_t kVersion = 1;
@@ -186,6 +190,11 @@ class Feed {
 // what follows the stream on the same descriptor must be read through the same feed.
 std::unique_ptr<Sink> fd_sink(int fd, absl::Duration patience = absl::Seconds(60));
 std::unique_ptr<Feed> fd_feed(int fd, absl::Duration patience = absl::Seconds(60));
+// The same over a channel.
+std::unique_ptr<Sink> channel_sink(tls::Channel& channel,
+                                   absl::Duration patience = absl::Seconds(60));
+std::unique_ptr<Feed> channel_feed(tls::Channel& channel,
+                                   absl::Duration patience = absl::Seconds(60));
 
 // Not thread-safe; one writer a stream. Sections and page frames of an epoch come in any order
 // that the registry's restore order allows. Arguments out of the format's bounds give

@@ -27,10 +27,11 @@ void require(bool condition, const char* what, const absl::Status& status = absl
   std::abort();
 }
 
-std::pair<UniqueFd, UniqueFd> connection() {
+std::pair<ChannelPtr, ChannelPtr> connection() {
   int ends[2];
   require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
-  return {UniqueFd(ends[0]), UniqueFd(ends[1])};
+  return {std::make_unique<tls::Channel>(UniqueFd(ends[0])),
+          std::make_unique<tls::Channel>(UniqueFd(ends[1]))};
 }
 
 Deadline soon() { return Deadline::in(absl::Seconds(10)); }
@@ -50,7 +51,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size > kMaxInput) return 0;
   auto [stranger, own] = connection();
   require(
-      size == 0 || ::send(stranger.get(), data, size, MSG_NOSIGNAL) == static_cast<ssize_t>(size),
+      size == 0 || ::send(stranger->fd(), data, size, MSG_NOSIGNAL) == static_cast<ssize_t>(size),
       "send");
   stranger.reset();
   PeerMessages messages(std::move(own));
