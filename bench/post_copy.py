@@ -7,9 +7,12 @@ random order, while little is pushed.
 Push: what is pushed a second while the sweeper goes through its memory, against iperf3 for the same
 bytes on the same path.
 Hybrid: a service that dirties more than a link of 1 Gbit/s (tbf) carries.
+Lazy: a checkpoint file restored with --lazy, and without.
 """
 
 import json
+import os
+import tempfile
 import time
 
 import common
@@ -106,10 +109,34 @@ def hybrid(lab, moves):
                                            common.spread([r["total_ns"] for r in results], 1e9))]
 
 
+def lazy(lab, mib, count):
+    """From the call until the service runs, of a file that is in memory (page cache)."""
+    name = "lazy%d" % mib
+    common.memory_server(lab, name, mib, dirty=1000)
+    whole, lazily, rest = [], [], []
+    with tempfile.TemporaryDirectory(prefix="godwit-bench-") as folder, common.Warmth(mib + 256) as memory:
+        path = os.path.join(folder, "image")
+        lab("checkpoint", name, "-o", path, timeout=300)
+        for i in range(2 * count):
+            options = ("--lazy",) if i % 2 else ()
+            memory.hold()
+            done = json.loads(lab("restore", path, "--node", "n2", "--json", *options, timeout=300).stdout)
+            if i % 2:
+                lazily.append(done["total_ns"] - done["post_copy_ns"])
+                rest.append(done["post_copy_ns"])
+            else:
+                whole.append(done["total_ns"])
+            lab("rm", "-f", name)
+    return ["restore of %d MiB until it runs, ms" % mib, "-",
+            "lazily %s, all there after %s; whole %s" % (
+                common.spread(lazily, 1e6), common.spread(rest, 1e6), common.spread(whole, 1e6))]
+
+
 def run(lab, quick):
     few = 3 if quick else 6
     rows = [activation(lab, mib) for mib in ((16, 256) if quick else (16, 256, 1024, 4096))]
     rows.append(faults(lab, few))
     rows += push(lab, few)
     rows.append(hybrid(lab, few))
+    rows += [lazy(lab, mib, few) for mib in ((16, 256) if quick else (16, 256, 1024))]
     return ("Post-copy", ["what", "goal", "measured"], rows)

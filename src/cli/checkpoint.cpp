@@ -3,16 +3,18 @@
 #include <cstdlib>
 #include <memory>
 
+#include "base/status.h"
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/text.h"
 
 namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, file, node, compress = "none";
-  bool leave_running = false, with_files = false, verify = false, json = false, verbose = false,
-       quiet = false;
+  std::string name, file, node, compress = "none", bandwidth;
+  bool leave_running = false, lazy = false, with_files = false, verify = false, json = false,
+       verbose = false, quiet = false;
 };
 
 // The daemon's working directory is not ours.
@@ -46,6 +48,12 @@ int restore(const Context& context, const Options& options) {
   request.set_file(absolute(options.file));
   request.set_node(options.node);
   request.set_name(options.name);
+  request.set_lazy(options.lazy);
+  if (!options.bandwidth.empty()) {
+    const auto limit = parse_bandwidth(options.bandwidth);
+    if (!limit.ok()) return complain(annotate(limit.status(), "--bandwidth"), kUsage);
+    request.set_bandwidth_bytes_per_s(*limit);
+  }
   return follow_move(context.socket, output_of(options),
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
                        return stub.Restore(&call, request);
@@ -97,6 +105,15 @@ void add_restore(CLI::App& app, Context& context) {
       ->required();
   command->add_option("--node", options->node, "where (default: the node that is asked)");
   command->add_option("--name", options->name, "another name than it had");
+  CLI::Option* lazy = command->add_flag(
+      "--lazy", options->lazy,
+      "it runs at once, and its memory follows from the file: first what it waits for, then the "
+      "rest. The file must stay where it is until the last page has come (see ps)");
+  command
+      ->add_option("--bandwidth", options->bandwidth,
+                   "with --lazy: limit of what nobody waits for, a second: 100MiB, 1Gbit (default: "
+                   "none)")
+      ->needs(lazy);
   add_output_flags(command, *options);
   command->callback([&context, options] { context.exit_code = restore(context, *options); });
 }

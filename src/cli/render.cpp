@@ -167,10 +167,14 @@ std::string command_line(const api::Service& service) {
 
 std::string state_text(const api::Service& service) {
   if (service.state() == "exited") return fmt::format("exited ({})", service.exit_code());
-  if (!service.pages_at().empty())
-    return fmt::format("{}, {} at {} yet{}", service.state(),
-                       format_bytes(service.pages_missing() * kPageSize), service.pages_at(),
-                       service.pages_connected() ? "" : ", which cannot be reached");
+  if (!service.pages_at().empty()) {
+    const bool file = !service.pages_file().empty();
+    const std::string text = fmt::format(
+        "{}, {} {} {} yet", service.state(), format_bytes(service.pages_missing() * kPageSize),
+        file ? "in" : "at", file ? service.pages_file() : service.pages_at());
+    if (!service.pages_error().empty()) return fmt::format("{} ({})", text, service.pages_error());
+    return text + (service.pages_connected() ? "" : ", which cannot be reached");
+  }
   if (service.state() == "migrating") return fmt::format("migrating to {}", service.destination());
   return service.state();
 }
@@ -192,7 +196,9 @@ void service_json(Json& json, const api::Service& s) {
       .number("generation", s.generation())
       .text("destination", s.destination())
       .text("pages_at", s.pages_at())
+      .text("pages_file", s.pages_file())
       .number("pages_missing", s.pages_missing())
+      .text("pages_error", s.pages_error())
       .text("created", time_text(s.created_unix_ns()))
       .text("started", time_text(s.started_unix_ns()));
   json.array("command");

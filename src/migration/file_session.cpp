@@ -1,4 +1,4 @@
-// Checkpoint and restore: the stream with a file at its other end.
+// Checkpoint: the stream with a file at its other end.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,7 +16,6 @@ namespace godwit::migration {
 namespace {
 
 constexpr int kFreezeAttempts = 20;
-constexpr absl::Duration kCommitTimeout = absl::Seconds(10);
 
 absl::StatusOr<UniqueFd> create_image(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
@@ -115,67 +114,6 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
   if (!ended.ok()) return failed(OUTCOME_ROLLED_BACK, ended);
   finished.set_outcome(OUTCOME_SAVED);
   finished.mutable_statistics()->set_strategy("checkpoint");
-  finished.mutable_statistics()->set_total_ns(monotonic_ns() - begin);
-  workload.describe(*finished.mutable_statistics());
-  return finished;
-}
-
-namespace {
-
-absl::Status read_image(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon,
-                        Statistics& statistics, bool& undecided) {
-  UniqueFd fd(::open(start.file().c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return errno_status(errno, fmt::format("open({})", start.file()));
-  const auto feed = stream::fd_feed(fd.get());
-  stream::Reader reader(*feed);
-  for (bool final = false;;) {
-    GW_ASSIGN_OR_RETURN(const stream::Frame frame, reader.next());
-    if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) final = begin->final;
-    GW_RETURN_IF_ERROR(workload.apply(frame));
-    if (final && std::holds_alternative<stream::EpochEnd>(frame)) break;
-  }
-  if (workload.pages_missing() > 0)
-    return make_error(absl::StatusCode::kDataLoss, "{} pages are missing in the image",
-                      workload.pages_missing());
-  statistics.set_bytes_wire(reader.bytes_read());
-  GW_RETURN_IF_ERROR(workload.announce());
-  GW_RETURN_IF_ERROR(workload.make_ready());
-  MoverToDaemon request;
-  request.set_commit_request(true);
-  GW_RETURN_IF_ERROR(daemon.send(request));
-  undecided = true;
-  const Deadline deadline = Deadline::in(kCommitTimeout);
-  for (;;) {
-    GW_ASSIGN_OR_RETURN(const DaemonToMover answer, daemon.receive(deadline));
-    if (answer.message_case() != DaemonToMover::kCommitAnswer) continue;
-    undecided = false;
-    if (!answer.commit_answer().committed())
-      return absl::AbortedError("not committed: " + answer.commit_answer().error());
-    break;
-  }
-  GW_RETURN_IF_ERROR(workload.activate());
-  GW_RETURN_IF_ERROR(workload.open({}).status());
-  return workload.settle();
-}
-
-}  // namespace
-
-Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon) {
-  const int64_t begin = monotonic_ns();
-  Finished finished;
-  bool undecided = false;
-  const absl::Status restored =
-      read_image(start, workload, daemon, *finished.mutable_statistics(), undecided);
-  if (!restored.ok()) {
-    if (undecided) return failed(OUTCOME_UNKNOWN, restored);
-    workload.discard();
-    finished = failed(OUTCOME_ROLLED_BACK, annotate(restored, start.file()));
-    for (const Reason& reason : workload.refusals()) *finished.add_reasons() = reason;
-    if (finished.reasons_size() > 0) finished.set_outcome(OUTCOME_REFUSED);
-    return finished;
-  }
-  finished.set_outcome(OUTCOME_MOVED);
-  finished.mutable_statistics()->set_strategy("restore");
   finished.mutable_statistics()->set_total_ns(monotonic_ns() - begin);
   workload.describe(*finished.mutable_statistics());
   return finished;

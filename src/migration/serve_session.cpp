@@ -14,7 +14,7 @@ constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 
 }  // namespace
 
-Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon) {
+Finished run_serve_pages(const MoverStart& start, const ServePages& serve, DaemonLink& daemon) {
   const int64_t begin = monotonic_ns();
   PageFigures figures;
   const absl::Status served = [&]() -> absl::Status {
@@ -29,11 +29,12 @@ Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, Daem
       set_patience(channels.at(i)->fd(), kPageSilence);
     }
     FAULT_POINT("source.serve_pages");
-    return workload.serve_pages(*channels[0], *channels[1], [&](const PageFigures& now) {
+    return serve(*channels[0], *channels[1], [&](const PageFigures& now) {
       figures = now;
       Progress progress;
       progress.set_phase("post-copy");
       progress.set_pages_left(now.left);
+      progress.set_reason(now.error);
       daemon.progress(progress);
     });
   }();

@@ -2,6 +2,8 @@
 #ifndef GODWIT_MIGRATION_SESSION_H_
 #define GODWIT_MIGRATION_SESSION_H_
 
+#include <functional>
+
 #include "migration/daemon_link.h"
 #include "migration/mover.pb.h"
 #include "migration/workload.h"
@@ -16,12 +18,16 @@ Finished run_destination(const MoverStart& start, ReplicaWorkload& workload, Dae
 
 // Connects to the destination of a post-copy whose connections broke, and gives it the pages of a
 // service that runs there and stands frozen here.
-Finished run_serve_pages(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);
+using ServePages = std::function<absl::Status(int faults, int push, const PagesTold& told)>;
+Finished run_serve_pages(const MoverStart& start, const ServePages& serve, DaemonLink& daemon);
 
 // The same stream with a file at its other end: one frozen epoch (after rounds, if it is to run
 // on meanwhile), written beside the target's name and renamed when it is complete and synced.
 Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon);
-Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon);
+// With `later` the replica is activated before its pages are read, and gets them from here until
+// the last one is there.
+Finished run_restore(const MoverStart& start, ReplicaWorkload& workload, DaemonLink& daemon,
+                     LaterPages* later);
 
 Finished failed(Outcome outcome, const absl::Status& status);
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,9 @@ struct PageFigures {
   uint64_t given = 0;
   uint64_t faults = 0;  // of them, that it was stopped for
   uint64_t bytes = 0;
+  std::string error;  // what keeps some of them from being given
 };
+using PagesTold = std::function<void(const PageFigures&)>;
 
 // Before anything is tracked.
 struct Estimate {
@@ -84,12 +87,30 @@ class SourceWorkload {
   // After finish(): gives the other end what stayed. Blocks until it has all; kUnavailable: the
   // connection broke, and another one may follow.
   virtual absl::Status serve_pages(tls::Channel& faults, tls::Channel& push,
-                                   const std::function<void(const PageFigures&)>& told) = 0;
+                                   const PagesTold& told) = 0;
   // Who owns it is not known here: it stays frozen behind its gate, whatever becomes of us.
   virtual void leave_frozen() = 0;
   // A round or final_pages() under way returns soon, with kCancelled. From any thread.
   virtual void interrupt() = 0;
   virtual void describe(Statistics& statistics) = 0;
+};
+
+// A file whose pages may be read when the replica runs already.
+class LaterPages {
+ public:
+  virtual ~LaterPages() = default;
+  // Each frame in its order; the data of page frames was skipped.
+  virtual void see(const stream::Frame& frame) = 0;
+  // The data of one, checked, until the next call.
+  virtual absl::StatusOr<std::span<const std::byte>> contents(const stream::Pages& frame) = 0;
+  // Of one process, as the last epoch that has them left them; runs of at most
+  // stream::kMaxPagesPerFrame together.
+  virtual absl::Status read(uint64_t space, std::span<const stream::PageRun> runs,
+                            std::span<std::byte> to) = 0;
+  // Another file has another one.
+  virtual uint64_t identity() const = 0;
+  // As SourceWorkload::serve_pages().
+  virtual absl::Status serve(int faults, int push, const PagesTold& told) = 0;
 };
 
 class ReplicaWorkload {
@@ -104,6 +125,14 @@ class ReplicaWorkload {
   virtual void expect_pages() = 0;
   // After the final epoch: what stayed at the source.
   virtual uint64_t pages_missing() const = 0;
+  // Whether a process may begin without pages that the stream has now (PagesMissing in their
+  // place), and, before the end of the final epoch, which of these it has to get after all.
+  virtual bool may_miss(uint64_t space) const = 0;
+  struct Needed {
+    uint64_t space = 0;
+    std::vector<stream::PageRun> runs;
+  };
+  virtual absl::StatusOr<std::vector<Needed>> needed_first() = 0;
   // From here on it comes by these, whatever becomes of us. Broken after `patience` of silence.
   virtual absl::Status fetch_pages(ChannelPtr faults, ChannelPtr push, absl::Duration patience) = 0;
   // Everything but letting it run; held so that our death changes nothing.

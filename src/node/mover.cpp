@@ -11,6 +11,7 @@
 #include "migration/daemon_link.h"
 #include "migration/peer.h"
 #include "migration/session.h"
+#include "node/lazy_image.h"
 #include "node/workload_replica.h"
 #include "node/workload_source.h"
 #include "process/left_over.h"
@@ -63,12 +64,12 @@ Finished run_withdraw(const capsule::NodePaths& node, const std::string& service
 
 Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
   const capsule::NodePaths node{start.state_dir(), start.node()};
+  const auto bytes_per_s = static_cast<uint64_t>(start.bandwidth_bytes_per_s());
   switch (start.role()) {
     case migration::ROLE_SOURCE:
     case migration::ROLE_CHECKPOINT:
     case migration::ROLE_PRECHECK: {
-      auto source = ServiceSource::open(node, start.service(),
-                                        static_cast<uint64_t>(start.bandwidth_bytes_per_s()));
+      auto source = ServiceSource::open(node, start.service(), bytes_per_s);
       if (!source.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
       (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
@@ -87,16 +88,30 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_RESTORE: {
       auto replica = ServiceReplica::open(node, start.service());
       if (!replica.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
-      if (start.role() == migration::ROLE_DESTINATION) daemon.hold_fd((*replica)->hold_fd());
-      return start.role() == migration::ROLE_DESTINATION
-                 ? migration::run_destination(start, **replica, daemon)
-                 : migration::run_restore(start, **replica, daemon);
+      if (start.role() == migration::ROLE_DESTINATION) {
+        daemon.hold_fd((*replica)->hold_fd());
+        return migration::run_destination(start, **replica, daemon);
+      }
+      if (!start.lazy()) return migration::run_restore(start, **replica, daemon, nullptr);
+      auto image = LazyImage::open(start.file(), bytes_per_s);
+      if (!image.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, image.status());
+      return migration::run_restore(start, **replica, daemon, image->get());
     }
     case migration::ROLE_SERVE_PAGES: {
-      auto source = ServiceSource::open(node, start.service(),
-                                        static_cast<uint64_t>(start.bandwidth_bytes_per_s()));
+      if (!start.file().empty()) {
+        auto image = LazyImage::open_again(start.file(), start.file_identity(), bytes_per_s);
+        if (!image.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, image.status());
+        const auto serve = [&](int faults, int push, const migration::PagesTold& told) {
+          return (*image)->serve(faults, push, told);
+        };
+        return migration::run_serve_pages(start, serve, daemon);
+      }
+      auto source = ServiceSource::open(node, start.service(), bytes_per_s);
       if (!source.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, source.status());
-      return migration::run_serve_pages(start, **source, daemon);
+      const auto serve = [&](int faults, int push, const migration::PagesTold& told) {
+        return (*source)->serve_pages(faults, push, told);
+      };
+      return migration::run_serve_pages(start, serve, daemon);
     }
     case migration::ROLE_WITHDRAW:
       return run_withdraw(node, start.service());

@@ -185,6 +185,8 @@ api::Service Node::describe(const api::ServiceRecord& record) const {
   // Between a move's two ends there is none here for a moment: then there is no pid to show.
   const auto info = services_.info(record.name());
   service.set_pages_at(record.pages_at());
+  service.set_pages_file(record.pages_file().path());
+  if (!record.pages_at().empty()) service.set_pages_error(post_copy_.error_of(record.name()));
   if (!info.ok()) return service;
   service.set_pid(info->main_pid());
   service.set_pages_missing(info->post_copy().missing());

@@ -1,5 +1,6 @@
 #include "node/post_copy.h"
 
+#include <fcntl.h>
 #include <grpcpp/client_context.h>
 #include <openssl/rand.h>
 
@@ -10,6 +11,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "migration/peer.h"
 #include "node/node.h"
 
@@ -45,12 +47,35 @@ void PostCopy::fetch(const std::string& service) {
     while (!node_.stopping()) {
       const auto over = fetch_step(service);
       if (over.ok() && *over) break;
-      if (!over.ok()) log_warning("pages of {}: {}", service, message_of(over.status()));
+      if (!over.ok()) {
+        log_warning("pages of {}: {}", service, message_of(over.status()));
+        note_error(service, std::string(message_of(over.status())));
+      }
       pause(over.ok() ? kLook : kTryAgain);
     }
     const std::lock_guard lock(mutex_);
     fetching_.erase(service);
+    errors_.erase(service);
   });
+}
+
+void PostCopy::fetch_from_file(const std::string& service, std::shared_ptr<MoverProcess> mover) {
+  follow_file(service, std::move(mover));
+  fetch(service);
+}
+
+std::string PostCopy::error_of(const std::string& service) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = errors_.find(service);
+  return found == errors_.end() ? "" : found->second;
+}
+
+void PostCopy::note_error(const std::string& service, const std::string& error) {
+  const std::lock_guard lock(mutex_);
+  if (error.empty())
+    errors_.erase(service);
+  else
+    errors_[service] = error;
 }
 
 absl::StatusOr<bool> PostCopy::fetch_step(const std::string& service) {
@@ -75,23 +100,12 @@ absl::StatusOr<bool> PostCopy::fetch_step(const std::string& service) {
 }
 
 absl::Status PostCopy::reconnect(const api::ServiceRecord& record) {
-  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(record.pages_at()));
   GW_ASSIGN_OR_RETURN(const migration::Listener listener,
                       migration::listen_on(node_.config().listen_host));
   std::string token(kTokenBytes, '\0');
   if (RAND_bytes(reinterpret_cast<unsigned char*>(token.data()), kTokenBytes) != 1)
     return make_error(absl::StatusCode::kInternal, "RAND_bytes failed");
-  api::ServePagesRequest request;
-  request.set_service(record.name());
-  request.set_migration_id(record.last_migration().id());
-  request.set_host(node_.config().listen_host);
-  request.set_port(listener.port);
-  request.set_token(token);
-  request.set_data_tls(node_.data_tls());
-  grpc::ClientContext context;
-  set_timeout(context, kAskTimeout);
-  api::Empty reply;
-  GW_RETURN_IF_ERROR(api::from_grpc(peer->peer->ServePages(&context, request, &reply)));
+  GW_RETURN_IF_ERROR(ask_for_pages(record, listener.port, token));
   migration::MoverStart start;
   node_.set_proof(start, token, record.pages_at());
   GW_ASSIGN_OR_RETURN(migration::Proof proof, migration::proof_of(start));
@@ -99,12 +113,84 @@ absl::Status PostCopy::reconnect(const api::ServiceRecord& record) {
   const Deadline deadline = Deadline::in(kConnectWait);
   migration::ChannelPtr faults, push;
   while (!faults || !push) {
-    GW_ASSIGN_OR_RETURN(migration::Accepted accepted, acceptor.next(deadline));
-    if (accepted.purpose == migration::Purpose::kFaults) faults = std::move(accepted.channel);
-    if (accepted.purpose == migration::Purpose::kPush) push = std::move(accepted.channel);
+    auto accepted = acceptor.next(deadline);
+    // A mover that cannot begin has said why by then.
+    const std::string why = error_of(record.name());
+    if (!accepted.ok() && record.has_pages_file() && !why.empty())
+      return make_error(accepted.status().code(), "{}", why);
+    GW_RETURN_IF_ERROR(accepted.status());
+    if (accepted->purpose == migration::Purpose::kFaults) faults = std::move(accepted->channel);
+    if (accepted->purpose == migration::Purpose::kPush) push = std::move(accepted->channel);
   }
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(record.name()));
+  note_error(record.name(), "");
   return capsule.connect_pages(std::move(faults), std::move(push), migration::kPageSilence);
+}
+
+// Whoever has them connects to that port.
+absl::Status PostCopy::ask_for_pages(const api::ServiceRecord& record, uint16_t port,
+                                     const std::string& token) {
+  if (record.has_pages_file()) {
+    migration::MoverStart start;
+    start.set_peer_host(node_.config().listen_host);
+    start.set_peer_port(port);
+    node_.set_proof(start, token, node_.config().name);
+    return serve_file(record, std::move(start));
+  }
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(record.pages_at()));
+  api::ServePagesRequest request;
+  request.set_service(record.name());
+  request.set_migration_id(record.last_migration().id());
+  request.set_host(node_.config().listen_host);
+  request.set_port(port);
+  request.set_token(token);
+  request.set_data_tls(node_.data_tls());
+  grpc::ClientContext context;
+  set_timeout(context, kAskTimeout);
+  api::Empty reply;
+  return api::from_grpc(peer->peer->ServePages(&context, request, &reply));
+}
+
+absl::Status PostCopy::serve_file(const api::ServiceRecord& record, migration::MoverStart start) {
+  const api::PagesFile& file = record.pages_file();
+  // A mover would say so too, but only after it was waited for.
+  GW_RETURN_IF_ERROR(kernel::open(file.path(), O_RDONLY | O_CLOEXEC).status());
+  start.set_role(migration::ROLE_SERVE_PAGES);
+  start.set_service(record.name());
+  start.set_node(node_.config().local());
+  start.set_state_dir(node_.config().state_dir);
+  start.set_file(file.path());
+  start.set_file_identity(file.identity());
+  start.set_bandwidth_bytes_per_s(file.bytes_per_s());
+  GW_ASSIGN_OR_RETURN(std::unique_ptr<MoverProcess> mover,
+                      node_.spare_mover().take_or_start(start));
+  follow_file(record.name(), std::move(mover));
+  return absl::OkStatus();
+}
+
+// In the background until it has ended. Of two for one service the earlier one has lost its
+// connection.
+void PostCopy::follow_file(const std::string& service, std::shared_ptr<MoverProcess> mover) {
+  std::shared_ptr<MoverProcess> before;
+  {
+    const std::lock_guard lock(mutex_);
+    before = std::exchange(from_files_[service], mover);
+  }
+  if (before != nullptr) before->interrupt();
+  node_.tasks().run([this, service, mover = std::move(mover)] {
+    absl::StatusOr<migration::MoverToDaemon> message = absl::UnknownError("");
+    do {
+      message = mover->receive(Deadline::in(kSilence));
+      if (message.ok() && message->has_progress())
+        note_error(service, message->progress().reason());
+    } while (message.ok() && !message->has_finished() && !node_.stopping());
+    if (message.ok() && message->has_finished() && !message->finished().error().empty())
+      note_error(service, message->finished().error());
+    mover->kill();
+    const std::lock_guard lock(mutex_);
+    const auto found = from_files_.find(service);
+    if (found != from_files_.end() && found->second == mover) from_files_.erase(found);
+  });
 }
 
 absl::Status PostCopy::forget_source(const std::string& service) {
@@ -117,6 +203,7 @@ absl::Status PostCopy::forget_source(const std::string& service) {
                     nothing = record.pages_at().empty() || record.owner() != node_.config().name;
                     if (nothing) return absl::CancelledError("nothing");
                     record.clear_pages_at();
+                    record.clear_pages_file();
                     record.set_generation(record.generation() + 1);
                     return absl::OkStatus();
                   })
@@ -128,7 +215,8 @@ absl::StatusOr<api::MigrateResult> PostCopy::resume(const std::string& service, 
                                                     const OnProgress& told,
                                                     const std::function<bool()>& cancelled) {
   GW_ASSIGN_OR_RETURN(const VersionedService current, node_.records().service(service));
-  const std::string source = current.record.pages_at();
+  const std::string source = current.record.has_pages_file() ? current.record.pages_file().path()
+                                                             : current.record.pages_at();
   if (source.empty())
     return make_error(absl::StatusCode::kFailedPrecondition, "no pages of {} are missing", service);
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(service));
@@ -156,6 +244,7 @@ absl::StatusOr<api::MigrateResult> PostCopy::resume(const std::string& service, 
     api::MigrateProgress progress;
     progress.set_phase(state.connected() ? "post-copy" : "disconnected");
     progress.set_pages_left(state.missing());
+    progress.set_reason(error_of(service));
     told(progress);
     pause(kLook);
   }
@@ -170,7 +259,8 @@ absl::StatusOr<bool> PostCopy::is_needed(const api::MigrationJournal& entry) con
   if (absl::IsNotFound(current.status())) return false;
   GW_RETURN_IF_ERROR(current.status());
   const api::ServiceRecord& record = current->record;
-  return record.pages_at() == node_.config().name && record.last_migration().id() == entry.id();
+  return !record.has_pages_file() && record.pages_at() == node_.config().name &&
+         record.last_migration().id() == entry.id();
 }
 
 void PostCopy::keep(const api::MigrationJournal& entry) {

@@ -7,6 +7,9 @@
 //   source       keep(): the frozen copy stays until the record does not name this node any more;
 //                serve(): a mover gives the pages to whoever is the service's owner
 //
+// The pages may be in a file on the service's own node instead (restore --lazy): then reconnect()
+// has a mover of this node's give them.
+//
 // All of it follows from the record: a daemon that is started again goes on.
 #ifndef GODWIT_NODE_POST_COPY_H_
 #define GODWIT_NODE_POST_COPY_H_
@@ -35,6 +38,10 @@ class PostCopy {
 
   // In the background, once for a service, until nothing of it is missing here.
   void fetch(const std::string& service);
+  // The same with a mover that gives them from the record's file already.
+  void fetch_from_file(const std::string& service, std::shared_ptr<MoverProcess> mover);
+  // What keeps pages of the service from coming; empty: nothing is known to.
+  std::string error_of(const std::string& service) const;
   // For the user: follows it. `source_lost`: what is missing will never come, a touch of it ends in
   // SIGBUS. kFailedPrecondition: nothing is missing.
   using OnProgress = std::function<void(const api::MigrateProgress&)>;
@@ -60,15 +67,22 @@ class PostCopy {
   // Whether it is over, one way or another.
   absl::StatusOr<bool> fetch_step(const std::string& service);
   absl::Status reconnect(const api::ServiceRecord& record);
+  absl::Status ask_for_pages(const api::ServiceRecord& record, uint16_t port,
+                             const std::string& token);
+  absl::Status serve_file(const api::ServiceRecord& record, migration::MoverStart start);
+  void follow_file(const std::string& service, std::shared_ptr<MoverProcess> mover);
+  void note_error(const std::string& service, const std::string& error);
   absl::Status forget_source(const std::string& service);
   void keep_until_not_needed(const std::string& migration);
   void follow(const std::string& migration, const std::shared_ptr<MoverProcess>& mover);
   void pause(absl::Duration time) const;
 
   Node& node_;
-  std::mutex mutex_;
-  std::set<std::string> fetching_;    // services
-  std::map<std::string, Kept> kept_;  // by migration
+  mutable std::mutex mutex_;
+  std::set<std::string> fetching_;                                   // services
+  std::map<std::string, std::string> errors_;                        // by service
+  std::map<std::string, std::shared_ptr<MoverProcess>> from_files_;  // by service
+  std::map<std::string, Kept> kept_;                                 // by migration
 };
 
 }  // namespace godwit::node

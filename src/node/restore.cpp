@@ -20,11 +20,14 @@ namespace {
 constexpr absl::Duration kSlice = absl::Milliseconds(100);
 constexpr absl::Duration kSilence = absl::Seconds(30);
 
-// What the mover says until it has finished; commits when it asks.
+using Commit = std::function<absl::Status(const migration::MoverToDaemon& request)>;
+
+// What the mover says until it has finished, or only serves pages (then the result has no outcome);
+// commits when it asks.
 absl::StatusOr<migration::Finished> follow(MoverProcess& mover,
                                            const SourceMigration::OnProgress& on_progress,
                                            const SourceMigration::Cancelled& cancelled,
-                                           const std::function<absl::Status()>& commit) {
+                                           const Commit& commit) {
   bool asked_to_cancel = false;
   Deadline silence = Deadline::in(kSilence);
   while (true) {
@@ -40,12 +43,13 @@ absl::StatusOr<migration::Finished> follow(MoverProcess& mover,
     silence = Deadline::in(kSilence);
     if (message->commit_request()) {
       migration::DaemonToMover answer;
-      const absl::Status committed = commit();
+      const absl::Status committed = commit(*message);
       answer.mutable_commit_answer()->set_committed(committed.ok());
       answer.mutable_commit_answer()->set_error(std::string(message_of(committed)));
       GW_RETURN_IF_ERROR(mover.send(answer));
     }
     if (message->has_progress()) {
+      if (message->progress().phase() == "post-copy") return migration::Finished();
       api::MigrateProgress progress;
       progress.set_phase(message->progress().phase());
       progress.set_pages_left(message->progress().pages_left());
@@ -125,12 +129,13 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   if (!request.name().empty()) spec.set_name(request.name());
   GW_RETURN_IF_ERROR(capsule::check_name(spec.name()));
   GW_RETURN_IF_ERROR(check_destination(node, spec));
-  GW_ASSIGN_OR_RETURN(const Busy::Hold hold,
+  GW_ASSIGN_OR_RETURN(Busy::Hold hold,
                       node.busy().try_hold(spec.name(), "being restored from a file"));
   VersionedService versioned;
   GW_RETURN_IF_ERROR(claim(node, spec, versioned));
+  const int64_t begin = monotonic_ns();
   std::optional<capsule::Capsule> capsule;
-  std::unique_ptr<MoverProcess> mover;
+  std::shared_ptr<MoverProcess> mover;
   auto undo = absl::MakeCleanup([&] {
     mover.reset();
     capsule.reset();
@@ -141,8 +146,17 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
     GW_RETURN_IF_ERROR(node.records().claim_address(spec.addresses(0).ip(), spec.name()));
   GW_ASSIGN_OR_RETURN(capsule, node.services().create(spec, true));
   bool committed = false;
-  const auto commit = [&]() -> absl::Status {
+  uint64_t pages_missing = 0;
+  const auto commit = [&](const migration::MoverToDaemon& asked) -> absl::Status {
     if (committed) return absl::OkStatus();
+    pages_missing = asked.pages_missing();
+    if (pages_missing > 0) {
+      versioned.record.set_pages_at(node.config().name);
+      api::PagesFile& file = *versioned.record.mutable_pages_file();
+      file.set_path(request.file());
+      file.set_identity(asked.file_identity());
+      file.set_bytes_per_s(request.bandwidth_bytes_per_s());
+    }
     versioned.record.set_state(api::SERVICE_RUNNING);
     versioned.record.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
     GW_RETURN_IF_ERROR(node.records().put(versioned));
@@ -155,14 +169,21 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   start.set_node(node.config().local());
   start.set_state_dir(node.config().state_dir);
   start.set_file(request.file());
+  start.set_lazy(request.lazy());
+  start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
   const SpareMover::Pause pause(node.spare_mover());
-  GW_ASSIGN_OR_RETURN(mover, node.spare_mover().take_or_start(start));
+  GW_ASSIGN_OR_RETURN(std::unique_ptr<MoverProcess> started,
+                      node.spare_mover().take_or_start(start));
+  mover = std::move(started);
   GW_ASSIGN_OR_RETURN(const migration::Finished finished,
                       follow(*mover, on_progress, cancelled, commit));
   api::MigrateResult result;
   result.set_name(spec.name());
   *result.mutable_statistics() = statistics_of(finished.statistics());
-  if (finished.outcome() != migration::OUTCOME_MOVED) {
+  const bool lacks_pages = pages_missing > 0 && committed &&
+                           (finished.outcome() == migration::OUTCOME_INVALID ||
+                            finished.outcome() == migration::OUTCOME_PAGES_HERE);
+  if (finished.outcome() != migration::OUTCOME_MOVED && !lacks_pages) {
     result.set_outcome(finished.outcome() == migration::OUTCOME_REFUSED ? "refused" : "failed");
     result.set_error(finished.error());
     for (const migration::Reason& each : finished.reasons()) {
@@ -174,13 +195,30 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
     }
     return result;
   }
-  GW_RETURN_IF_ERROR(commit());
+  GW_RETURN_IF_ERROR(commit({}));
   // The mover has done so, where it could; a replica would end with our connection to it.
   GW_RETURN_IF_ERROR(capsule->adopt());
   std::move(undo).Cancel();
   node.supervise(spec.name());
   result.set_node(node.config().name);
   result.set_outcome("restored");
+  if (!lacks_pages) return result;
+  // It runs; from here on it is a service like any other whose memory is on its way.
+  hold.release();
+  const int64_t runs = monotonic_ns();
+  node.post_copy().fetch_from_file(spec.name(), std::move(mover));
+  auto followed = node.post_copy().resume(spec.name(), false, on_progress, cancelled);
+  if (followed.ok())
+    result.set_error(followed->error());
+  else if (!absl::IsFailedPrecondition(followed.status()))  // all of them have come already
+    result.set_error(std::string(message_of(followed.status())));
+  api::MigrationStatistics& statistics = *result.mutable_statistics();
+  statistics.set_strategy("restore");
+  statistics.set_total_ns(monotonic_ns() - begin);
+  statistics.set_post_copy_ns(monotonic_ns() - runs);
+  statistics.set_pages_left_behind(pages_missing);
+  const auto info = node.services().info(spec.name());
+  if (info.ok()) statistics.set_page_faults(info->post_copy().faults());
   return result;
 }
 

@@ -90,7 +90,8 @@ absl::Status SourceMigration::check_record(const api::ServiceRecord& record) con
         absl::StatusCode::kFailedPrecondition,
         "pages of {} are at {} still; they come by themselves, godwit migrate --resume {} "
         "waits for the last one",
-        record.name(), record.pages_at(), record.name());
+        record.name(), record.has_pages_file() ? record.pages_file().path() : record.pages_at(),
+        record.name());
   return absl::OkStatus();
 }
 

@@ -86,6 +86,13 @@ void ServiceReplica::expect_pages() {
   if (!told.ok()) log_warning("pages that follow: {}", message_of(told));
 }
 
+absl::StatusOr<std::vector<migration::ReplicaWorkload::Needed>> ServiceReplica::needed_first() {
+  GW_ASSIGN_OR_RETURN(const auto all, replica_->needed_first());
+  std::vector<Needed> needed;
+  for (const auto& [space, pages] : all) needed.push_back({space, pages.runs()});
+  return needed;
+}
+
 // By the shim, which is there as long as the service is.
 absl::Status ServiceReplica::fetch_pages(migration::ChannelPtr faults, migration::ChannelPtr push,
                                          absl::Duration patience) {

@@ -31,6 +31,8 @@ class ServiceReplica final : public migration::ReplicaWorkload {
   absl::Status announce() override;
   uint64_t pages_missing() const override { return replica_->pages_missing(); }
   void expect_pages() override;
+  bool may_miss(uint64_t space) const override { return replica_->may_miss(space); }
+  absl::StatusOr<std::vector<Needed>> needed_first() override;
   absl::Status fetch_pages(migration::ChannelPtr faults, migration::ChannelPtr push,
                            absl::Duration patience) override;
   absl::Status make_ready() override;

@@ -5,10 +5,10 @@
 #include "base/status.h"
 #include "base/utf8.h"
 #include "node/file_sections.h"
+#include "node/lazy_image.h"
 #include "node/neighbours.h"
 #include "node/restore.h"
-#include "pages/page_server.h"
-#include "process/priority.h"
+#include "pages/page_source.h"
 
 namespace godwit::node {
 namespace {
@@ -283,18 +283,13 @@ absl::Status ServiceSource::commit() {
   return port_->port.set_phase(network::PortPhase::kSourceCommitted);
 }
 
-absl::Status ServiceSource::serve_pages(
-    tls::Channel& faults, tls::Channel& push,
-    const std::function<void(const migration::PageFigures&)>& told) {
-  std::vector<pages::PageServer::Space> spaces;
+absl::Status ServiceSource::serve_pages(tls::Channel& faults, tls::Channel& push,
+                                        const migration::PagesTold& told) {
+  std::vector<pages::ProcessPages::Space> spaces;
   for (const auto& [pid, host] : source_->processes())
     spaces.push_back({static_cast<uint64_t>(pid.value), host});
-  process::take_part();
-  const process::WakefulCpus awake;
-  pages::PageServer server(std::move(spaces), bytes_per_s_);
-  return server.serve(faults, push, [&](const pages::PageServerFigures& now) {
-    told({.left = now.left, .given = now.given, .faults = now.faults, .bytes = now.bytes});
-  });
+  pages::ProcessPages source(spaces);
+  return node::serve_pages(source, bytes_per_s_, faults, push, told);
 }
 
 void ServiceSource::describe(migration::Statistics& statistics) {

@@ -68,7 +68,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status commit() override;
   void finish() override { source_->finish(); }
   absl::Status serve_pages(tls::Channel& faults, tls::Channel& push,
-                           const std::function<void(const migration::PageFigures&)>& told) override;
+                           const migration::PagesTold& told) override;
   void leave_frozen() override { source_->finish(); }
   void interrupt() override { source_->control().cancel(); }
   void describe(migration::Statistics& statistics) override;

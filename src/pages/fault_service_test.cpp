@@ -69,7 +69,8 @@ class PostCopyTest : public ::testing::TestWithParam<bool> {
     faults_ = std::move(faults.near);
     push_ = std::move(push.near);
     server = std::thread([this, bytes_per_s] {
-      PageServer pages({{kSpace, source.pid()}}, bytes_per_s);
+      ProcessPages process({{kSpace, source.pid()}});
+      PageServer pages(process, bytes_per_s);
       served =
           pages.serve(*faults_, *push_, [this](const PageServerFigures& now) { figures = now; });
     });
@@ -256,13 +257,16 @@ TEST_P(PostCopyTest, WhatIsMissingOfALostSourceIsPoison) {
 TEST(PageServerTest, RefusesWhatNobodyMeansToSay) {
   Puppet source;
   source.map(B, 16 * P);
+  PageServerFigures figures;
   const auto serve = [&](std::vector<PageHeader> said) {
     Ends faults = socket_pair(false), push = socket_pair(false);
     const auto bytes = std::as_bytes(std::span(said));
     EXPECT_EQ(::write(faults.far->fd(), bytes.data(), bytes.size()),
               static_cast<ssize_t>(bytes.size()));
-    PageServer server({{kSpace, source.pid()}}, 0);
-    return server.serve(*faults.near, *push.near, [](const PageServerFigures&) {}).code();
+    ProcessPages process({{kSpace, source.pid()}});
+    PageServer server(process, 0);
+    const auto told = [&figures](const PageServerFigures& now) { figures = now; };
+    return server.serve(*faults.near, *push.near, told).code();
   };
   const PageHeader good = page_header(PageMessage::kMissing, kSpace, B, 4);
   PageHeader broken = good;
@@ -278,10 +282,16 @@ TEST(PageServerTest, RefusesWhatNobodyMeansToSay) {
             absl::StatusCode::kDataLoss);
   EXPECT_EQ(serve({page_header(PageMessage::kPages, kSpace, B, 0), end}),
             absl::StatusCode::kDataLoss);
-  // Nothing is mapped there.
-  EXPECT_EQ(serve({page_header(PageMessage::kMissing, kSpace, 2 * B, 1),
-                   page_header(PageMessage::kRequest, kSpace, 2 * B, 1), end}),
-            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(figures.unreadable, 0U);
+  // Nothing is mapped there: it is left out, and others are given.
+  EXPECT_EQ(serve({page_header(PageMessage::kMissing, kSpace, B, 1),
+                   page_header(PageMessage::kMissing, kSpace, 2 * B, 1),
+                   page_header(PageMessage::kRequest, kSpace, 2 * B, 1),
+                   page_header(PageMessage::kRequest, kSpace, B, 1), end}),
+            absl::StatusCode::kOk);
+  EXPECT_EQ(figures.unreadable, 1U);
+  EXPECT_EQ(figures.zeros, 1U);
+  EXPECT_NE(figures.error.find(fmt::format("{:x}", 2 * B)), std::string::npos) << figures.error;
 }
 
 TEST(MissingPagesTest, FollowsMovesDropsAndForks) {

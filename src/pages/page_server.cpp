@@ -42,46 +42,48 @@ void append_header(std::vector<std::byte>& to, const PageHeader& header) {
 
 }  // namespace
 
-PageServer::PageServer(std::vector<Space> spaces, uint64_t bytes_per_s)
-    : bytes_per_s_(bytes_per_s),
+PageServer::PageServer(PageSource& source, uint64_t bytes_per_s)
+    : source_(source),
+      bytes_per_s_(bytes_per_s),
       in_(std::make_unique_for_overwrite<std::byte[]>(kReadBytes)),
-      page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {
-  for (const Space& space : spaces) sources_.emplace(space.id, Source{PageReader(space.pid), {}});
-}
+      page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {}
 
-absl::StatusOr<PageServer::Source*> PageServer::source_of(uint64_t space) {
-  const auto found = sources_.find(space);
-  if (found == sources_.end())
+absl::StatusOr<PageServer::Left*> PageServer::left_of(uint64_t space) {
+  if (!source_.has(space))
     return make_error(absl::StatusCode::kDataLoss,
                       "pages of process {} are wanted, which is not here", space);
-  return &found->second;
+  return &spaces_[space];
 }
 
-PageRange PageServer::take(Source& source, uint64_t address, uint64_t most) {
-  auto next = source.left.upper_bound(address);
-  if (next == source.left.begin()) return {};
+PageRange PageServer::take(Left& left, uint64_t address, uint64_t most) {
+  auto next = left.upper_bound(address);
+  if (next == left.begin()) return {};
   const auto found = std::prev(next);
   const uint64_t end = found->second;
   if (address >= end) return {};
   const PageRange taken{address, std::min(end, address + most * kPageSize)};
   if (found->first == taken.start)
-    source.left.erase(found);
+    left.erase(found);
   else
     found->second = taken.start;
-  if (taken.end < end) source.left.emplace(taken.end, end);
+  if (taken.end < end) left.emplace(taken.end, end);
   figures_.left -= taken.pages();
   return taken;
 }
 
-absl::Status PageServer::append(uint64_t space, Source& source, PageRange range) {
+absl::Status PageServer::append(uint64_t space, PageRange range) {
   FAULT_POINT("pages.serve");
-  got_.clear();
-  PageSet unreadable;
-  GW_RETURN_IF_ERROR(source.reader.read({&range, 1}, {page_data_.get(), range.pages() * kPageSize},
-                                        got_, unreadable));
-  if (!unreadable.empty())
-    return make_error(absl::StatusCode::kDataLoss, "page {:x} of process {} cannot be read",
-                      unreadable.ranges().front().start, space);
+  absl::Status read = source_.read(space, range, {page_data_.get(), range.pages() * kPageSize});
+  if (absl::IsDataLoss(read) && range.pages() > 1) {
+    for (uint64_t page = range.start; page < range.end; page += kPageSize)
+      GW_RETURN_IF_ERROR(append(space, {page, page + kPageSize}));
+    return absl::OkStatus();
+  }
+  if (absl::IsDataLoss(read)) {
+    if (figures_.unreadable++ == 0) figures_.error = message_of(read);
+    return absl::OkStatus();
+  }
+  GW_RETURN_IF_ERROR(read);
   const std::byte* at = page_data_.get();
   for (uint64_t page = range.start; page < range.end;) {
     const bool zero = is_zero_page(at);
@@ -100,15 +102,15 @@ absl::Status PageServer::append(uint64_t space, Source& source, PageRange range)
 }
 
 absl::Status PageServer::answer(uint64_t space, uint64_t address) {
-  GW_ASSIGN_OR_RETURN(Source * source, source_of(space));
+  GW_ASSIGN_OR_RETURN(Left * left, left_of(space));
   ++figures_.faults;
   // Whatever it does next is near.
   cursor_space_ = space;
   cursor_ = address + kPageSize;
-  const PageRange page = take(*source, address, 1);
+  const PageRange page = take(*left, address, 1);
   if (page.start == page.end) return absl::OkStatus();  // on its way
   out_.clear();
-  GW_RETURN_IF_ERROR(append(space, *source, page));
+  GW_RETURN_IF_ERROR(append(space, page));
   return send_all(*faults_, out_);
 }
 
@@ -122,14 +124,13 @@ absl::Status PageServer::obey(const PageHeader& header) {
     return damaged("address");
   switch (static_cast<PageMessage>(header.type)) {
     case PageMessage::kMissing: {
-      GW_ASSIGN_OR_RETURN(Source * source, source_of(header.space));
+      GW_ASSIGN_OR_RETURN(Left * left, left_of(header.space));
       if (header.count == 0) return absl::OkStatus();
-      const auto next = source->left.lower_bound(header.address);
-      const bool overlaps =
-          (next != source->left.end() && next->first < header.address + bytes) ||
-          (next != source->left.begin() && std::prev(next)->second > header.address);
+      const auto next = left->lower_bound(header.address);
+      const bool overlaps = (next != left->end() && next->first < header.address + bytes) ||
+                            (next != left->begin() && std::prev(next)->second > header.address);
       if (overlaps) return damaged("a page is named twice");
-      source->left.emplace_hint(next, header.address, header.address + bytes);
+      left->emplace_hint(next, header.address, header.address + bytes);
       figures_.left += header.count;
       return absl::OkStatus();
     }
@@ -139,14 +140,13 @@ absl::Status PageServer::obey(const PageHeader& header) {
     case PageMessage::kRequest:
       return answer(header.space, header.address);
     case PageMessage::kGone: {
-      GW_ASSIGN_OR_RETURN(Source * source, source_of(header.space));
+      GW_ASSIGN_OR_RETURN(Left * left, left_of(header.space));
       // By what is left, not by what is said: that may be all of the address space.
       const uint64_t end = header.address + bytes;
-      take(*source, header.address, header.count);
-      for (auto run = source->left.lower_bound(header.address);
-           run != source->left.end() && run->first < end;
-           run = source->left.lower_bound(header.address))
-        take(*source, run->first, (end - run->first) / kPageSize);
+      take(*left, header.address, header.count);
+      for (auto run = left->lower_bound(header.address); run != left->end() && run->first < end;
+           run = left->lower_bound(header.address))
+        take(*left, run->first, (end - run->first) / kPageSize);
       return absl::OkStatus();
     }
     case PageMessage::kComplete:
@@ -177,11 +177,11 @@ absl::Status PageServer::take_in() {
 
 // From the cursor on, and round. False: nothing is left.
 bool PageServer::fill_push() {
-  if (sources_.empty()) return false;
-  auto space = sources_.lower_bound(cursor_space_);
-  for (size_t turns = 0; turns <= sources_.size(); ++turns) {
-    if (space == sources_.end()) space = sources_.begin();
-    auto& left = space->second.left;
+  if (spaces_.empty()) return false;
+  auto space = spaces_.lower_bound(cursor_space_);
+  for (size_t turns = 0; turns <= spaces_.size(); ++turns) {
+    if (space == spaces_.end()) space = spaces_.begin();
+    const Left& left = space->second;
     if (space->first != cursor_space_) cursor_ = 0;
     auto run = left.lower_bound(cursor_);
     if (run != left.begin() && std::prev(run)->second > cursor_) run = std::prev(run);
@@ -192,7 +192,7 @@ bool PageServer::fill_push() {
     }
     ++space;
     cursor_ = 0;
-    cursor_space_ = space == sources_.end() ? sources_.begin()->first : space->first;
+    cursor_space_ = space == spaces_.end() ? spaces_.begin()->first : space->first;
   }
   return false;
 }
@@ -210,13 +210,14 @@ absl::StatusOr<bool> PageServer::push_some() {
     out_.clear();
     // Small runs go together; a big one alone.
     while (out_.size() < kMaxWirePages * kPageSize && fill_push()) {
-      Source& source = sources_.at(cursor_space_);
       const uint64_t room = kMaxWirePages - out_.size() / kPageSize;
-      const PageRange run = take(source, cursor_, room);
+      const PageRange run = take(spaces_.at(cursor_space_), cursor_, room);
       cursor_ = run.end;
-      GW_RETURN_IF_ERROR(append(cursor_space_, source, run));
+      GW_RETURN_IF_ERROR(append(cursor_space_, run));
       if (out_.size() + kPageSize > kMaxWirePages * kPageSize) break;
     }
+    // None of them can be had.
+    if (out_.empty()) return true;
     std::swap(half_, out_);
     pushed_ = 0;
     if (bytes_per_s_ != 0) {
@@ -262,7 +263,7 @@ absl::Status PageServer::run(absl::FunctionRef<void(const PageServerFigures&)> t
   half_.clear();
   pushed_ = 0;
   figures_ = {};
-  for (auto& [id, source] : sources_) source.left.clear();
+  spaces_.clear();
   int64_t told_at = 0;
   int64_t alive_at = monotonic_ns();
   for (;;) {

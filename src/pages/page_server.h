@@ -1,7 +1,8 @@
-// The source's end of post-copy: gives away the pages of processes that the freezer holds, first
-// those that the program waits for at the other end, then the rest, from where it waited last on.
-// Each page once a connection. Nothing here has state that a new connection needs: the other end
-// says what it lacks.
+// The source's end of post-copy: gives away pages (page_source.h), first those that the program
+// waits for at the other end, then the rest, from where it waited last on. Each page once a
+// connection. Nothing here has state that a new connection needs: the other end says what it lacks.
+// A page that cannot be had is left out, and all others are given; the connection stays, for only a
+// user can know that it will never be had.
 #ifndef GODWIT_PAGES_PAGE_SERVER_H_
 #define GODWIT_PAGES_PAGE_SERVER_H_
 
@@ -9,14 +10,15 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "base/ids.h"
-#include "pages/page_reader.h"
+#include "pages/page_source.h"
 #include "pages/page_wire.h"
 #include "tls/channel.h"
 
@@ -27,17 +29,15 @@ struct PageServerFigures {
   uint64_t given = 0;
   uint64_t zeros = 0;
   uint64_t faults = 0;
-  uint64_t bytes = 0;  // on both connections
+  uint64_t bytes = 0;       // on both connections
+  uint64_t unreadable = 0;  // pages that cannot be had
+  std::string error;        // why the first of them
 };
 
 class PageServer {
  public:
-  struct Space {
-    uint64_t id;
-    HostPid pid;
-  };
   // `bytes_per_s`: of what is pushed; 0: no limit.
-  PageServer(std::vector<Space> spaces, uint64_t bytes_per_s);
+  PageServer(PageSource& source, uint64_t bytes_per_s);
 
   // Until the other end has all (OK) or cannot be reached (kUnavailable). Channels stay
   // the caller's. `told` is called at least twice a second.
@@ -45,24 +45,22 @@ class PageServer {
                      absl::FunctionRef<void(const PageServerFigures&)> told);
 
  private:
-  struct Source {
-    PageReader reader;
-    std::map<uint64_t, uint64_t> left;  // start to end
-  };
+  using Left = std::map<uint64_t, uint64_t>;  // start to end
   absl::Status take_in();
   absl::Status run(absl::FunctionRef<void(const PageServerFigures&)> told);
   absl::Status obey(const PageHeader& header);
   absl::Status answer(uint64_t space, uint64_t address);
   // At most `most` pages from `address` on that are left, in one run.
-  PageRange take(Source& source, uint64_t address, uint64_t most);
-  absl::Status append(uint64_t space, Source& source, PageRange range);
+  PageRange take(Left& left, uint64_t address, uint64_t most);
+  absl::Status append(uint64_t space, PageRange range);
   bool fill_push();
   absl::StatusOr<bool> push_some();
   uint64_t wire_bytes() const;
   int64_t push_allowed_in_ns();
-  absl::StatusOr<Source*> source_of(uint64_t space);
+  absl::StatusOr<Left*> left_of(uint64_t space);
 
-  std::map<uint64_t, Source> sources_;
+  PageSource& source_;
+  std::map<uint64_t, Left> spaces_;
   const uint64_t bytes_per_s_;
   tls::Channel* faults_ = nullptr;
   tls::Channel* push_ = nullptr;
@@ -75,7 +73,6 @@ class PageServer {
   std::vector<std::byte> half_;      // sent up to pushed_
   size_t pushed_ = 0;
   std::unique_ptr<std::byte[]> page_data_;
-  std::vector<PageRange> got_;
   uint64_t cursor_space_ = 0;
   uint64_t cursor_ = 0;
   int64_t allowed_at_ns_ = 0;

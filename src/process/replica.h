@@ -73,6 +73,12 @@ class Replica {
   // them placed (pages/fault_service.h) from make_ready() on.
   uint64_t pages_missing() const;
   std::vector<pages::FaultService::Space> take_missing();
+  // Whether pages of this address space may still become missing: its userfaultfd is made while the
+  // husk has root's rights.
+  bool may_miss(uint64_t space) const;
+  // Before the end of the final epoch: those of the missing pages that cannot come later, or
+  // without which it would wait at once. What has no memory any more is not missing from here on.
+  absl::StatusOr<std::vector<std::pair<uint64_t, pages::PageSet>>> needed_first();
   absl::Status make_ready();
   absl::Status release();
   // Since release(): ESRCH if a husk was killed. One system call each.

@@ -5,7 +5,9 @@
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "process/left_behind.h"
 #include "process/replica.h"
+#include "resource/registers/registers.pb.h"
 
 namespace godwit::process {
 
@@ -45,8 +47,52 @@ absl::Status Replica::make_userfaultfd(Husk& husk) {
   return absl::OkStatus();
 }
 
+bool Replica::may_miss(uint64_t space) const {
+  const auto husk = husks_.find(static_cast<int32_t>(space));
+  if (husk == husks_.end() || space > INT32_MAX) return false;
+  const auto missing = missing_.find(static_cast<int32_t>(space));
+  const bool made = missing != missing_.end() && missing->second.uffd &&
+                    missing->second.husk == husk->second.host_pid();
+  return made || !final_;
+}
+
+absl::StatusOr<std::vector<std::pair<uint64_t, pages::PageSet>>> Replica::needed_first() {
+  if (!sections_applied_) GW_RETURN_IF_ERROR(apply_sections());
+  std::vector<std::pair<uint64_t, pages::PageSet>> all;
+  for (auto& [pid, missing] : missing_) {
+    const auto found = husks_.find(pid);
+    if (found == husks_.end()) continue;
+    Husk& husk = found->second;
+    pages::PageSet there, later, needed;
+    for (const MappingState& mapping : husk.memory_map.mappings()) {
+      there.add({mapping.start(), mapping.end()});
+      if (can_come_later(mapping)) later.add({mapping.start(), mapping.end()});
+    }
+    missing.pages = missing.pages.intersect(there);
+    for (const HuskTask& task : husk.tasks()) {
+      const auto tid = static_cast<uint64_t>(task.tid.value);
+      for (const resource::TaskResource* resource : resource::task_resources())
+        if (const std::string* state = wanted(resource->name(), tid); state != nullptr)
+          add_written_by_kernel(*resource, *state, needed);
+      resource::RegistersState registers;
+      const std::string* state = wanted("registers", tid);
+      // In the order of user_regs_struct. What does not parse is refused where it is restored.
+      if (state != nullptr && registers.ParseFromString(*state) && registers.general_size() > 21)
+        add_first_needed(registers.general(16), registers.general(19), registers.general(21),
+                         needed);
+    }
+    pages::PageSet first = missing.pages;
+    first.subtract(later);
+    first.add(missing.pages.intersect(needed));
+    if (!first.empty()) all.emplace_back(static_cast<uint64_t>(pid), std::move(first));
+  }
+  return all;
+}
+
 // From here on whoever touches what is missing waits for it, the husk's own stub included.
 absl::Status Replica::arm_missing() {
+  // A process that has ended since lacks nothing.
+  std::erase_if(missing_, [this](const auto& each) { return !husks_.contains(each.first); });
   for (auto& [pid, missing] : missing_) {
     if (missing.pages.empty()) continue;
     GW_ASSIGN_OR_RETURN(const Husk* husk, husk_of(static_cast<uint64_t>(pid)));

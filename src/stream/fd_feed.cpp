@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -24,7 +25,9 @@ class FdFeed final : public Feed {
  public:
   FdFeed(int fd, absl::Duration patience) : fd_(fd), patience_(patience), buffer_(kBufferBytes) {
     struct stat st {};
-    is_socket_ = ::fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
+    const bool known = ::fstat(fd, &st) == 0;
+    is_socket_ = known && S_ISSOCK(st.st_mode);
+    is_file_ = known && S_ISREG(st.st_mode);
   }
   FdFeed(tls::Channel& channel, absl::Duration patience)
       : fd_(channel.fd()),
@@ -70,6 +73,16 @@ class FdFeed final : public Feed {
       begin_ = 0;
       end_ = static_cast<size_t>(n) - placed;
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status skip(uint64_t bytes) override {
+    const size_t here = std::min<uint64_t>(bytes, end_ - begin_);
+    begin_ += here;
+    bytes -= here;
+    if (!is_file_) return Feed::skip(bytes);
+    if (bytes > 0 && ::lseek(fd_, static_cast<off_t>(bytes), SEEK_CUR) < 0)
+      return errno_status(errno, fmt::format("lseek({}, {})", fd_, bytes));
     return absl::OkStatus();
   }
 
@@ -125,6 +138,7 @@ class FdFeed final : public Feed {
   const absl::Duration patience_;
   bool is_socket_ = false;
   tls::Channel* channel_ = nullptr;
+  bool is_file_ = false;
   std::vector<std::byte> buffer_;
   size_t begin_ = 0;
   size_t end_ = 0;

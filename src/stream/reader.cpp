@@ -30,6 +30,28 @@ absl::Status Feed::readv(std::span<const iovec> to) {
   return absl::OkStatus();
 }
 
+absl::Status Feed::skip(uint64_t bytes) {
+  std::vector<std::byte> unused(std::min<uint64_t>(bytes, 65536));
+  for (; bytes > 0; bytes -= std::min<uint64_t>(bytes, unused.size()))
+    GW_RETURN_IF_ERROR(read(std::span(unused).first(std::min<uint64_t>(bytes, unused.size()))));
+  return absl::OkStatus();
+}
+
+uint64_t pages_data_offset(size_t runs) {
+  return kHeaderBytes + kPagesFixedBytes + runs * kRunBytes;
+}
+
+void Reader::go_to(FramePlace place) {
+  broken_ = absl::OkStatus();
+  data_left_ = 0;
+  unpacked_ = nullptr;
+  bytes_ = place.offset;
+  sequence_ = place.sequence;
+  version_ = kVersionCompressed;
+  seen_preamble_ = true;
+  in_epoch_ = true;
+}
+
 void Reader::AlignedFree::operator()(std::byte* p) const {
   ::operator delete[](p, std::align_val_t{kPageSize});
 }
@@ -157,7 +179,12 @@ absl::StatusOr<Frame> Reader::read_pages(const FrameHeader& header) {
     return damaged("payload and its inner lengths disagree");
 
   GW_RETURN_IF_ERROR(read_runs(kPagesFixedBytes, runs, count, pages));
+  pages.place = {frame_at_, sequence_};
   ++sequence_;
+  if (page_data_ == PageData::kSkipped) {
+    GW_RETURN_IF_ERROR(skip_data(count * kPageSize));
+    return pages;
+  }
   data_left_ = count * kPageSize;
   if (page_data_ == PageData::kBuffered) {
     const iovec all = {data_buffer(), data_left_};
@@ -165,6 +192,15 @@ absl::StatusOr<Frame> Reader::read_pages(const FrameHeader& header) {
     pages.data = {data_buffer(), count * kPageSize};
   }
   return pages;
+}
+
+absl::Status Reader::skip_data(uint64_t bytes) {
+  absl::Status status = feed_.skip(bytes);
+  if (absl::IsOutOfRange(status) || absl::IsDataLoss(status))
+    return damaged("the stream ends inside a frame");
+  if (!status.ok()) return annotate(status, fmt::format("stream offset {}", bytes_));
+  bytes_ += bytes;
+  return absl::OkStatus();
 }
 
 absl::Status Reader::read_runs(size_t fixed, uint32_t runs, uint32_t count, Pages& pages) {
@@ -195,6 +231,12 @@ absl::StatusOr<Frame> Reader::read_compressed_pages(const FrameHeader& header) {
   if (header.length != kCompressedFixedBytes + runs * kRunBytes + stored)
     return damaged("payload and its inner lengths disagree");
   GW_RETURN_IF_ERROR(read_runs(kCompressedFixedBytes, runs, count, pages));
+  pages.place = {frame_at_, sequence_};
+  if (page_data_ == PageData::kSkipped) {
+    ++sequence_;
+    GW_RETURN_IF_ERROR(skip_data(stored));
+    return pages;
+  }
   GW_RETURN_IF_ERROR(read_payload(stored));
   GW_RETURN_IF_ERROR(verify(frame_at_));
   pages.stored = std::span<const std::byte>(buffer_).last(stored);

@@ -107,6 +107,13 @@ struct PageRun {
 // Pages of the address space `space` (ImagePid of its thread group, or the id of a shared memory
 // object with kSharedSpace set). `data` holds the runs' pages one after the other.
 inline constexpr uint64_t kSharedSpace = uint64_t{1} << 63;
+
+// Where a frame of a stream begins, for a reader that comes back to it.
+struct FramePlace {
+  uint64_t offset = 0;
+  uint64_t sequence = 0;
+};
+
 struct Pages {
   uint64_t space = 0;
   std::vector<PageRun> runs;
@@ -114,6 +121,7 @@ struct Pages {
   // How they came; with a codec, `data` are the pages, and `stored` what was read for them.
   Codec codec = Codec::kNone;
   std::span<const std::byte> stored;
+  FramePlace place;
 };
 
 struct PagesDropped {
@@ -179,6 +187,9 @@ class Feed {
   virtual absl::Status read(std::span<std::byte> to) = 0;
   // The same into several places. By default one read() for each.
   virtual absl::Status readv(std::span<const iovec> to);
+  // Leaves out the next bytes. By default they are read. Beyond an end that lies in them the next
+  // read() may be the first to fail.
+  virtual absl::Status skip(uint64_t bytes);
 };
 
 // Over a descriptor, which stays the caller's: a connected socket (blocking or not) or a file.
@@ -252,10 +263,15 @@ class Writer {
   Checksum checksum_;
 };
 
+// From the beginning of a page frame that is not compressed to its first page.
+uint64_t pages_data_offset(size_t runs);
+
 // How a reader hands out the data of page frames.
 enum class PageData {
   kBuffered,  // next() reads and checks it all; Pages::data is the reader's buffer, page-aligned
   kDeferred,  // Pages::data is empty; read_data() puts it where the caller wants it
+  kSkipped,   // Pages::data is empty, nothing of it was read, nor is the frame's checksum known to
+              // be right: whoever wants it goes to Pages::place
 };
 
 class Reader {
@@ -278,6 +294,10 @@ class Reader {
 
   uint64_t bytes_read() const { return bytes_; }
 
+  // The next frame is the page frame of that place, whose bytes the feed gives next: all checks of
+  // one frame. What came before, an error too, is forgotten.
+  void go_to(FramePlace place);
+
  private:
   struct AlignedFree {
     void operator()(std::byte* p) const;
@@ -293,6 +313,7 @@ class Reader {
   // Payload bytes into buffer_ behind what is there, hashed.
   absl::Status read_payload(uint64_t bytes);
   absl::Status verify(uint64_t at) const;
+  absl::Status skip_data(uint64_t bytes);
   std::byte* data_buffer();
   absl::Status damaged(std::string_view what) const;
 
