@@ -25,7 +25,7 @@ class RestoreSession {
       : start_(start), workload_(workload), daemon_(daemon), later_(later) {}
   ~RestoreSession() {
     if (!server_.joinable()) return;
-    ::shutdown(faults_.get(), SHUT_RDWR);
+    if (faults_) ::shutdown(faults_->fd(), SHUT_RDWR);
     server_.join();
   }
 
@@ -134,15 +134,16 @@ class RestoreSession {
   }
 
   absl::Status connect_pages() {
-    std::array<UniqueFd, 2> far;
+    std::array<ChannelPtr, 2> far;
     for (size_t i = 0; i < far.size(); ++i) {
       int ends[2];
       if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
         return errno_status(errno, "socketpair(AF_UNIX, SOCK_STREAM)");
-      (i == 0 ? faults_ : push_).reset(ends[0]);
-      far.at(i).reset(ends[1]);
+      // Within the machine: plain.
+      (i == 0 ? faults_ : push_) = std::make_unique<tls::Channel>(UniqueFd(ends[0]));
+      far.at(i) = std::make_unique<tls::Channel>(UniqueFd(ends[1]));
     }
-    return workload_.fetch_pages(std::move(far[0]), std::move(far[1]));
+    return workload_.fetch_pages(std::move(far[0]), std::move(far[1]), kPageSilence);
   }
 
   absl::Status commit() {
@@ -167,7 +168,7 @@ class RestoreSession {
   // The first thread that runs may need it at once.
   void start_server() {
     server_ = std::thread([this] {
-      served_ = later_->serve(faults_.get(), push_.get(), [this](const PageFigures& now) {
+      served_ = later_->serve(*faults_, *push_, [this](const PageFigures& now) {
         if (!runs_) return;
         Progress progress;
         progress.set_phase("post-copy");
@@ -193,8 +194,7 @@ class RestoreSession {
   ReplicaWorkload& workload_;
   DaemonLink& daemon_;
   LaterPages* later_;
-  UniqueFd faults_;
-  UniqueFd push_;
+  ChannelPtr faults_, push_;
   std::thread server_;
   absl::Status served_;
   std::atomic<bool> runs_ = false;

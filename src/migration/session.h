@@ -18,7 +18,8 @@ Finished run_destination(const MoverStart& start, ReplicaWorkload& workload, Dae
 
 // Connects to the destination of a post-copy whose connections broke, and gives it the pages of a
 // service that runs there and stands frozen here.
-using ServePages = std::function<absl::Status(int faults, int push, const PagesTold& told)>;
+using ServePages =
+    std::function<absl::Status(tls::Channel& faults, tls::Channel& push, const PagesTold& told)>;
 Finished run_serve_pages(const MoverStart& start, const ServePages& serve, DaemonLink& daemon);
 
 // The same stream with a file at its other end: one frozen epoch (after rounds, if it is to run

@@ -110,7 +110,7 @@ class LaterPages {
   // Another file has another one.
   virtual uint64_t identity() const = 0;
   // As SourceWorkload::serve_pages().
-  virtual absl::Status serve(int faults, int push, const PagesTold& told) = 0;
+  virtual absl::Status serve(tls::Channel& faults, tls::Channel& push, const PagesTold& told) = 0;
 };
 
 class ReplicaWorkload {

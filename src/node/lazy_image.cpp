@@ -10,8 +10,8 @@
 
 namespace godwit::node {
 
-absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, int faults, int push,
-                         const migration::PagesTold& told) {
+absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, tls::Channel& faults,
+                         tls::Channel& push, const migration::PagesTold& told) {
   process::take_part();
   const process::WakefulCpus awake;
   pages::PageServer server(source, bytes_per_s);
@@ -58,7 +58,8 @@ absl::Status LazyImage::read(uint64_t space, std::span<const stream::PageRun> ru
   return absl::OkStatus();
 }
 
-absl::Status LazyImage::serve(int faults, int push, const migration::PagesTold& told) {
+absl::Status LazyImage::serve(tls::Channel& faults, tls::Channel& push,
+                              const migration::PagesTold& told) {
   return annotate(serve_pages(*pages_, bytes_per_s_, faults, push, told), path_);
 }
 

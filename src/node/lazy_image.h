@@ -28,7 +28,8 @@ class LazyImage final : public migration::LaterPages {
   absl::Status read(uint64_t space, std::span<const stream::PageRun> runs,
                     std::span<std::byte> to) override;
   uint64_t identity() const override { return pages_->identity(); }
-  absl::Status serve(int faults, int push, const migration::PagesTold& told) override;
+  absl::Status serve(tls::Channel& faults, tls::Channel& push,
+                     const migration::PagesTold& told) override;
 
  private:
   LazyImage(std::string path, std::unique_ptr<pages::ImagePages> pages, uint64_t bytes_per_s)
@@ -39,8 +40,8 @@ class LazyImage final : public migration::LaterPages {
 };
 
 // Of a process or of a file, until the other end has all.
-absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, int faults, int push,
-                         const migration::PagesTold& told);
+absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, tls::Channel& faults,
+                         tls::Channel& push, const migration::PagesTold& told);
 
 }  // namespace godwit::node
 

@@ -101,14 +101,16 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       if (!start.file().empty()) {
         auto image = LazyImage::open_again(start.file(), start.file_identity(), bytes_per_s);
         if (!image.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, image.status());
-        const auto serve = [&](int faults, int push, const migration::PagesTold& told) {
+        const auto serve = [&](tls::Channel& faults, tls::Channel& push,
+                               const migration::PagesTold& told) {
           return (*image)->serve(faults, push, told);
         };
         return migration::run_serve_pages(start, serve, daemon);
       }
       auto source = ServiceSource::open(node, start.service(), bytes_per_s);
       if (!source.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, source.status());
-      const auto serve = [&](int faults, int push, const migration::PagesTold& told) {
+      const auto serve = [&](tls::Channel& faults, tls::Channel& push,
+                             const migration::PagesTold& told) {
         return (*source)->serve_pages(faults, push, told);
       };
       return migration::run_serve_pages(start, serve, daemon);
