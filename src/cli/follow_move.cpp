@@ -71,7 +71,8 @@ int exit_code_of(const api::MigrateResult& result) {
   const std::string& outcome = result.outcome();
   if (outcome == "refused") return kRefused;
   if (outcome == "rolled_back") return kRolledBack;
-  return outcome == "moved" || outcome == "movable" || outcome == "saved" || outcome == "restored"
+  return outcome == "moved" || outcome == "movable" || outcome == "saved" ||
+                 outcome == "restored" || outcome == "cloned"
              ? 0
              : kError;
 }

@@ -285,6 +285,17 @@ void move_json(Json& json, const api::MigrateResult& result) {
   json.end();
 }
 
+static std::string followed_text(const api::MigrateResult& result) {
+  const api::MigrationStatistics& s = result.statistics();
+  std::string out;
+  if (s.pages_left_behind() > 0)
+    out = fmt::format("  {} followed in {}, {} waited for\n",
+                      format_bytes(s.pages_left_behind() * kPageSize), format_ns(s.post_copy_ns()),
+                      format_bytes(s.page_faults() * kPageSize));
+  if (!result.error().empty()) out += fmt::format("  {}\n", result.error());
+  return out;
+}
+
 std::string move_text(const api::MigrateResult& result, bool verbose) {
   const api::MigrationStatistics& s = result.statistics();
   std::string out;
@@ -293,18 +304,19 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
         fmt::format("{} moved from {} to {} in {}: freeze {}, {} round{}, {}\n", result.name(),
                     s.source(), s.destination(), format_ns(s.total_ns()), format_ns(s.freeze_ns()),
                     s.rounds(), s.rounds() == 1 ? "" : "s", format_bytes(s.bytes_wire()));
-    if (s.pages_left_behind() > 0)
-      out += fmt::format("  {} followed in {}, {} waited for\n",
-                         format_bytes(s.pages_left_behind() * kPageSize),
-                         format_ns(s.post_copy_ns()), format_bytes(s.page_faults() * kPageSize));
-    if (!result.error().empty()) out += fmt::format("  {}\n", result.error());
+    out += followed_text(result);
+  } else if (result.outcome() == "cloned") {
+    out =
+        fmt::format("{} runs on {}, made in {}: the original stood still for {}, {} round{}, {}\n",
+                    result.name(), result.node(), format_ns(s.total_ns()), format_ns(s.freeze_ns()),
+                    s.rounds(), s.rounds() == 1 ? "" : "s", format_bytes(s.bytes_wire()));
   } else if (result.outcome() == "movable") {
     out = fmt::format("{} can move to {}\n", result.name(), s.destination()) + plan_text(result);
   } else if (result.outcome() == "saved") {
     out = fmt::format("{} saved in {}: freeze {}, {}\n", result.name(), format_ns(s.total_ns()),
                       format_ns(s.freeze_ns()), format_bytes(s.bytes_wire()));
   } else if (result.outcome() == "restored") {
-    out = fmt::format("{} runs on {}\n", result.name(), result.node());
+    out = fmt::format("{} runs on {}\n", result.name(), result.node()) + followed_text(result);
   } else if (result.outcome() == "refused") {
     out = fmt::format("{} cannot move{}{}\n", result.name(), result.error().empty() ? "" : ": ",
                       result.error());

@@ -11,23 +11,15 @@
 #include "base/status.h"
 #include "base/utf8.h"
 #include "migration/decider.h"
-#include "migration/peer.h"
 #include "migration/session.h"
+#include "migration/source_peer.h"
 
 namespace godwit::migration {
 namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
-// The replica applies a round in about the time that its sending takes; silence for this long
-// means that it is gone.
-constexpr absl::Duration kPeerTimeout = absl::Seconds(10);
 // After the end mark: no answer for this long and the store has to say who owns the workload.
 constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
-// But one that is there says so at once, whatever it is doing: without a word for this long it
-// cannot be reached, and the service must not stand still any longer.
-constexpr absl::Duration kPing = absl::Milliseconds(100);
-constexpr absl::Duration kSilence = absl::Milliseconds(700);
-constexpr absl::Duration kMoment = absl::Milliseconds(50);
 constexpr int kLookAgainMs = 20;
 // After the move nothing has come for so long, or whatever came meanwhile.
 constexpr int kQuietMs = 2;
@@ -36,19 +28,12 @@ constexpr int kFreezeAttempts = 20;
 // Encrypted at once: a batch of pages is larger.
 constexpr size_t kWriteAhead = size_t{256} << 10;
 
-// As stream/fd_sink.cpp fails when its peer does, and not for a reason of ours.
-bool of_the_stream(const absl::Status& status) {
-  const int error = errno_of(status);
-  return error == EPIPE || error == ECONNRESET || error == ETIMEDOUT ||
-         absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
-}
-
 int64_t cpu_ns() { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
 
 class SourceSession {
  public:
   SourceSession(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon)
-      : start_(start), workload_(workload), daemon_(daemon) {}
+      : start_(start), workload_(workload), daemon_(daemon), peer_(daemon.cancelled()) {}
 
   Finished run() {
     begin_ns_ = monotonic_ns();
@@ -57,16 +42,17 @@ class SourceSession {
     if (!checked.ok()) return failed(OUTCOME_ROLLED_BACK, checked);
     if (!reasons.empty()) return refused(reasons);
     const DaemonLink::Watch watch = daemon_.watch_for_cancel([this] { workload_.interrupt(); });
-    const absl::Status moved = explain(move());
+    const absl::Status moved = peer_.explain(move());
+    if (moved.ok() && start_.clone()) return cloned();
     if (moved.ok()) return moved_away();
     if (committed_) return pages_here(moved);
-    if (end_mark_sent_ && !told_failed_) {
+    if (end_mark_sent_ && !peer_.has_failed()) {
       workload_.leave_frozen();
       Finished finished = failed(OUTCOME_UNKNOWN, moved);
       fill(*finished.mutable_statistics());
       return finished;
     }
-    tell_peer(message_of(moved));
+    peer_.tell(message_of(moved));
     absl::Status undone = workload_.thaw();
     if (undone.ok() && end_mark_sent_) say_that_it_runs_on();
     if (last_round_) report("round", *last_round_);
@@ -89,6 +75,7 @@ class SourceSession {
     GW_RETURN_IF_ERROR(check_cancel());
     GW_RETURN_IF_ERROR(freeze());
     GW_RETURN_IF_ERROR(send_last_epoch());
+    if (start_.clone()) return let_clone_go();
     GW_RETURN_IF_ERROR(wait_for_active());
     return serve_pages();
   }
@@ -107,14 +94,15 @@ class SourceSession {
     }
     GW_ASSIGN_OR_RETURN(stream_, connected(Purpose::kStream));
     GW_ASSIGN_OR_RETURN(ChannelPtr messages, connected(Purpose::kMessages));
-    messages_ = std::make_unique<PeerMessages>(std::move(messages));
+    peer_.connected(std::move(messages));
     stream_->write_ahead(kWriteAhead);
     sink_ = stream::channel_sink(*stream_);
     writer_ = std::make_unique<stream::Writer>(*sink_);
     stream::Preamble preamble = preamble_of(start_);
     preamble.migration_id = start_.migration_id();
     workload_.on_question([this]() -> absl::StatusOr<WantedFiles> {
-      GW_ASSIGN_OR_RETURN(const PeerMessage answer, wait_for_answer(PeerMessage::kWantedFiles));
+      GW_ASSIGN_OR_RETURN(const PeerMessage answer,
+                          peer_.wait_for_answer(PeerMessage::kWantedFiles));
       return answer.wanted_files();
     });
     return writer_->preamble(preamble);
@@ -133,7 +121,7 @@ class SourceSession {
       auto round = workload_.round(*writer_);
       GW_RETURN_IF_ERROR(check_cancel());
       GW_RETURN_IF_ERROR(round.status());
-      GW_RETURN_IF_ERROR(wait_for_applied());
+      GW_RETURN_IF_ERROR(peer_.wait_for_applied());
       round->duration_ns = monotonic_ns() - begin;
       wire_share_ = static_cast<double>(round->wire_bytes) /
                     static_cast<double>(std::max<uint64_t>(1, round->bytes));
@@ -167,7 +155,7 @@ class SourceSession {
     const auto round = workload_.leave_behind(*writer_);
     GW_RETURN_IF_ERROR(check_cancel());
     GW_RETURN_IF_ERROR(round.status());
-    GW_RETURN_IF_ERROR(wait_for_applied());
+    GW_RETURN_IF_ERROR(peer_.wait_for_applied());
     ++rounds_;
     FAULT_POINT("source.left_behind");
     return absl::OkStatus();
@@ -183,16 +171,15 @@ class SourceSession {
     // A write that is stuck now keeps the service standing still. Not so in a cold move or one that
     // is verified, whose destination may well be busy for longer with what it has.
     if (followed_ != STRATEGY_COLD && !start_.verify()) set_patience(stream_->fd(), kSilence);
-    set_patience(messages_->fd(), kSilence);
+    set_patience(peer_.messages().fd(), kSilence);
     GW_RETURN_IF_ERROR(workload_.begin_last_epoch(*writer_));
     for (int attempt = 1;; ++attempt) {
       freeze_begin_ns_ = monotonic_ns();
-      frozen_ = true;
-      heard_it_ = false;
+      peer_.freeze();
       const absl::Status frozen = workload_.freeze();
       if (frozen.ok()) {
         FAULT_POINT("source.frozen");
-        GW_RETURN_IF_ERROR(ask_whether_there());
+        GW_RETURN_IF_ERROR(peer_.ask_whether_there());
         return workload_.final_state(*writer_);
       }
       if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
@@ -208,39 +195,33 @@ class SourceSession {
     GW_RETURN_IF_ERROR(pages.status());
     if (start_.verify()) {
       report("verify", {});
-      GW_RETURN_IF_ERROR(wait_for_answer(PeerMessage::kCompared).status());
+      GW_RETURN_IF_ERROR(peer_.wait_for_answer(PeerMessage::kCompared).status());
     }
-    GW_RETURN_IF_ERROR(hear_that_it_is_there());
+    GW_RETURN_IF_ERROR(peer_.hear_that_it_is_there());
     FAULT_POINT("source.before_end_mark");
-    // The daemon must know before the destination can: from here on the store decides.
-    GW_RETURN_IF_ERROR(daemon_.end_mark_sent());
-    end_mark_sent_ = true;
+    // The daemon must know before the destination can: from here on the store decides. Of a clone
+    // it decides nothing for the original.
+    if (!start_.clone()) {
+      GW_RETURN_IF_ERROR(daemon_.end_mark_sent());
+      end_mark_sent_ = true;
+    }
     GW_RETURN_IF_ERROR(writer_->end_epoch());
     GW_RETURN_IF_ERROR(writer_->flush());
     FAULT_POINT("source.after_end_mark");
     return absl::OkStatus();
   }
 
-  absl::Status ask_whether_there() {
-    PeerMessage question;
-    question.set_are_you_there(true);
-    return messages_->send(question);
-  }
-
-  // Asked at the beginning of the freeze and answered while pages were sent. A destination that is
-  // out of reach is noticed here, where going back takes nobody's leave; after the end mark only
-  // the store could tell, and it may be as far away. Its kernel's word is enough: a mover that has
-  // ended would have closed the connection, or said why before.
-  absl::Status hear_that_it_is_there() {
-    if (heard_it_) return absl::OkStatus();
-    const Deadline deadline = Deadline::in(kSilence);
-    for (;;) {
-      if (!messages_->readable() && messages_->acknowledged()) return absl::OkStatus();
-      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(deadline));
-      if (message.message_case() == PeerMessage::kFailed)
-        return absl::AbortedError("the destination: " + message.failed());
-      if (message.still_here()) return absl::OkStatus();
-    }
+  // The original runs on as soon as all of it is on its way, whatever becomes of the clone.
+  absl::Status let_clone_go() {
+    freeze_ns_ = monotonic_ns() - freeze_begin_ns_;
+    GW_RETURN_IF_ERROR(workload_.thaw());
+    FAULT_POINT("source.clone_sent");
+    GW_ASSIGN_OR_RETURN(const PeerMessage message, peer_.wait_for_answer(PeerMessage::kActive));
+    active_ = message.active();
+    PeerMessage end;
+    end.set_held_end(true);  // there is nothing for it here
+    (void)peer_.messages().send(end);
+    return absl::OkStatus();
   }
 
   absl::Status wait_for_active() {
@@ -251,9 +232,9 @@ class SourceSession {
       GW_RETURN_IF_ERROR(forward_held());
       if (ping.passed()) {
         ping = Deadline::in(kPing);
-        GW_RETURN_IF_ERROR(ask_whether_there());
+        GW_RETURN_IF_ERROR(peer_.ask_whether_there());
       }
-      std::array<pollfd, 2> both{pollfd{messages_->fd(), POLLIN, 0},
+      std::array<pollfd, 2> both{pollfd{peer_.messages().fd(), POLLIN, 0},
                                  pollfd{workload_.held_frames_fd(), POLLIN, 0}};
       const int ready = ::poll(both.data(), both.size(), kLookAgainMs);
       // Only now: on one machine the destination may be waiting for our CPU.
@@ -264,11 +245,11 @@ class SourceSession {
           return absl::DeadlineExceededError("the destination gave no answer after the end mark");
         continue;
       }
-      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(silence));
+      GW_ASSIGN_OR_RETURN(const PeerMessage message, peer_.messages().receive(silence));
       silence = Deadline::in(kSilence);
       if (message.message_case() == PeerMessage::kFailed) {
         // Its word that it has not committed and will not.
-        told_failed_ = true;
+        peer_.note_failed();
         return absl::AbortedError("the destination could not take it: " + message.failed());
       }
       if (message.message_case() != PeerMessage::kActive) continue;
@@ -279,7 +260,7 @@ class SourceSession {
       (void)forward_held();
       PeerMessage end;
       end.set_held_end(true);
-      (void)messages_->send(end);
+      (void)peer_.messages().send(end);
       workload_.finish();
       committed_ = true;
       return absl::OkStatus();
@@ -323,68 +304,7 @@ class SourceSession {
     if (frames.empty()) return absl::OkStatus();
     PeerMessage message;
     for (const std::string& frame : frames) message.mutable_held()->add_frame(frame);
-    return messages_->send(message);
-  }
-
-  // The destination may have to read gigabytes, perhaps from its disk: it only has to be there.
-  absl::StatusOr<PeerMessage> wait_for_answer(PeerMessage::MessageCase wanted) {
-    const absl::Duration patience = frozen_ ? kSilence : kPeerTimeout;
-    Deadline silence = Deadline::in(patience);
-    for (;;) {
-      GW_RETURN_IF_ERROR(check_cancel());
-      pollfd one{messages_->fd(), POLLIN, 0};
-      const int ready = ::poll(&one, 1, static_cast<int>(absl::ToInt64Milliseconds(kPing)));
-      if (ready < 0 && errno != EINTR) return errno_status(errno, "poll(peer)");
-      if (ready <= 0 && !silence.passed()) {
-        GW_RETURN_IF_ERROR(ask_whether_there());
-        continue;
-      }
-      GW_ASSIGN_OR_RETURN(const PeerMessage message, messages_->receive(silence));
-      silence = Deadline::in(patience);
-      if (message.message_case() == PeerMessage::kFailed)
-        return absl::AbortedError("the destination: " + message.failed());
-      if (message.still_here()) heard_it_ = frozen_;
-      if (message.message_case() == wanted) return message;
-    }
-  }
-
-  absl::Status wait_for_applied() {
-    for (;;) {
-      GW_ASSIGN_OR_RETURN(const PeerMessage message,
-                          messages_->receive(Deadline::in(kPeerTimeout)));
-      if (message.message_case() == PeerMessage::kFailed)
-        return absl::AbortedError("the destination: " + message.failed());
-      if (message.applied()) return absl::OkStatus();
-    }
-  }
-
-  // A broken connection is often the second sign of a failure that the peer has put into words.
-  absl::Status explain(const absl::Status& status) {
-    if (status.ok() || !messages_ || told_failed_ || !of_the_stream(status)) return status;
-    // Closed by the peer: its words came before, or there are none and that connection is closed as
-    // well. Otherwise the service, which may stand still, waits no longer than it must.
-    const int error = errno_of(status);
-    const bool closed = error == EPIPE || error == ECONNRESET;
-    const Deadline deadline = Deadline::in(closed ? kSilence : kMoment);
-    for (;;) {
-      const auto message = messages_->receive(deadline);
-      if (absl::IsUnavailable(message.status()))
-        return annotate(status,
-                        "the destination's mover has ended without a word, perhaps for want of "
-                        "memory there (see its node's log and its kernel's)");
-      if (!message.ok()) return status;
-      if (message->message_case() != PeerMessage::kFailed) continue;
-      // Its word that it has not committed and will not.
-      told_failed_ = true;
-      return absl::AbortedError("the destination: " + message->failed());
-    }
-  }
-
-  void tell_peer(std::string_view why) {
-    if (!messages_) return;
-    PeerMessage message;
-    message.set_failed(escape_non_utf8(why));
-    (void)messages_->send(message);
+    return peer_.messages().send(message);
   }
 
   // Frames went to the destination if it announced itself; the daemons bring them back. Before
@@ -440,6 +360,19 @@ class SourceSession {
     return finished;
   }
 
+  Finished cloned() {
+    const absl::Status undone = workload_.withdraw();
+    if (!undone.ok()) {
+      // The daemon, which does it with us dead, has another way.
+      workload_.leave_frozen();
+      return failed(OUTCOME_UNKNOWN, undone);
+    }
+    Finished finished;
+    finished.set_outcome(OUTCOME_SAVED);
+    fill(*finished.mutable_statistics());
+    return finished;
+  }
+
   Finished pages_here(const absl::Status& why) {
     Finished finished = failed(OUTCOME_PAGES_HERE, why);
     fill(*finished.mutable_statistics());
@@ -459,7 +392,7 @@ class SourceSession {
   SourceWorkload& workload_;
   DaemonLink& daemon_;
   ChannelPtr stream_;
-  std::unique_ptr<PeerMessages> messages_;
+  SourcePeer peer_;
   std::unique_ptr<stream::Sink> sink_;
   std::unique_ptr<stream::Writer> writer_;
   Active active_;
@@ -467,8 +400,6 @@ class SourceSession {
   Strategy followed_ = STRATEGY_INVALID;
   bool post_copy_ = false;  // the freeze leaves what is outstanding for later
   Statistics decided_;      // what was chosen, and why
-  bool frozen_ = false;
-  bool heard_it_ = false;  // in the freeze: it has answered already
   uint32_t rounds_ = 0;
   double wire_share_ = 1;  // of the last round's bytes
   bool end_mark_sent_ = false;
@@ -477,7 +408,6 @@ class SourceSession {
   int64_t post_copy_ns_ = 0;
   ChannelPtr faults_;
   ChannelPtr push_;
-  bool told_failed_ = false;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;
   int64_t freeze_begin_ns_ = 0;

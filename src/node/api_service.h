@@ -37,6 +37,7 @@ class ApiService final : public api::Godwit::Service {
   grpc::Status ResumeMigration(grpc::ServerContext*, const api::ResumeRequest*, Moves*) override;
   grpc::Status Checkpoint(grpc::ServerContext*, const api::CheckpointRequest*, Moves*) override;
   grpc::Status Restore(grpc::ServerContext*, const api::RestoreRequest*, Moves*) override;
+  grpc::Status Clone(grpc::ServerContext*, const api::CloneRequest*, Moves*) override;
   grpc::Status Nodes(grpc::ServerContext*, const api::Empty*, api::NodesReply*) override;
 
  private:

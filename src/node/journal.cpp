@@ -15,6 +15,7 @@ namespace godwit::node {
 namespace {
 
 constexpr char kUnfinished[] = ".new";
+constexpr char kClone[] = ".clone";
 
 absl::Status sync_folder(const std::string& folder) {
   UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -27,12 +28,17 @@ bool ends_with(const std::string& text, const std::string& tail) {
          text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
 }
 
+// A node may be both ends of a clone's.
+std::string name_of(const api::MigrationJournal& entry) {
+  return entry.id() + (entry.clone() ? kClone : "");
+}
+
 }  // namespace
 
 absl::Status Journal::write(const api::MigrationJournal& entry) const {
   if (::mkdir(folder_.c_str(), 0700) != 0 && errno != EEXIST)
     return errno_status(errno, fmt::format("mkdir({})", folder_));
-  const std::string path = folder_ + "/" + entry.id();
+  const std::string path = folder_ + "/" + name_of(entry);
   const std::string unfinished = path + kUnfinished;
   UniqueFd fd(::open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!fd) return errno_status(errno, fmt::format("open({}, O_CREAT)", unfinished));
@@ -49,8 +55,8 @@ absl::Status Journal::write(const api::MigrationJournal& entry) const {
   return errno_status(error, fmt::format("writing {}", path));
 }
 
-absl::Status Journal::remove(const std::string& id) const {
-  const std::string path = folder_ + "/" + id;
+absl::Status Journal::remove(const api::MigrationJournal& entry) const {
+  const std::string path = folder_ + "/" + name_of(entry);
   if (::unlink(path.c_str()) != 0 && errno != ENOENT)
     return errno_status(errno, fmt::format("unlink({})", path));
   return absl::OkStatus();
@@ -69,7 +75,7 @@ absl::StatusOr<std::vector<api::MigrationJournal>> Journal::all() const {
     }
     GW_ASSIGN_OR_RETURN(const std::string bytes, kernel::read_file(folder_ + "/" + name));
     api::MigrationJournal entry;
-    if (!entry.ParseFromString(bytes) || entry.id() != name)
+    if (!entry.ParseFromString(bytes) || name_of(entry) != name)
       return make_error(absl::StatusCode::kDataLoss, "{}/{} does not parse", folder_, name);
     result.push_back(std::move(entry));
   }

@@ -17,7 +17,7 @@ class Journal {
  public:
   explicit Journal(const std::string& state_dir) : folder_(state_dir + "/migrations") {}
   absl::Status write(const api::MigrationJournal& entry) const;
-  absl::Status remove(const std::string& id) const;  // fine when there is none
+  absl::Status remove(const api::MigrationJournal& entry) const;  // fine when there is none
   absl::StatusOr<std::vector<api::MigrationJournal>> all() const;
 
  private:

@@ -149,18 +149,33 @@ absl::StatusOr<capsule::CapsuleSpec> spec_of(const api::RunRequest& request) {
   return spec;
 }
 
+absl::Status check_ip(const NodeConfig& config, const std::string& ip) {
+  if (ip.empty()) return absl::OkStatus();
+  GW_ASSIGN_OR_RETURN(const network::IpAddress address, network::parse_ip(ip));
+  GW_ASSIGN_OR_RETURN(const network::IpPrefix subnet, network::parse_prefix(config.subnet));
+  if (address.is_v6() ||
+      network::network_of({address, subnet.length}).ip != network::network_of(subnet).ip)
+    return make_error(absl::StatusCode::kInvalidArgument, "--ip {}: not in {}", ip, config.subnet);
+  return absl::OkStatus();
+}
+
+absl::Status claim_addresses(const Node& node, const std::string& wanted,
+                             capsule::CapsuleSpec& spec) {
+  GW_ASSIGN_OR_RETURN(const AddressPool pool, parse_pool(node.config().subnet, node.config().pool));
+  std::string ip = wanted;
+  if (ip.empty()) {
+    GW_ASSIGN_OR_RETURN(ip, claim_free_address(node.records(), pool, spec.name()));
+  } else {
+    GW_RETURN_IF_ERROR(node.records().claim_address(ip, spec.name()));
+  }
+  spec.clear_addresses();
+  return set_addresses(node.config(), ip, pool.prefix, spec);
+}
+
 absl::StatusOr<Launch> Launch::prepare(Node& node, const api::RunRequest& request) {
   GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, spec_of(request));
   GW_RETURN_IF_ERROR(capsule::check_root(spec));
-  GW_ASSIGN_OR_RETURN(const AddressPool pool, parse_pool(node.config().subnet, node.config().pool));
-  if (!request.ip().empty()) {
-    GW_ASSIGN_OR_RETURN(const network::IpAddress ip, network::parse_ip(request.ip()));
-    GW_ASSIGN_OR_RETURN(const network::IpPrefix subnet,
-                        network::parse_prefix(node.config().subnet));
-    if (ip.is_v6() || network::network_of({ip, pool.prefix}).ip != network::network_of(subnet).ip)
-      return make_error(absl::StatusCode::kInvalidArgument, "--ip {}: not in {}", request.ip(),
-                        node.config().subnet);
-  }
+  GW_RETURN_IF_ERROR(check_ip(node.config(), request.ip()));
   Launch launch(&node);
   GW_ASSIGN_OR_RETURN(launch.hold_, node.busy().try_hold(request.name(), "being started"));
 
@@ -180,14 +195,8 @@ absl::StatusOr<Launch> Launch::prepare(Node& node, const api::RunRequest& reques
   GW_RETURN_IF_ERROR(named);
   launch.claimed_ = true;
 
-  std::string ip = request.ip();
-  if (ip.empty()) {
-    GW_ASSIGN_OR_RETURN(ip, claim_free_address(node.records(), pool, request.name()));
-  } else {
-    GW_RETURN_IF_ERROR(node.records().claim_address(ip, request.name()));
-  }
-  record.set_address(ip);
-  GW_RETURN_IF_ERROR(set_addresses(node.config(), ip, pool.prefix, spec));
+  GW_RETURN_IF_ERROR(claim_addresses(node, request.ip(), spec));
+  record.set_address(spec.addresses(0).ip());
   record.set_spec(spec.SerializeAsString());
   GW_RETURN_IF_ERROR(node.records().put(launch.versioned_));
   GW_ASSIGN_OR_RETURN(launch.capsule_, node.services().create(spec, false));

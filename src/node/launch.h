@@ -13,6 +13,7 @@
 #include "api/godwit.pb.h"
 #include "capsule/capsule.h"
 #include "node/busy.h"
+#include "node/node_config.h"
 #include "node/records.h"
 
 namespace godwit::node {
@@ -47,6 +48,13 @@ class Launch {
 
 // What the capsule is made from; its address is still to be chosen.
 absl::StatusOr<capsule::CapsuleSpec> spec_of(const api::RunRequest& request);
+
+// Of --ip: "" or an address of the subnet.
+absl::Status check_ip(const NodeConfig& config, const std::string& ip);
+// `wanted` ("": a free one) becomes the service's, with what follows from it: the other family's, a
+// MAC address, the gateway.
+absl::Status claim_addresses(const Node& node, const std::string& wanted,
+                             capsule::CapsuleSpec& spec);
 
 // Addresses to try, in order: a random start keeps two nodes from racing for the same one.
 struct AddressPool {

@@ -107,6 +107,18 @@ grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
   return send_result(migration.checkpoint(*request), *out);
 }
 
+grpc::Status ApiService::Clone(grpc::ServerContext* context, const api::CloneRequest* request,
+                               Moves* out) {
+  const auto peer = locate(*context, request->name());
+  if (!peer.ok()) return api::to_grpc(peer.status());
+  if (*peer != nullptr) {
+    const auto call = pass_on(*context);
+    return relay(*(*peer)->user->Clone(call.get(), *request), *out, **peer);
+  }
+  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
+  return send_result(migration.clone(*request), *out);
+}
+
 grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::RestoreRequest* request,
                                  Moves* out) {
   const auto peer = other_node(request->node());

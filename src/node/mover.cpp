@@ -86,7 +86,12 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     }
     case migration::ROLE_DESTINATION:
     case migration::ROLE_RESTORE: {
-      auto replica = ServiceReplica::open(node, start.service());
+      resource::CloneAddresses clone;
+      for (const auto& change : start.address_changes()) {
+        const absl::Status added = clone.add(change.from(), change.to());
+        if (!added.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, added);
+      }
+      auto replica = ServiceReplica::open(node, start.service(), std::move(clone));
       if (!replica.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, replica.status());
       if (start.role() == migration::ROLE_DESTINATION) {
         daemon.hold_fd((*replica)->hold_fd());

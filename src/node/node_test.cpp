@@ -303,8 +303,15 @@ TEST_F(NodeTest, TheJournalForgetsNothingAndNoHalves) {
   ASSERT_TRUE(all.ok()) << all.status();
   ASSERT_EQ(all->size(), 1u);
   EXPECT_EQ(all->front().mover_pid(), 42);
-  EXPECT_TRUE(journal.remove("abc").ok());
-  EXPECT_TRUE(journal.remove("abc").ok());
+  // The other end of the same migration, which a clone's may be.
+  api::MigrationJournal clone = entry;
+  clone.set_clone(true);
+  ASSERT_TRUE(journal.write(clone).ok());
+  EXPECT_EQ(journal.all()->size(), 2u);
+  EXPECT_TRUE(journal.remove(clone).ok());
+  EXPECT_EQ(journal.all()->size(), 1u);
+  EXPECT_TRUE(journal.remove(entry).ok());
+  EXPECT_TRUE(journal.remove(entry).ok());
   EXPECT_TRUE(journal.all()->empty());
   // On a full disk an entry is there as it was, and no half beside it.
   ASSERT_TRUE(journal.write(entry).ok());

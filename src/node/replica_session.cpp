@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "capsule/root_fs.h"
 #include "network/hold.h"
+#include "node/clone.h"
 #include "node/node.h"
 #include "stream/stream.h"
 
@@ -66,51 +67,27 @@ absl::Status ReplicaSession::prepare() {
   capsule::CapsuleSpec spec;
   if (!spec.ParseFromString(request_.spec()) || spec.name() != request_.service())
     return make_error(absl::StatusCode::kInvalidArgument, "the service's spec does not parse");
-  GW_ASSIGN_OR_RETURN(VersionedService current, node_.records().service(request_.service()));
-  api::ServiceRecord& record = current.record;
-  if (current.revision != request_.record_revision() ||
-      record.migration_id() != request_.migration_id() ||
-      record.destination() != node_.config().name)
-    return make_error(absl::StatusCode::kAborted,
-                      "the store does not say that {} is on its way here as migration {}",
-                      request_.service(), request_.migration_id());
+  const bool clone = !request_.clone_of().empty();
   GW_RETURN_IF_ERROR(check_destination(node_, spec));
-  const std::string source = record.owner();
-  if (request_.source() != source)
-    return make_error(absl::StatusCode::kPermissionDenied, "{} is {}'s to give away, not {}'s",
-                      request_.service(), source, request_.source());
-  record.set_owner(node_.config().name);
-  record.set_generation(record.generation() + 1);
-  record.set_state(api::SERVICE_RUNNING);
-  record.set_spec(request_.spec());  // with the offsets of its clocks on this machine
-  record.clear_migration_id();
-  record.clear_destination();
-  api::MigrationStatistics* last = record.mutable_last_migration();
-  last->Clear();
-  last->set_id(request_.migration_id());
-  last->set_source(source);
-  last->set_destination(node_.config().name);
-  last->set_outcome("moved");
-  committed_record_ = record.SerializeAsString();
-  record.set_pages_at(source);
-  lacking_record_ = record.SerializeAsString();
-
   entry_.set_id(request_.migration_id());
   entry_.set_side(api::MigrationJournal::DESTINATION);
   entry_.set_service(request_.service());
   entry_.set_peer(request_.source());
   entry_.set_main_image_pid(request_.main_image_pid());
-  entry_.set_generation(record.generation() - 1);
+  entry_.set_clone(clone);
+  if (!clone) GW_RETURN_IF_ERROR(expect_record());
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
-  auto undo = absl::MakeCleanup([this] {
+  auto undo = absl::MakeCleanup([this, clone] {
     if (mover_ != nullptr) mover_->kill();
     capsule_.reset();
-    const absl::Status gone = node_.services().destroy(request_.service());
+    const absl::Status gone = clone ? remove_clone(node_, request_.service())
+                                    : node_.services().destroy(request_.service());
     if (!gone.ok())
       log_error("taking down the replica of {}: {}", request_.service(), message_of(gone));
     else
-      node_.journal().remove(entry_.id()).IgnoreError();
+      node_.journal().remove(entry_).IgnoreError();
   });
+  if (clone) GW_RETURN_IF_ERROR(claim_record(spec));
   swaps_ = node_.open_swaps();
   GW_ASSIGN_OR_RETURN(capsule_, node_.services().create(spec, true));
   GW_RETURN_IF_ERROR(start_mover());
@@ -119,6 +96,57 @@ absl::Status ReplicaSession::prepare() {
   GW_RETURN_IF_ERROR(capsule_->keep());
   std::move(undo).Cancel();
   return absl::OkStatus();
+}
+
+// The service's record, which says that it is on its way here.
+absl::Status ReplicaSession::expect_record() {
+  GW_ASSIGN_OR_RETURN(VersionedService current, node_.records().service(request_.service()));
+  api::ServiceRecord& record = current.record;
+  if (current.revision != request_.record_revision() ||
+      record.migration_id() != request_.migration_id() ||
+      record.destination() != node_.config().name)
+    return make_error(absl::StatusCode::kAborted,
+                      "the store does not say that {} is on its way here as migration {}",
+                      request_.service(), request_.migration_id());
+  entry_.set_generation(record.generation());
+  const std::string source = record.owner();
+  if (request_.source() != source)
+    return make_error(absl::StatusCode::kPermissionDenied, "{} is {}'s to give away, not {}'s",
+                      request_.service(), source, request_.source());
+  record.set_owner(node_.config().name);
+  record.set_generation(record.generation() + 1);
+  record.set_spec(request_.spec());  // with the offsets of its clocks on this machine
+  record.clear_migration_id();
+  record.clear_destination();
+  describe_commit(record, source, "moved");
+  record.set_pages_at(source);
+  lacking_record_ = record.SerializeAsString();
+  return absl::OkStatus();
+}
+
+// A clone's record, which is made for it; and its spec in the place of the original's.
+absl::Status ReplicaSession::claim_record(capsule::CapsuleSpec& spec) {
+  GW_ASSIGN_OR_RETURN(CloneClaim claim, claim_clone(node_, request_, spec));
+  spec = claim.spec;
+  address_changes_ = std::move(claim.changes);
+  request_.set_record_revision(claim.record.revision);
+  api::ServiceRecord& record = claim.record.record;
+  record.set_generation(record.generation() + 1);
+  record.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
+  describe_commit(record, request_.source(), "cloned");
+  return absl::OkStatus();
+}
+
+void ReplicaSession::describe_commit(api::ServiceRecord& record, const std::string& source,
+                                     const char* outcome) {
+  record.set_state(api::SERVICE_RUNNING);
+  api::MigrationStatistics* last = record.mutable_last_migration();
+  last->Clear();
+  last->set_id(request_.migration_id());
+  last->set_source(source);
+  last->set_destination(node_.config().name);
+  last->set_outcome(outcome);
+  committed_record_ = record.SerializeAsString();
 }
 
 absl::Status ReplicaSession::start_mover() {
@@ -134,6 +162,8 @@ absl::Status ReplicaSession::start_mover() {
   start.set_listen_host(node_.config().listen_host);
   node_.set_proof(start, token, request_.source());
   start.set_verbose(request_.verbose());
+  start.set_clone(!request_.clone_of().empty());
+  for (const auto& change : address_changes_) *start.add_address_changes() = change;
   GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   entry_.set_mover_pid(mover_->pid());
   entry_.set_mover_start_ticks(mover_->start_ticks());
@@ -169,7 +199,7 @@ void ReplicaSession::run() {
   }
   absl::Status settled = absl::OkStatus();
   if (committed && well) {
-    settled = node_.journal().remove(entry_.id());
+    settled = node_.journal().remove(entry_);
     node_.supervise(request_.service());
     if (pages_missing_) node_.post_copy().fetch(request_.service());
   } else {

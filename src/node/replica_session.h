@@ -48,6 +48,9 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   ReplicaSession(Node& node, const api::PrepareReplicaRequest& request)
       : node_(node), request_(request) {}
   absl::Status prepare();
+  absl::Status expect_record();
+  absl::Status claim_record(capsule::CapsuleSpec& spec);
+  void describe_commit(api::ServiceRecord& record, const std::string& source, const char* outcome);
   absl::Status start_mover();
   void run();
   // What the mover says until it ends or says "finished".
@@ -68,8 +71,9 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
   std::unique_ptr<MoverProcess> mover_;
   UniqueFd held_;  // copy of the mover's hold; set before others know this
   api::MigrationJournal entry_;
-  std::string committed_record_;  // ready to be written
-  std::string lacking_record_;    // the same, of a service whose pages are at the source yet
+  std::vector<migration::MoverStart::AddressChange> address_changes_;  // of a clone
+  std::string committed_record_;                                       // ready to be written
+  std::string lacking_record_;  // the same, of a service whose pages are at the source yet
   std::unique_ptr<api::SwapStream> swaps_;
   std::mutex mutex_;
   std::condition_variable ended_;  // or asked_back_

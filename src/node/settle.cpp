@@ -8,6 +8,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "node/clone.h"
 #include "node/log_carrier.h"
 #include "node/mover_process.h"
 #include "node/node.h"
@@ -134,7 +135,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
     if (!gone)
       hand_on_log(*peers_, services_.paths().service(entry.service()), entry.service(), owner);
     GW_RETURN_IF_ERROR(destroy_local(entry.service()));
-    GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
+    GW_RETURN_IF_ERROR(journal_.remove(entry));
     return owner;
   }
   if (undone == Undone::kNothing) {
@@ -147,7 +148,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   call_off(entry);
   FAULT_POINT("node.rolled_back");
   if (undone != Undone::kAll) clean_up_after_mover(entry.service(), std::move(left.userfaultfds));
-  GW_RETURN_IF_ERROR(journal_.remove(entry.id()));
+  GW_RETURN_IF_ERROR(journal_.remove(entry));
   return owner;
 }
 
@@ -168,10 +169,12 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
     if (!active.ok()) log_error("{} ended before it ran here", entry.service());
     supervise(entry.service());
     post_copy_.fetch(entry.service());
-    return journal_.remove(entry.id());
+    return journal_.remove(entry);
   }
-  GW_RETURN_IF_ERROR(destroy_local(entry.service()));
-  return journal_.remove(entry.id());
+  // Without its record no late commit of it can be made.
+  GW_RETURN_IF_ERROR(entry.clone() ? remove_clone(*this, entry.service())
+                                   : destroy_local(entry.service()));
+  return journal_.remove(entry);
 }
 
 }  // namespace godwit::node

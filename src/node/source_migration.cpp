@@ -28,6 +28,8 @@ constexpr absl::Duration kCancelSlice = absl::Milliseconds(100);
 // service in its hands.
 constexpr absl::Duration kSilence = absl::Seconds(30);
 
+}  // namespace
+
 std::string random_id() {
   std::array<unsigned char, 8> bytes{};
   RAND_bytes(bytes.data(), bytes.size());
@@ -35,6 +37,8 @@ std::string random_id() {
   for (const unsigned char each : bytes) id += fmt::format("{:02x}", each);
   return id;
 }
+
+namespace {
 
 absl::StatusOr<migration::Strategy> strategy_asked_for(const api::MigrateRequest& request) {
   const migration::Strategy strategy = migration::strategy_of(request.strategy());
@@ -184,7 +188,7 @@ absl::Status SourceMigration::mark_migrating(const std::string& destination) {
   const absl::Status marked = written.ok() ? fault_after_mark() : written.status();
   if (marked.ok()) return marked;
   if (store::nothing_changed(marked) || absl::IsNotFound(marked)) {
-    node_.journal().remove(entry_.id()).IgnoreError();
+    node_.journal().remove(entry_).IgnoreError();
     return marked;
   }
   // It may say so by now, or yet. No other node has been told of this migration.
@@ -199,22 +203,22 @@ absl::Status SourceMigration::mark_migrating(const std::string& destination) {
 // The capsule's clocks must not go back over the move: on another machine its offsets are chosen
 // anew. The peer's clock was read before its answer arrived, so that the capsule's time there is
 // ahead by at most the round trip.
-absl::StatusOr<std::string> SourceMigration::spec_for(Peer& peer) const {
+absl::StatusOr<capsule::CapsuleSpec> SourceMigration::spec_for(Peer& peer) const {
+  capsule::CapsuleSpec spec;
+  if (!spec.ParseFromString(current_.record.spec()))
+    return make_error(absl::StatusCode::kDataLoss, "the spec of {} does not parse",
+                      entry_.service());
   grpc::ClientContext context;
   set_timeout(context, kPrepareTimeout);
   api::Node there;
   const absl::Status asked = api::from_grpc(peer.peer->Ping(&context, api::Empty(), &there));
   if (!asked.ok()) return annotate(asked, fmt::format("node {}", peer.name));
   const api::Node here = node_.describe_self();
-  if (!here.boot_id().empty() && here.boot_id() == there.boot_id()) return current_.record.spec();
-  capsule::CapsuleSpec spec;
-  if (!spec.ParseFromString(current_.record.spec()))
-    return make_error(absl::StatusCode::kDataLoss, "the spec of {} does not parse",
-                      entry_.service());
+  if (!here.boot_id().empty() && here.boot_id() == there.boot_id()) return spec;
   spec.set_monotonic_offset_ns(here.monotonic_ns() + spec.monotonic_offset_ns() -
                                there.monotonic_ns());
   spec.set_boottime_offset_ns(here.boottime_ns() + spec.boottime_offset_ns() - there.boottime_ns());
-  return spec.SerializeAsString();
+  return spec;
 }
 
 absl::Status SourceMigration::prepare_destination(bool verbose) {
@@ -224,7 +228,8 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
   request.set_service(entry_.service());
   request.set_source(node_.config().name);
   request.set_record_revision(current_.revision);
-  GW_ASSIGN_OR_RETURN(*request.mutable_spec(), spec_for(*peer));
+  GW_ASSIGN_OR_RETURN(const capsule::CapsuleSpec spec, spec_for(*peer));
+  request.set_spec(spec.SerializeAsString());
   request.set_verbose(verbose);
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, node_.services().info(entry_.service()));
   request.set_main_image_pid(info.main_pid() == 0 ? 0 : info.main_image_pid());
@@ -427,7 +432,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
     // Its state is in the file from now on; the name and the address are free for a restore.
     GW_RETURN_IF_ERROR(node_.remove_service(request.name()));
   }
-  GW_RETURN_IF_ERROR(node_.journal().remove(entry_.id()));
+  GW_RETURN_IF_ERROR(node_.journal().remove(entry_));
   return result;
 }
 

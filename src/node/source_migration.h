@@ -31,6 +31,7 @@ class SourceMigration {
   // kept the migration from beginning. A source that has moved is taken down in the background.
   absl::StatusOr<api::MigrateResult> migrate(const api::MigrateRequest& request);
   absl::StatusOr<api::MigrateResult> checkpoint(const api::CheckpointRequest& request);
+  absl::StatusOr<api::MigrateResult> clone(const api::CloneRequest& request);
 
  private:
   absl::Status check(const std::string& service, const std::string& doing);
@@ -50,8 +51,12 @@ class SourceMigration {
   api::MigrateResult refused(const std::vector<migration::Reason>& reasons) const;
   absl::StatusOr<api::MigrateResult> refused_there();
   absl::Status mark_migrating(const std::string& destination);
-  absl::StatusOr<std::string> spec_for(Peer& peer) const;
+  // With the offsets of its clocks on that node's machine.
+  absl::StatusOr<capsule::CapsuleSpec> spec_for(Peer& peer) const;
   absl::Status prepare_destination(bool verbose);
+  absl::Status prepare_clone(const api::CloneRequest& request);
+  absl::StatusOr<api::MigrateResult> cloned(const api::CloneRequest& request,
+                                            const migration::Statistics& statistics);
   absl::Status start_mover(migration::MoverStart start);
   // What the mover says until it has finished; kOutOfRange: it died, or was killed for saying
   // nothing.
@@ -79,6 +84,8 @@ class SourceMigration {
   LeftByMover left_;
 };
 
+// Of a migration.
+std::string random_id();
 // "moved", "rolled_back" and so on, and the mover's figures for the user.
 const char* outcome_name(migration::Outcome outcome);
 api::MigrationStatistics statistics_of(const migration::Statistics& from);

@@ -27,8 +27,8 @@ absl::Status say_killed(const absl::Status& status) {
 
 ServiceReplica::~ServiceReplica() = default;
 
-absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsule::NodePaths& node,
-                                                                     const std::string& service) {
+absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(
+    const capsule::NodePaths& node, const std::string& service, resource::CloneAddresses clone) {
   GW_ASSIGN_OR_RETURN(capsule::Capsule opened, capsule::Capsule::open(node, service));
   std::unique_ptr<ServiceReplica> self(new ServiceReplica(std::move(opened)));
   capsule::Capsule& capsule = self->capsule_;
@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(const capsu
 
   process::ReplicaHost host;
   host.init = init;
+  host.clone = std::move(clone);
   host.spawn_husk = [&capsule](ImagePid pid, int socket, int number) {
     return capsule.spawn_husk(pid, socket, number);
   };

@@ -21,8 +21,10 @@ namespace godwit::node {
 
 class ServiceReplica final : public migration::ReplicaWorkload {
  public:
+  // `clone`: see process::ReplicaHost.
   static absl::StatusOr<std::unique_ptr<ServiceReplica>> open(const capsule::NodePaths& node,
-                                                              const std::string& service);
+                                                              const std::string& service,
+                                                              resource::CloneAddresses clone);
   ~ServiceReplica() override;
 
   absl::Status apply(const stream::Frame& frame) override;

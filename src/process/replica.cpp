@@ -68,7 +68,13 @@ absl::Status Replica::apply(const stream::Frame& frame) {
       return make_error(absl::StatusCode::kDataLoss, "section {}/{} comes after pages",
                         section->key.kind, section->key.id);
     if (final_ && changed_.empty()) spans_.restart();
-    sections_[section->key] = section->state;
+    std::string state = section->state;
+    const resource::FileKind* kind =
+        host_.clone.empty() ? nullptr : resource::find_file_kind(section->key.kind);
+    if (kind != nullptr) {
+      GW_ASSIGN_OR_RETURN(state, kind->for_clone(section->state, host_.clone));
+    }
+    sections_[section->key] = std::move(state);
     changed_.insert(section->key);
     return absl::OkStatus();
   }

@@ -55,6 +55,8 @@ struct ReplicaHost {
   std::array<int, 3> stdio = {-1, -1, -1};
   // A change of the file layer, from a kFileBlocks frame.
   std::function<absl::Status(const stream::FileBlocks&)> apply_file_blocks;
+  // Of a clone: its own addresses. Empty: it takes the source's place.
+  resource::CloneAddresses clone;
 };
 
 struct ReplicaCounts {

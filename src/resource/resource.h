@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "resource/clone_addresses.h"
 #include "resource/fd_table/file_view.h"
 #include "tracee/batch.h"
 #include "tracee/task.h"
@@ -241,6 +242,13 @@ class FileKind {
   // Brings a description made from `before` to `now`. false: must be made anew.
   virtual absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
                                       RestoreContext& context) const = 0;
+
+  // The same description in a clone of the service, which has addresses of its own and none of the
+  // original's peers. Pure.
+  virtual absl::StatusOr<std::string> for_clone(std::string_view state,
+                                                const CloneAddresses& /*addresses*/) const {
+    return std::string(state);
+  }
 
   // It has ended at the source; husks may hold it for a while yet. Gives back what another may
   // need: an address.

@@ -71,6 +71,9 @@ bool fin_received(TcpState state);
 // Value of a string option; "" where there is none.
 absl::StatusOr<std::string> tcp_name_option(int fd, int name);
 
+// The state of the clone's socket: its own addresses, and an end to what others are connected to.
+TcpSocketState tcp_for_clone(TcpSocketState state, const CloneAddresses& addresses);
+
 // setsockopt(TCP_REPAIR_QUEUE): which queue send, recv and TCP_QUEUE_SEQ mean.
 absl::Status select_queue(int fd, int queue);
 
@@ -86,6 +89,7 @@ struct Segment {
   // What the timestamps option (RFC 7323) echoes; its own value is then 0, which the kernel takes
   // for "none yet" and compares nothing with.
   std::optional<uint32_t> echo = std::nullopt;
+  bool reset = false;
 };
 absl::Status inject_segment(const Segment& segment, RestoreContext& context);
 

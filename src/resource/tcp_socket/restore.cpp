@@ -1,8 +1,11 @@
 // The destination's side. The order below is the one that works (TCP_REPAIR, net/ipv4/tcp.c):
 // sequence numbers only while the socket is closed, options after connect(), window last.
+#include <sched.h>
+
 #include <algorithm>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "resource/tcp_socket/repair.h"
 
@@ -11,6 +14,8 @@ namespace {
 
 // The kernel keeps at most 17 pages (MAX_SKB_FRAGS) of one send into a receive queue.
 constexpr size_t kReceiveChunk = size_t{64} << 10;
+
+constexpr absl::Duration kEndWait = absl::Seconds(1);
 
 // TCP's option numbers, RFC 793, 7323, 2018: what TCP_REPAIR_OPTIONS calls its opt_code.
 constexpr uint32_t kOptionMss = 2;
@@ -168,7 +173,7 @@ absl::Status seed_round_trip(int fd, const TcpSocketState& state, RestoreContext
 // What can be connected before the freeze, since an idle connection mostly is the same in it.
 bool is_idle(const TcpSocketState& state) {
   const TcpConnection& connection = state.connection();
-  return state.has_connection() && state.state() == TCP_STATE_ESTABLISHED &&
+  return state.has_connection() && !state.ended() && state.state() == TCP_STATE_ESTABLISHED &&
          connection.receive_queue().empty() && connection.send_queue().empty();
 }
 
@@ -282,6 +287,33 @@ absl::Status update_connection(int fd, const TcpSocketState& before, const TcpSo
   return context.final() ? rebuild(fd, now, context) : rebuild_early(fd, now, context);
 }
 
+// What the peer would have to send for it, from the peer. Nothing leaves the socket: a reset is not
+// answered, and what it had to send is gone with its state (tcp_reset(), net/ipv4/tcp_input.c).
+absl::Status end_by_peer(int fd, const TcpSocketState& state, RestoreContext& context) {
+  const TcpConnection& connection = state.connection();
+  if (fin_received(state.state()))
+    GW_RETURN_IF_ERROR(
+        inject(state, true, connection.receive_next() - 1, connection.send_next(), context));
+  GW_ASSIGN_OR_RETURN(const KernelAddress local, decode(state.local(), context));
+  GW_ASSIGN_OR_RETURN(const KernelAddress remote, decode(state.remote(), context));
+  GW_RETURN_IF_ERROR(inject_segment({remote, local, connection.receive_next(),
+                                     connection.send_next(), 0, false, std::nullopt, true},
+                                    context));
+  // Mostly before the call has returned; else by the softirq thread.
+  const Deadline deadline = Deadline::in(kEndWait);
+  while (true) {
+    GW_ASSIGN_OR_RETURN(const TcpState now, state_of(fd));
+    if (now == TCP_STATE_CLOSE) break;
+    if (deadline.passed())
+      return make_error(absl::StatusCode::kDeadlineExceeded,
+                        "the clone's connection to {} could not be ended", text_of(state.remote()));
+    ::sched_yield();
+  }
+  GW_RETURN_IF_ERROR(set_int_option(fd, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP));
+  GW_RETURN_IF_ERROR(restore_buffers(fd, state.common()));
+  return restore_withheld(fd, state);
+}
+
 absl::Status listen_early(int fd, const TcpSocketState& state) {
   if (::listen(fd, static_cast<int>(state.backlog())) != 0)
     return errno_status(errno, fmt::format("listen({})", text_of(state.local())));
@@ -362,6 +394,7 @@ void tcp_retire(int fd) {
 }
 
 absl::Status tcp_go_live(int fd, const TcpSocketState& state, RestoreContext& context) {
+  if (state.ended()) return end_by_peer(fd, state, context);
   if (is_idle(state)) return go_live_idle(fd, state, context);
   const TcpConnection& connection = state.connection();
   const bool fin_out_later = connection.fin_unsent() || connection.unsent() > 0;

@@ -36,6 +36,7 @@ TcpPart tcp_part(const Segment& segment) {
   tcp.doff = static_cast<uint16_t>(size_of(segment) / 4) & 0xf;
   tcp.ack = 1;
   tcp.fin = segment.fin;
+  tcp.rst = segment.reset;
   tcp.window = htons(segment.window);
   if (segment.echo) part.timestamps.echo = htonl(*segment.echo);
   return part;

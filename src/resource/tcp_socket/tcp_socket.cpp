@@ -29,6 +29,22 @@ bool fin_received(TcpState state) {
   return state == TCP_STATE_CLOSE_WAIT || state == TCP_STATE_LAST_ACK || state == TCP_STATE_CLOSING;
 }
 
+TcpSocketState tcp_for_clone(TcpSocketState state, const CloneAddresses& addresses) {
+  for (InternetAddress* each : {state.mutable_local(), state.mutable_remote()})
+    if (!each->ip().empty()) each->set_ip(addresses.translated(each->ip()));
+  if (!is_connected(state.state()) || addresses.is_inside(state.remote().ip())) return state;
+  state.set_ended(true);
+  // What it has received is there to be read. What it has sent, and its FIN, are the original's.
+  state.set_state(fin_received(state.state()) ? TCP_STATE_CLOSE_WAIT : TCP_STATE_ESTABLISHED);
+  if (!state.has_connection()) return state;
+  TcpConnection& connection = *state.mutable_connection();
+  connection.clear_send_queue();
+  connection.clear_unsent();
+  connection.clear_fin_unsent();
+  connection.clear_round_trip_us();
+  return state;
+}
+
 absl::Status select_queue(int fd, int queue) {
   return set_int_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue);
 }
@@ -85,6 +101,12 @@ class TcpSocketKind final : public FileKind {
     GW_ASSIGN_OR_RETURN(const auto old_state, parse_state<TcpSocketState>(before, name()));
     GW_ASSIGN_OR_RETURN(const auto new_state, parse_state<TcpSocketState>(now, name()));
     return tcp_update(fd, old_state, new_state, context);
+  }
+
+  absl::StatusOr<std::string> for_clone(std::string_view state,
+                                        const CloneAddresses& addresses) const override {
+    GW_ASSIGN_OR_RETURN(const auto now, parse_state<TcpSocketState>(state, name()));
+    return tcp_for_clone(now, addresses).SerializeAsString();
   }
 
   void retire(int fd) const override { tcp_retire(fd); }

@@ -10,6 +10,26 @@ namespace godwit::resource {
 namespace {
 
 constexpr int kUdpEncap = 100;  // UDP_ENCAP, linux/udp.h
+// RFC 1078's, which nobody serves.
+constexpr uint32_t kNobodysPort = 1;
+
+// In a clone nothing may reach the original's peer, least of all with keys that the original goes
+// on using. UDP has no end; but a peer that has gone answers by "port unreachable" (ECONNREFUSED),
+// and so does the loopback device, out of which nothing leaves.
+void connect_to_nobody(InternetAddress& remote) {
+  const bool v4 = remote.ip().size() == 4;
+  const bool mapped =
+      !v4 && remote.ip().compare(0, 12, std::string("\0\0\0\0\0\0\0\0\0\0\xff\xff", 12)) == 0;
+  if (v4)
+    remote.set_ip(std::string("\x7f\0\0\1", 4));
+  else if (mapped)
+    remote.set_ip(remote.ip().substr(0, 12) + std::string("\x7f\0\0\1", 4));
+  else
+    remote.set_ip(std::string(15, '\0') + '\1');
+  remote.set_port(kNobodysPort);
+  remote.clear_flow_info();
+  remote.clear_interface();
+}
 
 class UdpSocketKind final : public FileKind {
  public:
@@ -51,6 +71,19 @@ class UdpSocketKind final : public FileKind {
     GW_ASSIGN_OR_RETURN(const auto old_state, parse_state<UdpSocketState>(before, name()));
     GW_ASSIGN_OR_RETURN(const auto new_state, parse_state<UdpSocketState>(now, name()));
     return udp_update(fd, old_state, new_state, context);
+  }
+
+  absl::StatusOr<std::string> for_clone(std::string_view state,
+                                        const CloneAddresses& addresses) const override {
+    GW_ASSIGN_OR_RETURN(auto now, parse_state<UdpSocketState>(state, name()));
+    now.mutable_local()->set_ip(addresses.translated(now.local().ip()));
+    if (now.has_remote()) {
+      now.mutable_remote()->set_ip(addresses.translated(now.remote().ip()));
+      if (!addresses.is_inside(now.remote().ip())) connect_to_nobody(*now.mutable_remote());
+    }
+    for (UdpDatagram& datagram : *now.mutable_queue())
+      datagram.mutable_to()->set_ip(addresses.translated(datagram.to().ip()));
+    return now.SerializeAsString();
   }
 
   absl::StatusOr<Check> finish(int, std::string_view state, ImagePid, int remote_fd,
