@@ -11,7 +11,8 @@ namespace {
 struct Options {
   std::string name, node, strategy = "auto", max_downtime, max_total, bandwidth, compress = "auto";
   bool resume = false, source_lost = false;
-  bool dry_run = false, verify = false, json = false, verbose = false, quiet = false;
+  bool throttle = false, dry_run = false, verify = false, json = false, verbose = false,
+       quiet = false;
 };
 
 int resume(const Context& context, const Options& options) {
@@ -33,6 +34,7 @@ int migrate(const Context& context, const Options& options) {
   request.set_name(options.name);
   request.set_node(options.node);
   request.set_strategy(options.strategy);
+  request.set_throttle(options.throttle);
   request.set_dry_run(options.dry_run);
   request.set_verbose(options.verbose);
   request.set_verify(options.verify);
@@ -93,6 +95,9 @@ void add_migrate(CLI::App& app, Context& context) {
                    "makes the move quicker; none, lz4, zstd")
       ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
       ->capture_default_str();
+  command->add_flag("--throttle", o.throttle,
+                    "where rounds do not converge, limit the service's CPU time while they last, "
+                    "rather than give up: to a half of what it used, then a quarter, and so on");
   command->add_flag(
       "--dry-run", o.dry_run,
       "only say whether it can move and what that will cost, or why not; the program is not "
@@ -121,7 +126,8 @@ void add_migrate(CLI::App& app, Context& context) {
       "connections, frames_replayed, pages_left_behind, page_faults, post_copy_ns, spans,\n"
       "chosen_because, predicted_downtime_ns,\n"
       "predicted_total_ns, bytes_per_s, dirty_pages_per_s, pages_cold, pages_warm, pages_hot,\n"
-      "memory_bytes, forecasts, based_on, layer_bytes, differences, refusals,\n"
+      "memory_bytes, throttled_ns, throttle_percent, forecasts, based_on, layer_bytes, "
+      "differences, refusals,\n"
       "warnings.");
   command->callback([&context, options] { context.exit_code = migrate(context, *options); });
 }

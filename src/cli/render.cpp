@@ -42,7 +42,9 @@ void statistics_json(Json& json, const api::MigrationStatistics& s) {
       .number("pages_cold", s.pages_cold())
       .number("pages_warm", s.pages_warm())
       .number("pages_hot", s.pages_hot())
-      .number("memory_bytes", s.memory_bytes());
+      .number("memory_bytes", s.memory_bytes())
+      .number("throttled_ns", s.throttled_ns())
+      .number("throttle_percent", s.throttle_percent());
   json.array("forecasts");
   for (const api::StrategyForecast& each : s.forecasts())
     json.object()
@@ -175,6 +177,9 @@ std::string state_text(const api::Service& service) {
     if (!service.pages_error().empty()) return fmt::format("{} ({})", text, service.pages_error());
     return text + (service.pages_connected() ? "" : ", which cannot be reached");
   }
+  if (service.state() == "migrating" && service.throttle_percent() > 0)
+    return fmt::format("migrating to {}, with {} % of its CPU time", service.destination(),
+                       service.throttle_percent());
   if (service.state() == "migrating") return fmt::format("migrating to {}", service.destination());
   return service.state();
 }
@@ -199,6 +204,7 @@ void service_json(Json& json, const api::Service& s) {
       .text("pages_file", s.pages_file())
       .number("pages_missing", s.pages_missing())
       .text("pages_error", s.pages_error())
+      .number("throttle_percent", s.throttle_percent())
       .text("created", time_text(s.created_unix_ns()))
       .text("started", time_text(s.started_unix_ns()));
   json.array("command");
@@ -304,6 +310,9 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
         fmt::format("{} moved from {} to {} in {}: freeze {}, {} round{}, {}\n", result.name(),
                     s.source(), s.destination(), format_ns(s.total_ns()), format_ns(s.freeze_ns()),
                     s.rounds(), s.rounds() == 1 ? "" : "s", format_bytes(s.bytes_wire()));
+    if (s.throttled_ns() > 0)
+      out += fmt::format("  its CPU time was limited for {}, to {} % at last\n",
+                         format_ns(s.throttled_ns()), s.throttle_percent());
     out += followed_text(result);
   } else if (result.outcome() == "cloned") {
     out =
@@ -349,9 +358,12 @@ std::string progress_text(const api::MigrateProgress& p) {
     return fmt::format("{}  {} left", p.phase(), format_bytes(p.pages_left() * kPageSize));
   if (p.phase() != "round") return p.phase();
   const std::string strategy = p.strategy().empty() ? "" : p.strategy() + ", ";
-  return fmt::format("{}round {}  {} left  {}/s  dirty {}/s  {} to go", strategy, p.round(),
+  const std::string throttled =
+      p.throttle_percent() == 0 ? "" : fmt::format("  CPU {} %", p.throttle_percent());
+  return fmt::format("{}round {}  {} left  {}/s  dirty {}/s  {} to go{}", strategy, p.round(),
                      format_bytes(p.pages_left() * kPageSize), format_bytes(p.bytes_per_s()),
-                     format_bytes(p.dirty_pages_per_s() * kPageSize), format_ns(p.time_left_ns()));
+                     format_bytes(p.dirty_pages_per_s() * kPageSize), format_ns(p.time_left_ns()),
+                     throttled);
 }
 
 }  // namespace godwit::cli

@@ -18,6 +18,12 @@ constexpr uint32_t kBrokenPromises = 3;
 constexpr uint32_t kBrokenLimits = 2;
 constexpr int64_t kFarOff = 2;
 constexpr uint32_t kMostHybridRounds = 4;
+// Each step halves what it had.
+constexpr uint32_t kFirstThrottlePercent = 50;
+constexpr uint32_t kLeastThrottlePercent = 6;
+// What a limit has done shows in the round after the next one: that sends what was written
+// meanwhile.
+constexpr uint32_t kThrottleShows = 2;
 constexpr double kHybridShare = 0.5;  // of what is left, that a round must take away
 
 double seconds_of(int64_t ns) { return std::max(1e-6, static_cast<double>(ns) * 1e-9); }
@@ -206,6 +212,24 @@ std::string Decider::does_not_converge(const Decision& decision) const {
       ms_of(limits_.max_downtime_ns), limits_.post_copy_possible ? "hybrid" : "cold");
 }
 
+// The last resort before giving up. False: there is none.
+bool Decider::throttle(Decision& decision, const std::string& why) {
+  if (!limits_.throttle) return false;
+  const bool waiting =
+      throttle_percent_ != 0 && standing_.rounds < throttled_in_round_ + kThrottleShows;
+  if (!waiting && throttle_percent_ != 0 && throttle_percent_ / 2 < kLeastThrottlePercent)
+    return false;
+  decision.verdict = Verdict::kAnotherRound;
+  broken_promises_ = 0;
+  if (!waiting) {
+    throttle_percent_ = throttle_percent_ == 0 ? kFirstThrottlePercent : throttle_percent_ / 2;
+    throttled_in_round_ = standing_.rounds;
+  }
+  decision.reason =
+      fmt::format("its CPU time is limited to {} % (--throttle): {}", throttle_percent_, why);
+  return true;
+}
+
 void Decider::precopy(const Rest& now, Decision& decision) {
   const double next = next_round(now);
   const Rest then = rest_after(next);
@@ -227,6 +251,9 @@ void Decider::precopy(const Rest& now, Decision& decision) {
     turn_to(STRATEGY_HYBRID, late ? "another round would break the limit of the total time"
                                   : "rounds alone did not come below the limit of the downtime");
     hybrid(now, decision);
+  } else if (!late && (last || (!promises && broken_limits_ >= kBrokenLimits)) &&
+             throttle(decision, does_not_converge(decision))) {
+    return;
   } else if (last) {
     decision.verdict = Verdict::kGiveUp;
     decision.reason = does_not_converge(decision);
@@ -264,6 +291,7 @@ void Decider::hybrid(const Rest& now, Decision& decision) {
 void Decider::finish(Decision& decision, bool anew) {
   decision.strategy = strategy_;
   decision.chosen_because = because_;
+  decision.throttle_percent = throttle_percent_;
   for (const Forecast& each : decision.forecasts) {
     if (each.strategy != strategy_) continue;
     prediction_.downtime_ns = each.downtime_ns;
@@ -278,6 +306,7 @@ DeciderLimits limits_of(const MoverStart& start) {
   limits.max_total_ns = start.max_total_ns();
   if (start.fixed_downtime_ns() > 0) limits.fixed_downtime_ns = start.fixed_downtime_ns();
   limits.post_copy_possible = start.post_copy_possible();
+  limits.throttle = start.throttle();
   limits.bandwidth_bytes_per_s = static_cast<uint64_t>(start.bandwidth_bytes_per_s());
   limits.link_bytes_per_s = static_cast<double>(start.link_bytes_per_s());
   limits.dirty_pages_per_s = static_cast<double>(start.dirty_pages_per_s());

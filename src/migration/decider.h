@@ -45,6 +45,8 @@ struct Decision {
   double dirty_pages_per_s = 0;
   Strategy strategy = STRATEGY_INVALID;  // that is followed from here on
   std::string chosen_because;
+  // Of the CPU time that it used unlimited, what it may have from here on; 0: all of it.
+  uint32_t throttle_percent = 0;
   // By every strategy that is possible from here on; none before anything is known.
   std::vector<Forecast> forecasts;
 };
@@ -81,6 +83,7 @@ class Decider {
   void turn_to(Strategy strategy, std::string because);
   void precopy(const Rest& now, Decision& decision);
   void hybrid(const Rest& now, Decision& decision);
+  bool throttle(Decision& decision, const std::string& why);
   double next_round(const Rest& now) const;
   bool breaks_total(double more_seconds) const;
   std::string does_not_converge(const Decision& decision) const;
@@ -99,6 +102,8 @@ class Decider {
   uint64_t previous_expected_ = 0;
   uint32_t broken_promises_ = 0;
   uint32_t broken_limits_ = 0;  // by precopy's forecasts, in a row
+  uint32_t throttle_percent_ = 0;
+  uint32_t throttled_in_round_ = 0;
 };
 
 // What a move is asked to keep to, as the mover is told.

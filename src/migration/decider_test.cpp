@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <vector>
+
 namespace godwit::migration {
 namespace {
 
@@ -102,6 +104,34 @@ TEST(DeciderTest, GivesUpWithTheFiguresWhenItNeverConverges) {
   EXPECT_EQ(decision.verdict, Verdict::kGiveUp);
   EXPECT_NE(decision.reason.find("--max-downtime"), std::string::npos);
   EXPECT_NE(decision.reason.find("250000 pages a second"), std::string::npos) << decision.reason;
+}
+
+TEST(DeciderTest, ThrottlesBeforeItGivesUpAndNotSooner) {
+  DeciderLimits limits{.max_downtime_ns = 50'000'000, .max_rounds = 5};
+  limits.throttle = true;
+  Decider decider(limits);
+  std::vector<uint32_t> seen;
+  Decision decision;
+  int rounds = 0;
+  do {
+    decision = decider.after_round(round_of(500000, 2));
+    if (seen.empty() || seen.back() != decision.throttle_percent)
+      seen.push_back(decision.throttle_percent);
+  } while (decision.verdict == Verdict::kAnotherRound && ++rounds < 100);
+  EXPECT_EQ(decision.verdict, Verdict::kGiveUp);
+  EXPECT_EQ(seen, (std::vector<uint32_t>{0, 50, 25, 12, 6}));
+  // What a limit does is waited for.
+  EXPECT_GE(rounds, 5);
+  // One that converges is left alone.
+  Decider converges(limits);
+  converges.after_round(round_of(100'000, 0.4));
+  uint64_t pages = 10'000;
+  do {
+    decision = converges.after_round(round_of(pages, static_cast<double>(pages) / 250'000));
+    EXPECT_EQ(decision.throttle_percent, 0U);
+    pages /= 10;
+  } while (decision.verdict == Verdict::kAnotherRound && pages > 0);
+  EXPECT_EQ(decision.verdict, Verdict::kSwitchOver);
 }
 
 Decision before(DeciderLimits limits, uint64_t resident_mib, uint64_t zero_mib = 0) {

@@ -52,6 +52,8 @@ struct DeciderLimits {
   uint32_t max_rounds = 30;
   // Both ends can do it. Without it STRATEGY_AUTO never chooses post-copy or hybrid.
   bool post_copy_possible = false;
+  // Where nothing else makes rounds converge, the workload's CPU time may be limited.
+  bool throttle = false;
   // What a freeze costs without a single page.
   int64_t fixed_downtime_ns = 1'000'000;
   uint64_t bandwidth_bytes_per_s = 0;  // of the rounds; 0: no limit

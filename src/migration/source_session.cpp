@@ -129,6 +129,7 @@ class SourceSession {
       FAULT_POINT("source.round_done");
       const Decision decision = decider.after_round(*round);
       note(decision, decider);
+      GW_RETURN_IF_ERROR(throttle(decision));
       if (decision.verdict == Verdict::kSwitchOver || decision.verdict == Verdict::kPostCopy) {
         // Told afterwards: what the daemon does with it would go on beside the freeze.
         last_round_ = decision;
@@ -139,6 +140,20 @@ class SourceSession {
         return make_error(absl::StatusCode::kFailedPrecondition, "does not converge: {}",
                           decision.reason);
     }
+  }
+
+  absl::Status throttle(const Decision& decision) {
+    const bool goes_on = decision.verdict == Verdict::kAnotherRound;
+    const uint32_t percent = goes_on ? decision.throttle_percent : 0;
+    if (percent == throttle_percent_) return absl::OkStatus();
+    // The freeze lifts it, in which nothing of it runs.
+    if (goes_on) GW_RETURN_IF_ERROR(workload_.throttle(percent));
+    if (throttle_percent_ == 0) throttled_since_ns_ = monotonic_ns();
+    if (percent == 0) throttled_ns_ = monotonic_ns() - throttled_since_ns_;
+    throttle_percent_ = percent;
+    if (percent != 0) least_percent_ = percent;
+    FAULT_POINT("source.throttled");
+    return absl::OkStatus();
   }
 
   // A program that runs before its pages are there cannot be compared with what it was.
@@ -330,6 +345,7 @@ class SourceSession {
     progress.set_time_left_ns(decision.expected_downtime_ns);
     progress.set_strategy(strategy_name(followed_));
     progress.set_reason(decision.reason);
+    progress.set_throttle_percent(throttle_percent_);
     daemon_.progress(progress);
   }
 
@@ -340,6 +356,8 @@ class SourceSession {
     statistics.set_pages_left_behind(active_.pages_missing());
     statistics.set_page_faults(page_figures_.faults);
     statistics.set_post_copy_ns(post_copy_ns_);
+    statistics.set_throttled_ns(throttled_ns_);
+    statistics.set_throttle_percent(least_percent_);
     statistics.set_rounds(rounds_);
     statistics.set_freeze_ns(freeze_ns_);
     statistics.set_setup_ns(setup_ns_);
@@ -408,6 +426,10 @@ class SourceSession {
   int64_t post_copy_ns_ = 0;
   ChannelPtr faults_;
   ChannelPtr push_;
+  uint32_t throttle_percent_ = 0;  // in effect; 0: none
+  uint32_t least_percent_ = 0;
+  int64_t throttled_since_ns_ = 0;
+  int64_t throttled_ns_ = 0;
   int64_t begin_ns_ = 0;
   int64_t setup_ns_ = 0;
   int64_t freeze_begin_ns_ = 0;

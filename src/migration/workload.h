@@ -53,6 +53,9 @@ class SourceWorkload {
   virtual ~SourceWorkload() = default;
   virtual absl::Status precheck(std::vector<Reason>& reasons) = 0;
   virtual absl::StatusOr<Estimate> estimate() = 0;
+  // In rounds: it gets only so much of the CPU time that it used before; 0: all of it again. It is
+  // lifted by freeze(), thaw() and withdraw(), too.
+  virtual absl::Status throttle(uint32_t percent) = 0;
   // Called in a round or in final_state(), after a question in the stream: waits for what
   // ReplicaWorkload::wanted_files() says there. Without it nothing is asked.
   virtual void on_question(std::function<absl::StatusOr<WantedFiles>()> answer) = 0;

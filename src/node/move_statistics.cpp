@@ -67,6 +67,8 @@ api::MigrationStatistics statistics_of(const migration::Statistics& from) {
   to.set_pages_hot(from.pages_hot());
   to.set_memory_bytes(from.memory_bytes());
   to.set_bandwidth_limited(from.bandwidth_limited());
+  to.set_throttled_ns(from.throttled_ns());
+  to.set_throttle_percent(from.throttle_percent());
   to.set_fixed_downtime_ns(from.fixed_downtime_ns());
   for (const migration::Span& each : from.spans()) {
     api::MigrationSpan* span = to.add_spans();

@@ -71,6 +71,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_PRECHECK: {
       auto source = ServiceSource::open(node, start.service(), bytes_per_s);
       if (!source.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
+      if (start.throttle()) (*source)->may_throttle();
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
       (*source)->on_hold([&daemon](int fd) { daemon.hold_fd(fd); });
       (*source)->on_userfaultfd([&daemon](HostPid pid, int fd) { daemon.userfaultfd(pid, fd); });

@@ -187,6 +187,8 @@ api::Service Node::describe(const api::ServiceRecord& record) const {
   service.set_pages_at(record.pages_at());
   service.set_pages_file(record.pages_file().path());
   if (!record.pages_at().empty()) service.set_pages_error(post_copy_.error_of(record.name()));
+  if (const auto moving = outgoing(record.name()))
+    service.set_throttle_percent(moving->throttle_percent);
   if (!info.ok()) return service;
   service.set_pid(info->main_pid());
   service.set_pages_missing(info->post_copy().missing());
@@ -319,6 +321,12 @@ std::shared_ptr<Outgoing> Node::begin_outgoing(const std::string& service) {
 void Node::end_outgoing(const std::string& service) {
   std::lock_guard lock(mutex_);
   outgoing_.erase(service);
+}
+
+std::shared_ptr<Outgoing> Node::outgoing(const std::string& service) const {
+  std::lock_guard lock(mutex_);
+  const auto found = outgoing_.find(service);
+  return found == outgoing_.end() ? nullptr : found->second;
 }
 
 bool Node::cancel_outgoing(const std::string& service) {

@@ -38,6 +38,7 @@ class ReplicaSession;
 // A migration of which this node is the source, while it runs.
 struct Outgoing {
   std::atomic<bool> cancelled = false;
+  std::atomic<uint32_t> throttle_percent = 0;  // as the mover said last
 };
 
 class Node {
@@ -121,6 +122,8 @@ class Node {
   std::shared_ptr<Outgoing> begin_outgoing(const std::string& service);
   void end_outgoing(const std::string& service);
   bool cancel_outgoing(const std::string& service);
+  // Null: none is under way.
+  std::shared_ptr<Outgoing> outgoing(const std::string& service) const;
   void add_session(const std::shared_ptr<ReplicaSession>& session);
   void drop_session(const std::string& migration_id);
   std::shared_ptr<ReplicaSession> session(const std::string& migration_id);

@@ -8,6 +8,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "capsule/cpu_limit.h"
 #include "kernel/syscalls.h"
 #include "node/service_port.h"
 #include "resource/tcp_socket/tcp_socket.h"
@@ -77,6 +78,11 @@ absl::StatusOr<capsule::CapsuleInfo> Services::info(const std::string& name) con
 }
 
 absl::Status Services::destroy(const std::string& name) const {
+  if (const auto capsule = open(name); capsule.ok()) {
+    const auto limit = capsule::CpuLimit::find(capsule->work(), cpu_limit_name(paths_, name));
+    const absl::Status lifted = limit.ok() ? limit->lift() : absl::OkStatus();
+    if (!lifted.ok()) log_warning("{}: {}", name, message_of(lifted));
+  }
   const absl::Status port = network::Port::remove(name, config_.pin_dir());
   const absl::Status capsule = capsule::Capsule::destroy(paths_, name, Deadline::in(kDestroyWait));
   if (!port.ok()) return annotate(port, fmt::format("removing the port of {}", name));
@@ -95,7 +101,14 @@ absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
   GW_RETURN_IF_ERROR(capsule.thaw());
+  // Its mover may have limited it. Where nothing can, nothing has.
+  const auto limit = capsule::CpuLimit::find(capsule.work(), cpu_limit_name(paths_, name));
+  if (limit.ok()) GW_RETURN_IF_ERROR(limit->lift());
   return opened.port.release_hold();
+}
+
+std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& service) {
+  return node.node + "-" + service;
 }
 
 absl::Status Services::give(const std::string& name, const network::Frames& frames) const {

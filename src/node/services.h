@@ -51,6 +51,9 @@ class Services {
   capsule::NodePaths paths_;
 };
 
+// Of the cgroup that limits a service's CPU time (capsule/cpu_limit.h).
+std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& service);
+
 }  // namespace godwit::node
 
 #endif  // GODWIT_NODE_SERVICES_H_

@@ -54,6 +54,10 @@ absl::StatusOr<migration::Strategy> strategy_asked_for(const api::MigrateRequest
         "--verify compares all pages before the service runs there, and --strategy {} "
         "lets it run before they are there: use precopy",
         request.strategy());
+  if (request.throttle() && (post_copy || strategy == migration::STRATEGY_COLD))
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "--throttle is for rounds, and --strategy {} does not need them to converge",
+                      request.strategy());
   return strategy;
 }
 
@@ -165,6 +169,7 @@ migration::MoverStart SourceMigration::describe(const api::MigrateRequest& reque
   start.set_max_total_ns(request.max_total_ns());
   start.set_post_copy_possible(!request.verify());
   start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
+  start.set_throttle(request.throttle());
   return start;
 }
 
@@ -297,6 +302,9 @@ absl::StatusOr<migration::Finished> SourceMigration::follow() {
     progress.set_time_left_ns(from.time_left_ns());
     progress.set_strategy(from.strategy());
     progress.set_reason(from.reason());
+    progress.set_throttle_percent(from.throttle_percent());
+    if (const auto outgoing = node_.outgoing(entry_.service()))
+      outgoing->throttle_percent = from.throttle_percent();
     on_progress_(progress);
   }
 }

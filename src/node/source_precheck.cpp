@@ -85,8 +85,9 @@ absl::StatusOr<api::MigrateResult> SourceMigration::refused_there() {
 
 absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRequest& request,
                                                             migration::Strategy strategy) {
-  GW_ASSIGN_OR_RETURN(mover_,
-                      node_.spare_mover().take_or_start(describe(migration::ROLE_PRECHECK)));
+  migration::MoverStart start = describe(migration::ROLE_PRECHECK);
+  start.set_throttle(request.throttle());
+  GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
   if (request.node().empty()) return looked_at_alone(request, finished);
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(request.node()));

@@ -1,5 +1,8 @@
 #include "node/workload_source.h"
 
+#include <algorithm>
+
+#include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -8,6 +11,7 @@
 #include "node/lazy_image.h"
 #include "node/neighbours.h"
 #include "node/restore.h"
+#include "node/services.h"
 #include "pages/page_source.h"
 
 namespace godwit::node {
@@ -46,6 +50,7 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
   if (info.state() != capsule::CAPSULE_RUNNING)
     return make_error(absl::StatusCode::kFailedPrecondition, "service {} is not running", service);
+  self->limit_name_ = cpu_limit_name(node, service);
   const HostPid init{info.init_pid()};
   GW_ASSIGN_OR_RETURN(self->thread_, capsule::CapsuleThread::start(init));
   GW_ASSIGN_OR_RETURN(OpenedPort port, open_port(node.state_dir, capsule.spec(), init));
@@ -93,6 +98,40 @@ absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
     reason.set_reason(escape_non_utf8(refusal.reason));
     reason.set_way_out(std::move(refusal.way_out));
   }
+  return may_throttle_ ? find_cpu_limit(reasons) : absl::OkStatus();
+}
+
+absl::Status ServiceSource::find_cpu_limit(std::vector<migration::Reason>& reasons) {
+  auto limit = capsule::CpuLimit::find(capsule_.work(), limit_name_);
+  if (absl::IsFailedPrecondition(limit.status())) {
+    migration::Reason& reason = reasons.emplace_back();
+    reason.set_code("cpu.throttle");
+    reason.set_object("the service's CPU time");
+    reason.set_reason("cannot be limited: " + std::string(message_of(limit.status())));
+    reason.set_way_out("mount that controller, or move it without --throttle");
+    return absl::OkStatus();
+  }
+  GW_RETURN_IF_ERROR(limit.status());
+  cpu_limit_ = *std::move(limit);
+  return absl::OkStatus();
+}
+
+// Of what it used since the last round began, the first time; from then on it is limited.
+absl::Status ServiceSource::throttle(uint32_t percent) {
+  if (percent == 0) return lift_throttle();
+  if (!cpu_limit_) return absl::FailedPreconditionError("throttling was not prepared");
+  if (cpus_ == 0) {
+    GW_ASSIGN_OR_RETURN(const int64_t used, cpu_limit_->used_ns());
+    cpus_ = static_cast<double>(std::max<int64_t>(0, used - used_then_ns_)) /
+            static_cast<double>(std::max<int64_t>(1, monotonic_ns() - round_began_ns_));
+  }
+  return annotate(cpu_limit_->set(cpus_ * percent / 100), "limiting its CPU time");
+}
+
+absl::Status ServiceSource::lift_throttle() {
+  if (!cpu_limit_ || cpus_ == 0) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(annotate(cpu_limit_->lift(), "lifting the limit of its CPU time"));
+  cpus_ = 0;
   return absl::OkStatus();
 }
 
@@ -206,6 +245,10 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::leave_behind(stream::Writ
 absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer& writer,
                                                                  bool leave_behind) {
   defaults_ = Defaults::kUnknown;
+  if (cpu_limit_) {
+    GW_ASSIGN_OR_RETURN(used_then_ns_, cpu_limit_->used_ns());
+    round_began_ns_ = monotonic_ns();
+  }
   const auto extra = [&]() -> absl::Status {
     GW_RETURN_IF_ERROR(send_neighbours(writer));
     GW_RETURN_IF_ERROR(send_layer(writer, false));
@@ -220,6 +263,8 @@ absl::StatusOr<migration::RoundFigures> ServiceSource::one_round(stream::Writer&
 
 absl::Status ServiceSource::freeze() {
   defaults_ = Defaults::kUnknown;
+  // Its tasks have to run to say what they are. To move them takes milliseconds, and can wait.
+  if (cpu_limit_ && cpus_ != 0) GW_RETURN_IF_ERROR(cpu_limit_->release());
   GW_RETURN_IF_ERROR(source_->freeze());
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceFrozen));
   source_->control().set_bytes_per_second(0);
@@ -262,6 +307,7 @@ absl::Status ServiceSource::thaw() {
   // Before it runs: what it answers at once would be dropped, and sent again only after 200 ms.
   port_->port.gate().set_from(network::GateMode::kPass);
   absl::Status first = source_->thaw();
+  first.Update(lift_throttle());
   source_->control().set_bytes_per_second(bytes_per_s_);
   if (!taken_.empty()) {
     first.Update(port_->port.inject(taken_));
@@ -274,13 +320,17 @@ absl::Status ServiceSource::thaw() {
 
 absl::Status ServiceSource::withdraw() {
   options_.reset();
-  absl::Status first = source_->withdraw();
+  absl::Status first = lift_throttle();
+  first.Update(source_->withdraw());
   first.Update(port_->port.release_hold());
   return first;
 }
 
 absl::Status ServiceSource::commit() {
-  return port_->port.set_phase(network::PortPhase::kSourceCommitted);
+  GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceCommitted));
+  const absl::Status lifted = lift_throttle();
+  if (!lifted.ok()) log_warning("{}", message_of(lifted));  // whoever removes it tries again
+  return absl::OkStatus();
 }
 
 absl::Status ServiceSource::serve_pages(tls::Channel& faults, tls::Channel& push,

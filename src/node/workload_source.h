@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "capsule/capsule.h"
+#include "capsule/cpu_limit.h"
 #include "capsule/enter.h"
 #include "capsule/file_layer.h"
 #include "capsule/file_offers.h"
@@ -44,6 +45,8 @@ class ServiceSource final : public migration::SourceWorkload {
   // Every page is to be compared with the replica's.
   void verify_pages() { source_->verify_pages(); }
 
+  // Before precheck(), which refuses where its CPU time cannot be limited.
+  void may_throttle() { may_throttle_ = true; }
   absl::Status precheck(std::vector<migration::Reason>& reasons) override;
   // After precheck(): states of sections "file", of what it has open or mapped below its layer.
   absl::StatusOr<std::vector<std::string>> used_files();
@@ -51,6 +54,7 @@ class ServiceSource final : public migration::SourceWorkload {
   void on_question(std::function<absl::StatusOr<migration::WantedFiles>()> answer) override {
     answer_ = std::move(answer);
   }
+  absl::Status throttle(uint32_t percent) override;
   absl::Status prepare() override;
   absl::StatusOr<migration::RoundFigures> round(stream::Writer& writer) override;
   absl::StatusOr<migration::RoundFigures> leave_behind(stream::Writer& writer) override;
@@ -76,6 +80,8 @@ class ServiceSource final : public migration::SourceWorkload {
  private:
   explicit ServiceSource(capsule::Capsule capsule)
       : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
+  absl::Status find_cpu_limit(std::vector<migration::Reason>& reasons);
+  absl::Status lift_throttle();
   absl::Status watch_options();
   bool options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port);
   absl::StatusOr<migration::RoundFigures> one_round(stream::Writer& writer, bool leave_behind);
@@ -89,6 +95,12 @@ class ServiceSource final : public migration::SourceWorkload {
   std::function<absl::StatusOr<migration::WantedFiles>()> answer_;
   bool all_files_ = false;
   std::string neighbours_;  // as told last
+  bool may_throttle_ = false;
+  std::string limit_name_;
+  std::optional<capsule::CpuLimit> cpu_limit_;  // may_throttle()
+  double cpus_ = 0;                             // that it used, unlimited
+  int64_t round_began_ns_ = 0;
+  int64_t used_then_ns_ = 0;
   std::unique_ptr<capsule::CapsuleThread> thread_;
   std::optional<OpenedPort> port_;
   std::unique_ptr<network::OptionWatch> options_;
