@@ -186,9 +186,13 @@ def lasting(before, lab, name):
 def moves(lab, program, name, address, count):
     clients = [(what, lab.pulse(what, address, port, **options), options["connections"])
                for what, port, options in program.clients]
-    time.sleep(0.3)  # load before the first move; nothing is waited for
-    for what, client, _ in clients:
-        check_window(0, what, client.mark())
+    for what, client, _ in clients:  # load before the first move
+        seen = {"checked": 0}
+        end = time.monotonic() + 30
+        while not seen["checked"] and time.monotonic() < end:
+            time.sleep(0.3)
+            seen = client.mark()
+        check_window(0, what, seen)
     passing = getattr(program, "children_come_and_go", False)
     before = process_view.tree(lab.inspect(name)["pid"])
     if passing:
