@@ -326,7 +326,7 @@ TEST_F(NodeTest, TheJournalForgetsNothingAndNoHalves) {
   ::signal(SIGXFSZ, handler);
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/migrations/abc.new"));
   EXPECT_EQ(journal.all()->front().mover_pid(), 42);
-  EXPECT_TRUE(journal.remove("abc").ok());
+  EXPECT_TRUE(journal.remove(entry).ok());
   std::ofstream(folder_ + "/migrations/ghi") << "\xff\xff\xff";
   EXPECT_FALSE(journal.all().ok());
 }
