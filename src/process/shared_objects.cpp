@@ -93,9 +93,11 @@ absl::Status SharedObjects::ensure_file(const resource::SharedObjectState& state
         object.fd, kernel::open(fmt::format("/proc/self/fd/{}", existing), O_RDWR | O_CLOEXEC));
   } else if (!object.fd) {
     const absl::Status made = in_capsule([&]() -> absl::Status {
-      GW_ASSIGN_OR_RETURN(object.fd, resource::make_removed_file(
-                                         state.path(), state.file().mode(), state.file().uid(),
-                                         state.file().gid(), O_RDWR | O_CLOEXEC));
+      GW_ASSIGN_OR_RETURN(
+          resource::RemovedFile file,
+          resource::make_removed_file(state.path(), state.file().mode(), state.file().uid(),
+                                      state.file().gid(), O_RDWR | O_CLOEXEC));
+      object.fd = std::move(file.file);
       return absl::OkStatus();
     });
     GW_RETURN_IF_ERROR(made);

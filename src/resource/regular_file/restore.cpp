@@ -52,13 +52,14 @@ absl::Status write_content(int fd, const RegularFileState& state) {
 
 absl::StatusOr<UniqueFd> make_unnamed(const RegularFileState& state, RestoreContext& context) {
   const RegularFileState::Unnamed& u = state.unnamed();
-  UniqueFd file;
+  RemovedFile made;
   GW_RETURN_IF_ERROR(context.in_capsule([&]() -> absl::Status {
-    GW_ASSIGN_OR_RETURN(file, make_removed_file(std::string(without_mark(state.path())), u.mode(),
+    GW_ASSIGN_OR_RETURN(made, make_removed_file(std::string(without_mark(state.path())), u.mode(),
                                                 u.uid(), u.gid(), open_flags(state)));
     return absl::OkStatus();
   }));
-  return file;
+  if (made.opened) return std::move(made.opened);
+  return reopen(made.file.get(), open_flags(state));
 }
 
 absl::StatusOr<UniqueFd> open_unnamed(const RegularFileState& state, RestoreContext& context) {

@@ -32,11 +32,15 @@ inline std::string_view without_mark(std::string_view link) {
   return link.ends_with(kDeletedMark) ? link.substr(0, link.size() - kDeletedMark.size()) : link;
 }
 
-// A regular file without a name, opened with `flags`; the caller's thread is in the capsule. It had
-// this name: links and maps show it again where it is free, else what the file system calls such a
-// file. On the file system of its folder if that is there.
-absl::StatusOr<UniqueFd> make_removed_file(const std::string& path, uint32_t mode, uint32_t uid,
-                                           uint32_t gid, int flags);
+// A regular file without a name. It had this one: links and maps show it again where it is free,
+// else what the file system calls such a file. On the file system of its folder if that is there.
+struct RemovedFile {
+  UniqueFd file;    // for reading and writing
+  UniqueFd opened;  // with the flags that were asked for, as its name was there; else none
+};
+// The caller's thread is in the capsule, whose /proc does not have the caller.
+absl::StatusOr<RemovedFile> make_removed_file(const std::string& path, uint32_t mode, uint32_t uid,
+                                              uint32_t gid, int flags);
 
 }  // namespace godwit::resource
 
