@@ -9,7 +9,8 @@ namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, node, strategy = "auto", max_downtime, max_total, bandwidth, compress = "auto";
+  std::string name, node, strategy = "auto", max_downtime, max_total, bandwidth, stall,
+                          compress = "auto";
   bool resume = false, source_lost = false;
   bool throttle = false, dry_run = false, verify = false, json = false, verbose = false,
        quiet = false;
@@ -54,6 +55,11 @@ int migrate(const Context& context, const Options& options) {
     if (!limit.ok()) return complain(annotate(limit.status(), "--bandwidth"), kUsage);
     request.set_bandwidth_bytes_per_s(*limit);
   }
+  if (!options.stall.empty()) {
+    const auto limit = parse_duration_ns(options.stall);
+    if (!limit.ok()) return complain(annotate(limit.status(), "--stall-timeout"), kUsage);
+    request.set_stall_timeout_ns(*limit);
+  }
   return follow_move(context.socket,
                      {options.name, options.json, options.verbose, options.quiet || options.json},
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
@@ -89,6 +95,10 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_option("--bandwidth", o.bandwidth,
                       "limit while it runs, a second, as on the wire: 100MiB, 1Gbit (default: "
                       "none)");
+  command->add_option("--stall-timeout", o.stall,
+                      "a link that carries nothing for so long is broken: the move is rolled back, "
+                      "or memory that follows waits for another connection (default: 2s; at least "
+                      "1s)");
   command
       ->add_option("--compress", o.compress,
                    "pages on their way: auto tries lz4 and zstd while it measures, and keeps what "

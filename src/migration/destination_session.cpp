@@ -170,8 +170,8 @@ class DestinationSession {
     told.set_listening(listener_.port);
     GW_RETURN_IF_ERROR(daemon_.send(told));
     const Deadline deadline = Deadline::in(kAcceptTimeout);
-    GW_ASSIGN_OR_RETURN(Proof proof, proof_of(start_));
-    acceptor_.emplace(listener_.fd.get(), std::move(proof));
+    GW_ASSIGN_OR_RETURN(Terms terms, terms_of(start_));
+    acceptor_.emplace(listener_.fd.get(), std::move(terms));
     while (!stream_ || !messages_) GW_RETURN_IF_ERROR(accept_one(deadline));
     listener_thread_ = std::thread([this] { listen(); });
     return absl::OkStatus();
@@ -192,7 +192,7 @@ class DestinationSession {
     const Deadline deadline = Deadline::in(kMoment);
     while (!faults_ || !push_)
       GW_RETURN_IF_ERROR(annotate(accept_one(deadline), "connections for pages"));
-    return workload_.fetch_pages(std::move(faults_), std::move(push_), kPageSilence);
+    return workload_.fetch_pages(std::move(faults_), std::move(push_), stall_timeout_of(start_));
   }
 
   void listen() {

@@ -77,12 +77,16 @@ void tune(int fd) {
   const int on = 1;
   choose_congestion_control(fd);
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  // A black-holed peer is noticed by the kernel too, not only by the movers' own deadlines; by one
-  // that only listens as well, which has nothing unacknowledged (tcp(7)).
-  set_patience(fd, absl::Seconds(15));
-  const int idle_s = 5, interval_s = 2;
-  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
-  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+}
+
+// Who mostly listens has nothing unacknowledged, and asks for a sign of life after each second of
+// silence (tcp(7)). TCP_USER_TIMEOUT counts from the last one, before the first question: so that
+// one that is lost ends nothing.
+void expect_signs_of_life(int fd, absl::Duration stall) {
+  const int on = 1, second = 1;
+  set_patience(fd, stall + absl::Seconds(second));
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &second, sizeof second);
+  ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &second, sizeof second);
   ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
 }
 
@@ -135,20 +139,25 @@ absl::StatusOr<Listener> listen_on(const std::string& host) {
   return listener;
 }
 
-absl::StatusOr<Proof> proof_of(const MoverStart& start) {
-  Proof proof{start.token(), start.peer_node(), nullptr};
-  if (!start.has_tls()) return proof;
+absl::Duration stall_timeout_of(const MoverStart& start) {
+  return start.stall_timeout_ns() > 0 ? absl::Nanoseconds(start.stall_timeout_ns()) : kStallTimeout;
+}
+
+absl::StatusOr<Terms> terms_of(const MoverStart& start) {
+  Terms terms{start.token(), start.peer_node(), nullptr, stall_timeout_of(start)};
+  if (!start.has_tls()) return terms;
   const tls::Identity identity{start.tls().authority_pem(),
                                {start.tls().certificate_pem(), start.tls().key_pem()}};
   GW_ASSIGN_OR_RETURN(tls::Context context, tls::Context::make(identity));
-  proof.tls = std::make_shared<const tls::Context>(std::move(context));
-  return proof;
+  terms.tls = std::make_shared<const tls::Context>(std::move(context));
+  return terms;
 }
 
 namespace {
 
 absl::StatusOr<UniqueFd> connect_socket(const std::string& host, uint16_t port,
-                                        const std::string& call, Deadline deadline) {
+                                        const std::string& call, absl::Duration stall,
+                                        Deadline deadline) {
   GW_ASSIGN_OR_RETURN(const Addresses addresses, numeric(host, port, 0));
   UniqueFd fd(::socket(addresses->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return errno_status(errno, "socket(SOCK_STREAM)");
@@ -161,13 +170,14 @@ absl::StatusOr<UniqueFd> connect_socket(const std::string& host, uint16_t port,
     if (error != 0) return errno_status(error, call);
   }
   tune(fd.get());
+  set_patience(fd.get(), stall);
   return fd;
 }
 
-absl::StatusOr<ChannelPtr> shake_hands(UniqueFd fd, const Proof& proof, Deadline deadline) {
-  if (proof.tls == nullptr) return std::make_unique<tls::Channel>(std::move(fd));
-  GW_ASSIGN_OR_RETURN(const auto handshake, tls::Handshake::begin(*proof.tls, tls::Side::kConnected,
-                                                                  fd.get(), proof.node));
+absl::StatusOr<ChannelPtr> shake_hands(UniqueFd fd, const Terms& terms, Deadline deadline) {
+  if (terms.tls == nullptr) return std::make_unique<tls::Channel>(std::move(fd));
+  GW_ASSIGN_OR_RETURN(const auto handshake, tls::Handshake::begin(*terms.tls, tls::Side::kConnected,
+                                                                  fd.get(), terms.node));
   for (;;) {
     GW_ASSIGN_OR_RETURN(const bool done, handshake->step());
     if (done) break;
@@ -181,10 +191,10 @@ absl::StatusOr<ChannelPtr> shake_hands(UniqueFd fd, const Proof& proof, Deadline
 }  // namespace
 
 absl::StatusOr<ChannelPtr> connect_to_peer(const std::string& host, uint16_t port,
-                                           const Proof& proof, Purpose purpose, Deadline deadline) {
+                                           const Terms& terms, Purpose purpose, Deadline deadline) {
   const std::string call = fmt::format("connect({}:{})", host, port);
-  GW_ASSIGN_OR_RETURN(UniqueFd fd, connect_socket(host, port, call, deadline));
-  absl::StatusOr<ChannelPtr> shaken = shake_hands(std::move(fd), proof, deadline);
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, connect_socket(host, port, call, terms.stall, deadline));
+  absl::StatusOr<ChannelPtr> shaken = shake_hands(std::move(fd), terms, deadline);
   if (!shaken.ok()) return annotate(shaken.status(), call);
   ChannelPtr channel = *std::move(shaken);
   std::string hello(kMagic);
@@ -196,10 +206,10 @@ absl::StatusOr<ChannelPtr> connect_to_peer(const std::string& host, uint16_t por
   std::array<char, kNonce + kMac> answer{};
   GW_RETURN_IF_ERROR(annotate(channel->read_all(answer, deadline), call));
   std::memcpy(nonces.data() + kNonce, answer.data(), kNonce);
-  const Mac wanted = mac_of(proof.token, "destination", static_cast<char>(purpose), nonces);
+  const Mac wanted = mac_of(terms.token, "destination", static_cast<char>(purpose), nonces);
   if (::CRYPTO_memcmp(answer.data() + kNonce, wanted.data(), kMac) != 0)
     return absl::UnauthenticatedError(call + ": that is not the mover this migration was sent to");
-  const Mac mine = mac_of(proof.token, "source", static_cast<char>(purpose), nonces);
+  const Mac mine = mac_of(terms.token, "source", static_cast<char>(purpose), nonces);
   GW_RETURN_IF_ERROR(channel->write_all(std::string_view(mine.data(), mine.size()), kSendPatience));
   return channel;
 }
@@ -213,11 +223,12 @@ void Acceptor::take_in() {
   UniqueFd fd(::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd) return;  // it has gone again
   tune(fd.get());
+  expect_signs_of_life(fd.get(), terms_.stall);
   if (pending_.size() == kMaxPending) pending_.erase(pending_.begin());
   Pending one;
-  if (proof_.tls != nullptr) {
+  if (terms_.tls != nullptr) {
     auto handshake =
-        tls::Handshake::begin(*proof_.tls, tls::Side::kAccepted, fd.get(), proof_.node);
+        tls::Handshake::begin(*terms_.tls, tls::Side::kAccepted, fd.get(), terms_.node);
     if (!handshake.ok()) return;
     one.handshake = *std::move(handshake);
   }
@@ -263,7 +274,7 @@ absl::StatusOr<bool> Acceptor::step(Pending& one) const {
     one.nonces = hello.substr(kMagic.size() + 1);
     one.nonces.resize(2 * kNonce);
     GW_RETURN_IF_ERROR(fill_nonce(std::span(one.nonces).subspan(kNonce)));
-    const Mac mine = mac_of(proof_.token, "destination", purpose, one.nonces);
+    const Mac mine = mac_of(terms_.token, "destination", purpose, one.nonces);
     // So little has room, or the stranger does not read.
     GW_RETURN_IF_ERROR(one.channel->write_all(
         one.nonces.substr(kNonce) + std::string(mine.data(), mine.size()), absl::ZeroDuration()));
@@ -271,7 +282,7 @@ absl::StatusOr<bool> Acceptor::step(Pending& one) const {
     GW_ASSIGN_OR_RETURN(there, fill(one));
     if (!there) return false;
   }
-  const Mac wanted = mac_of(proof_.token, "source", one.purpose, one.nonces);
+  const Mac wanted = mac_of(terms_.token, "source", one.purpose, one.nonces);
   if (::CRYPTO_memcmp(one.got.data(), wanted.data(), kMac) != 0)
     return absl::UnauthenticatedError("the peer does not know the migration's token");
   return true;

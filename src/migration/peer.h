@@ -48,20 +48,29 @@ absl::StatusOr<Listener> listen_on(const std::string& host);
 // has time to do it ahead.
 void prepare_proofs();
 
-// How the two ends of a migration prove themselves to each other.
-struct Proof {
+// A connection on which nothing is acknowledged for so long is broken, unless the user says
+// otherwise.
+inline constexpr absl::Duration kStallTimeout = absl::Seconds(2);
+// Below it a machine that is busy would be taken for one that has gone.
+inline constexpr absl::Duration kLeastStallTimeout = absl::Seconds(1);
+absl::Duration stall_timeout_of(const MoverStart& start);
+
+// What the two ends of a migration have agreed on: how they prove themselves to each other, and how
+// long a link may carry nothing.
+struct Terms {
   std::string token;
   std::string node;  // whose certificate the other end has to show
   // Null: plain TCP.
   std::shared_ptr<const tls::Context> tls;
+  absl::Duration stall = kStallTimeout;
 };
 // As the daemon said.
-absl::StatusOr<Proof> proof_of(const MoverStart& start);
+absl::StatusOr<Terms> terms_of(const MoverStart& start);
 
 using ChannelPtr = std::unique_ptr<tls::Channel>;
 
 absl::StatusOr<ChannelPtr> connect_to_peer(const std::string& host, uint16_t port,
-                                           const Proof& proof, Purpose purpose, Deadline deadline);
+                                           const Terms& terms, Purpose purpose, Deadline deadline);
 struct Accepted {
   ChannelPtr channel;
   Purpose purpose = Purpose::kInvalid;
@@ -71,7 +80,7 @@ struct Accepted {
 // keep nobody waiting.
 class Acceptor {
  public:
-  Acceptor(int listener, Proof proof) : listener_(listener), proof_(std::move(proof)) {}
+  Acceptor(int listener, Terms terms) : listener_(listener), terms_(std::move(terms)) {}
   absl::StatusOr<Accepted> next(Deadline deadline);
 
  private:
@@ -92,12 +101,9 @@ class Acceptor {
   absl::StatusOr<bool> fill(Pending& one) const;
 
   int listener_;
-  Proof proof_;
+  Terms terms_;
   std::vector<Pending> pending_;
 };
-
-// In post-copy: the destination's shim lets go as early (pages/fault_service.cpp).
-inline constexpr absl::Duration kPageSilence = absl::Seconds(2);
 
 // A connection on which nothing is acknowledged for this long is broken.
 void set_patience(int fd, absl::Duration patience);

@@ -33,14 +33,18 @@ class PeerTest : public ::testing::TestWithParam<bool> {
     return std::make_shared<const tls::Context>(*tls::Context::make(identity));
   }
   // Of the source, n1, and of the destination, n2.
-  Proof source(const std::string& token = kToken) const { return {token, "n2", n1_}; }
-  Proof destination(const std::string& token = kToken) const { return {token, "n1", n2_}; }
+  Terms source(const std::string& token = kToken) const {
+    return {.token = token, .node = "n2", .tls = n1_};
+  }
+  Terms destination(const std::string& token = kToken) const {
+    return {.token = token, .node = "n1", .tls = n2_};
+  }
 
   struct Met {
     absl::StatusOr<ChannelPtr> source;
     absl::StatusOr<Accepted> accepted;
   };
-  static Met meet(const Proof& source, const Proof& destination,
+  static Met meet(const Terms& source, const Terms& destination,
                   absl::Duration patience = absl::Seconds(10)) {
     Met met{absl::UnknownError(""), absl::UnknownError("")};
     auto listener = listen_on("127.0.0.1");
@@ -118,7 +122,7 @@ TEST_P(PeerTest, AStrangerGetsNothingAndTheRightOneStillComesThrough) {
       connect_to_peer("127.0.0.1", listener->port, source(kOther), Purpose::kStream, soon()).ok());
   // Of a peer without TLS where there is some, or the other way round: neither has anything to say
   // to the other, and the one that listens ends it.
-  Proof otherwise = source();
+  Terms otherwise = source();
   otherwise.tls = GetParam() ? nullptr : [this] {
     const tls::Identity n1{authority_.certificate_pem, *tls::issue_certificate(authority_, "n1")};
     return std::make_shared<const tls::Context>(*tls::Context::make(n1));
@@ -143,7 +147,7 @@ TEST_P(PeerTest, AnImpostorDestinationIsNoticed) {
 TEST_P(PeerTest, AnotherNodeIsNotTheOneThatIsMeant) {
   if (!GetParam()) return;
   const auto n3 = context("n3");
-  Proof impostor = destination();
+  Terms impostor = destination();
   impostor.tls = n3;
   const Met as_destination = meet(source(), impostor, absl::Milliseconds(500));
   EXPECT_EQ(as_destination.source.status().code(), absl::StatusCode::kUnauthenticated)

@@ -19,14 +19,13 @@ Finished run_serve_pages(const MoverStart& start, const ServePages& serve, Daemo
   PageFigures figures;
   const absl::Status served = [&]() -> absl::Status {
     const Deadline deadline = Deadline::in(kConnectTimeout);
-    GW_ASSIGN_OR_RETURN(const Proof proof, proof_of(start));
+    GW_ASSIGN_OR_RETURN(const Terms terms, terms_of(start));
     std::array<ChannelPtr, 2> channels;
     for (size_t i = 0; i < channels.size(); ++i) {
       GW_ASSIGN_OR_RETURN(
           channels.at(i),
-          connect_to_peer(start.peer_host(), static_cast<uint16_t>(start.peer_port()), proof,
+          connect_to_peer(start.peer_host(), static_cast<uint16_t>(start.peer_port()), terms,
                           i == 0 ? Purpose::kFaults : Purpose::kPush, deadline));
-      set_patience(channels.at(i)->fd(), kPageSilence);
     }
     FAULT_POINT("source.serve_pages");
     return serve(*channels[0], *channels[1], [&](const PageFigures& now) {

@@ -17,7 +17,6 @@
 namespace godwit::migration {
 namespace {
 
-constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 // After the end mark: no answer for this long and the store has to say who owns the workload.
 constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
 constexpr int kLookAgainMs = 20;
@@ -25,15 +24,16 @@ constexpr int kLookAgainMs = 20;
 constexpr int kQuietMs = 2;
 constexpr absl::Duration kStragglersFor = absl::Milliseconds(20);
 constexpr int kFreezeAttempts = 20;
-// Encrypted at once: a batch of pages is larger.
-constexpr size_t kWriteAhead = size_t{256} << 10;
 
 int64_t cpu_ns() { return clock_ns(CLOCK_PROCESS_CPUTIME_ID); }
 
 class SourceSession {
  public:
   SourceSession(const MoverStart& start, SourceWorkload& workload, DaemonLink& daemon)
-      : start_(start), workload_(workload), daemon_(daemon), peer_(daemon.cancelled()) {}
+      : start_(start),
+        workload_(workload),
+        daemon_(daemon),
+        peer_(start, [this] { return check_cancel(); }) {}
 
   Finished run() {
     begin_ns_ = monotonic_ns();
@@ -46,13 +46,13 @@ class SourceSession {
     if (moved.ok() && start_.clone()) return cloned();
     if (moved.ok()) return moved_away();
     if (committed_) return pages_here(moved);
-    if (end_mark_sent_ && !peer_.has_failed()) {
+    if (end_mark_sent_ && !peer_.told_failed()) {
       workload_.leave_frozen();
       Finished finished = failed(OUTCOME_UNKNOWN, moved);
       fill(*finished.mutable_statistics());
       return finished;
     }
-    peer_.tell(message_of(moved));
+    peer_.tell_failed(message_of(moved));
     absl::Status undone = workload_.thaw();
     if (undone.ok() && end_mark_sent_) say_that_it_runs_on();
     if (last_round_) report("round", *last_round_);
@@ -81,31 +81,12 @@ class SourceSession {
   }
 
   absl::Status connect() {
-    const Deadline deadline = Deadline::in(kConnectTimeout);
-    GW_ASSIGN_OR_RETURN(const Proof proof, proof_of(start_));
-    const auto connected = [&](Purpose purpose) {
-      return connect_to_peer(start_.peer_host(), static_cast<uint16_t>(start_.peer_port()), proof,
-                             purpose, deadline);
-    };
-    // First: the other end waits only for the two that follow.
-    if (may_leave_pages()) {
-      GW_ASSIGN_OR_RETURN(faults_, connected(Purpose::kFaults));
-      GW_ASSIGN_OR_RETURN(push_, connected(Purpose::kPush));
-    }
-    GW_ASSIGN_OR_RETURN(stream_, connected(Purpose::kStream));
-    GW_ASSIGN_OR_RETURN(ChannelPtr messages, connected(Purpose::kMessages));
-    peer_.connected(std::move(messages));
-    stream_->write_ahead(kWriteAhead);
-    sink_ = stream::channel_sink(*stream_);
-    writer_ = std::make_unique<stream::Writer>(*sink_);
-    stream::Preamble preamble = preamble_of(start_);
-    preamble.migration_id = start_.migration_id();
     workload_.on_question([this]() -> absl::StatusOr<WantedFiles> {
       GW_ASSIGN_OR_RETURN(const PeerMessage answer,
                           peer_.wait_for_answer(PeerMessage::kWantedFiles));
       return answer.wanted_files();
     });
-    return writer_->preamble(preamble);
+    return peer_.connect(may_leave_pages());
   }
 
   absl::Status rounds() {
@@ -118,7 +99,7 @@ class SourceSession {
     for (;;) {
       GW_RETURN_IF_ERROR(check_cancel());
       const int64_t begin = monotonic_ns();
-      auto round = workload_.round(*writer_);
+      auto round = workload_.round(peer_.writer());
       GW_RETURN_IF_ERROR(check_cancel());
       GW_RETURN_IF_ERROR(round.status());
       GW_RETURN_IF_ERROR(peer_.wait_for_applied());
@@ -167,7 +148,7 @@ class SourceSession {
   // freeze has to tell only of what changed since.
   absl::Status leave_behind() {
     GW_RETURN_IF_ERROR(check_cancel());
-    const auto round = workload_.leave_behind(*writer_);
+    const auto round = workload_.leave_behind(peer_.writer());
     GW_RETURN_IF_ERROR(check_cancel());
     GW_RETURN_IF_ERROR(round.status());
     GW_RETURN_IF_ERROR(peer_.wait_for_applied());
@@ -183,19 +164,17 @@ class SourceSession {
   }
 
   absl::Status freeze() {
-    // A write that is stuck now keeps the service standing still. Not so in a cold move or one that
-    // is verified, whose destination may well be busy for longer with what it has.
-    if (followed_ != STRATEGY_COLD && !start_.verify()) set_patience(stream_->fd(), kSilence);
-    set_patience(peer_.messages().fd(), kSilence);
-    GW_RETURN_IF_ERROR(workload_.begin_last_epoch(*writer_));
+    GW_RETURN_IF_ERROR(workload_.begin_last_epoch(peer_.writer()));
     for (int attempt = 1;; ++attempt) {
+      // A write that is stuck now keeps the service standing still. Not so in a cold move or one
+      // that is verified, whose destination may well be busy for longer with what it has.
+      peer_.begin_freeze(followed_ == STRATEGY_COLD || start_.verify());
       freeze_begin_ns_ = monotonic_ns();
-      peer_.freeze();
       const absl::Status frozen = workload_.freeze();
       if (frozen.ok()) {
         FAULT_POINT("source.frozen");
         GW_RETURN_IF_ERROR(peer_.ask_whether_there());
-        return workload_.final_state(*writer_);
+        return workload_.final_state(peer_.writer());
       }
       if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
       // Something passing: let it pass.
@@ -205,7 +184,7 @@ class SourceSession {
   }
 
   absl::Status send_last_epoch() {
-    const auto pages = workload_.final_pages(*writer_);
+    const auto pages = workload_.final_pages(peer_.writer());
     GW_RETURN_IF_ERROR(check_cancel());
     GW_RETURN_IF_ERROR(pages.status());
     if (start_.verify()) {
@@ -220,8 +199,8 @@ class SourceSession {
       GW_RETURN_IF_ERROR(daemon_.end_mark_sent());
       end_mark_sent_ = true;
     }
-    GW_RETURN_IF_ERROR(writer_->end_epoch());
-    GW_RETURN_IF_ERROR(writer_->flush());
+    GW_RETURN_IF_ERROR(peer_.writer().end_epoch());
+    GW_RETURN_IF_ERROR(peer_.writer().flush());
     FAULT_POINT("source.after_end_mark");
     return absl::OkStatus();
   }
@@ -241,12 +220,12 @@ class SourceSession {
 
   absl::Status wait_for_active() {
     const Deadline deadline = Deadline::in(kAnswerTimeout);
-    Deadline silence = Deadline::in(kSilence);
-    Deadline ping = Deadline::in(kPing);
+    Deadline silence = Deadline::in(SourcePeer::kSilence);
+    Deadline ping = Deadline::in(SourcePeer::kPing);
     for (;;) {
       GW_RETURN_IF_ERROR(forward_held());
       if (ping.passed()) {
-        ping = Deadline::in(kPing);
+        ping = Deadline::in(SourcePeer::kPing);
         GW_RETURN_IF_ERROR(peer_.ask_whether_there());
       }
       std::array<pollfd, 2> both{pollfd{peer_.messages().fd(), POLLIN, 0},
@@ -261,11 +240,9 @@ class SourceSession {
         continue;
       }
       GW_ASSIGN_OR_RETURN(const PeerMessage message, peer_.messages().receive(silence));
-      silence = Deadline::in(kSilence);
+      silence = Deadline::in(SourcePeer::kSilence);
       if (message.message_case() == PeerMessage::kFailed) {
-        // Its word that it has not committed and will not.
-        peer_.note_failed();
-        return absl::AbortedError("the destination could not take it: " + message.failed());
+        return peer_.failed(message);
       }
       if (message.message_case() != PeerMessage::kActive) continue;
       freeze_ns_ = monotonic_ns() - freeze_begin_ns_;
@@ -288,10 +265,8 @@ class SourceSession {
     if (active_.pages_missing() == 0) return absl::OkStatus();
     FAULT_POINT("source.serve_pages");
     const int64_t begin = monotonic_ns();
-    set_patience(faults_->fd(), kPageSilence);
-    set_patience(push_->fd(), kPageSilence);
     const absl::Status served = workload_.serve_pages(
-        *faults_, *push_, [this](const PageFigures& now) { report_pages(now); });
+        peer_.faults(), peer_.push(), [this](const PageFigures& now) { report_pages(now); });
     post_copy_ns_ = monotonic_ns() - begin;
     return served;
   }
@@ -316,10 +291,7 @@ class SourceSession {
 
   absl::Status forward_held() {
     GW_ASSIGN_OR_RETURN(const std::vector<std::string> frames, workload_.take_held_frames());
-    if (frames.empty()) return absl::OkStatus();
-    PeerMessage message;
-    for (const std::string& frame : frames) message.mutable_held()->add_frame(frame);
-    return peer_.messages().send(message);
+    return peer_.send_held(frames);
   }
 
   // Frames went to the destination if it announced itself; the daemons bring them back. Before
@@ -362,7 +334,7 @@ class SourceSession {
     statistics.set_freeze_ns(freeze_ns_);
     statistics.set_setup_ns(setup_ns_);
     statistics.set_total_ns(monotonic_ns() - begin_ns_);
-    if (stream_) statistics.set_bytes_wire(stream_->wire_sent() + page_figures_.bytes);
+    statistics.set_bytes_wire(peer_.wire_bytes() + page_figures_.bytes);
     statistics.set_cpu_ns(cpu_ns());
     statistics.set_frames_replayed(active_.frames_replayed());
     workload_.describe(statistics);
@@ -409,10 +381,7 @@ class SourceSession {
   const MoverStart& start_;
   SourceWorkload& workload_;
   DaemonLink& daemon_;
-  ChannelPtr stream_;
   SourcePeer peer_;
-  std::unique_ptr<stream::Sink> sink_;
-  std::unique_ptr<stream::Writer> writer_;
   Active active_;
   std::optional<Decision> last_round_;  // not reported yet
   Strategy followed_ = STRATEGY_INVALID;
@@ -424,8 +393,6 @@ class SourceSession {
   bool committed_ = false;  // it runs there
   PageFigures page_figures_;
   int64_t post_copy_ns_ = 0;
-  ChannelPtr faults_;
-  ChannelPtr push_;
   uint32_t throttle_percent_ = 0;  // in effect; 0: none
   uint32_t least_percent_ = 0;
   int64_t throttled_since_ns_ = 0;

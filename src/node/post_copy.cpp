@@ -108,8 +108,9 @@ absl::Status PostCopy::reconnect(const api::ServiceRecord& record) {
   GW_RETURN_IF_ERROR(ask_for_pages(record, listener.port, token));
   migration::MoverStart start;
   node_.set_proof(start, token, record.pages_at());
-  GW_ASSIGN_OR_RETURN(migration::Proof proof, migration::proof_of(start));
-  migration::Acceptor acceptor(listener.fd.get(), std::move(proof));
+  start.set_stall_timeout_ns(record.last_migration().stall_timeout_ns());
+  GW_ASSIGN_OR_RETURN(migration::Terms terms, migration::terms_of(start));
+  migration::Acceptor acceptor(listener.fd.get(), std::move(terms));
   const Deadline deadline = Deadline::in(kConnectWait);
   migration::ChannelPtr faults, push;
   while (!faults || !push) {
@@ -124,7 +125,8 @@ absl::Status PostCopy::reconnect(const api::ServiceRecord& record) {
   }
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(record.name()));
   note_error(record.name(), "");
-  return capsule.connect_pages(std::move(faults), std::move(push), migration::kPageSilence);
+  return capsule.connect_pages(std::move(faults), std::move(push),
+                               migration::stall_timeout_of(start));
 }
 
 // Whoever has them connects to that port.
@@ -145,6 +147,7 @@ absl::Status PostCopy::ask_for_pages(const api::ServiceRecord& record, uint16_t 
   request.set_port(port);
   request.set_token(token);
   request.set_data_tls(node_.data_tls());
+  request.set_stall_timeout_ns(record.last_migration().stall_timeout_ns());
   grpc::ClientContext context;
   set_timeout(context, kAskTimeout);
   api::Empty reply;
@@ -356,6 +359,7 @@ absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::s
   start.set_peer_port(request.port());
   node_.set_proof(start, request.token(), peer);
   start.set_bandwidth_bytes_per_s(entry.bytes_per_s());
+  start.set_stall_timeout_ns(record.last_migration().stall_timeout_ns());
   GW_ASSIGN_OR_RETURN(std::unique_ptr<MoverProcess> started,
                       node_.spare_mover().take_or_start(start));
   const std::shared_ptr<MoverProcess> mover = std::move(started);

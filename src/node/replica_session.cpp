@@ -146,6 +146,7 @@ void ReplicaSession::describe_commit(api::ServiceRecord& record, const std::stri
   last->set_source(source);
   last->set_destination(node_.config().name);
   last->set_outcome(outcome);
+  last->set_stall_timeout_ns(request_.stall_timeout_ns());
   committed_record_ = record.SerializeAsString();
 }
 
@@ -164,6 +165,7 @@ absl::Status ReplicaSession::start_mover() {
   start.set_verbose(request_.verbose());
   start.set_clone(!request_.clone_of().empty());
   for (const auto& change : address_changes_) *start.add_address_changes() = change;
+  start.set_stall_timeout_ns(request_.stall_timeout_ns());
   GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   entry_.set_mover_pid(mover_->pid());
   entry_.set_mover_start_ticks(mover_->start_ticks());

@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "capsule/capsule.h"
 #include "migration/forecast.h"
+#include "migration/peer.h"
 #include "node/compress_option.h"
 #include "node/node.h"
 
@@ -59,6 +60,16 @@ absl::StatusOr<migration::Strategy> strategy_asked_for(const api::MigrateRequest
                       "--throttle is for rounds, and --strategy {} does not need them to converge",
                       request.strategy());
   return strategy;
+}
+
+absl::Status check_stall_timeout(int64_t timeout_ns) {
+  if (timeout_ns == 0 || absl::Nanoseconds(timeout_ns) >= migration::kLeastStallTimeout)
+    return absl::OkStatus();
+  return make_error(absl::StatusCode::kInvalidArgument,
+                    "--stall-timeout {}: a machine that is only busy would be taken for one that "
+                    "has gone; use {} or more",
+                    absl::FormatDuration(absl::Nanoseconds(timeout_ns)),
+                    absl::FormatDuration(migration::kLeastStallTimeout));
 }
 
 // As an answer that is lost.
@@ -120,6 +131,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
                       request.name(), self);
   GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_asked_for(request));
   GW_RETURN_IF_ERROR(check_compress(request.compress()));
+  GW_RETURN_IF_ERROR(check_stall_timeout(request.stall_timeout_ns()));
   // A dry run that names no destination looks at the service alone.
   const bool alone = request.dry_run() && request.node().empty();
   if (!alone) GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
@@ -139,7 +151,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   api::MigrateProgress preparing;
   preparing.set_phase("prepare");
   on_progress_(preparing);
-  const absl::Status prepared = prepare_destination(request.verbose());
+  const absl::Status prepared = prepare_destination(request);
   if (!prepared.ok()) return rolled_back(std::string(message_of(prepared)), Node::Undone::kAll);
   if (replica_.refusals_size() > 0) return refused_there();
   const auto compress = compress_for(request.compress(), replica_, entry_.peer());
@@ -170,6 +182,7 @@ migration::MoverStart SourceMigration::describe(const api::MigrateRequest& reque
   start.set_post_copy_possible(!request.verify());
   start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
   start.set_throttle(request.throttle());
+  start.set_stall_timeout_ns(request.stall_timeout_ns());
   return start;
 }
 
@@ -226,7 +239,7 @@ absl::StatusOr<capsule::CapsuleSpec> SourceMigration::spec_for(Peer& peer) const
   return spec;
 }
 
-absl::Status SourceMigration::prepare_destination(bool verbose) {
+absl::Status SourceMigration::prepare_destination(const api::MigrateRequest& asked) {
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
   api::PrepareReplicaRequest request;
   request.set_migration_id(entry_.id());
@@ -235,7 +248,8 @@ absl::Status SourceMigration::prepare_destination(bool verbose) {
   request.set_record_revision(current_.revision);
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleSpec spec, spec_for(*peer));
   request.set_spec(spec.SerializeAsString());
-  request.set_verbose(verbose);
+  request.set_verbose(asked.verbose());
+  request.set_stall_timeout_ns(asked.stall_timeout_ns());
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, node_.services().info(entry_.service()));
   request.set_main_image_pid(info.main_pid() == 0 ? 0 : info.main_image_pid());
   const absl::Status prepared = call_prepare(*peer, request, replica_);

@@ -53,7 +53,7 @@ class SourceMigration {
   absl::Status mark_migrating(const std::string& destination);
   // With the offsets of its clocks on that node's machine.
   absl::StatusOr<capsule::CapsuleSpec> spec_for(Peer& peer) const;
-  absl::Status prepare_destination(bool verbose);
+  absl::Status prepare_destination(const api::MigrateRequest& asked);
   absl::Status prepare_clone(const api::CloneRequest& request);
   absl::StatusOr<api::MigrateResult> cloned(const api::CloneRequest& request,
                                             const migration::Statistics& statistics);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -26,8 +27,14 @@ class FdSink final : public Sink {
     is_socket_ = ::fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
     buffer_.reserve(kBufferBytes);
   }
-  FdSink(tls::Channel& channel, absl::Duration patience)
-      : fd_(channel.fd()), patience_(patience), is_socket_(true), channel_(&channel) {
+  FdSink(tls::Channel& channel, absl::Duration patience, absl::Duration every,
+         std::function<absl::Status()> look)
+      : fd_(channel.fd()),
+        patience_(patience),
+        every_(every),
+        look_(std::move(look)),
+        is_socket_(true),
+        channel_(&channel) {
     buffer_.reserve(kBufferBytes);
   }
 
@@ -99,12 +106,15 @@ class FdSink final : public Sink {
 
   absl::Status wait(const Deadline& deadline) const {
     pollfd poll{.fd = fd_, .events = POLLOUT, .revents = 0};
+    const absl::Duration wait = std::min(every_, patience_);
     // EINTR: the caller tries again and comes back with the same deadline.
-    if (::poll(&poll, 1, deadline.remaining_ms()) == 0) {
+    const int wait_ms = std::min(deadline.remaining_ms(), Deadline::in(wait).remaining_ms());
+    if (::poll(&poll, 1, wait_ms) != 0) return absl::OkStatus();
+    if (deadline.passed()) {
       return make_error(absl::StatusCode::kDeadlineExceeded, "{}: the peer took nothing for {} s",
                         describe(), absl::ToInt64Seconds(patience_));
     }
-    return absl::OkStatus();
+    return look_ ? look_() : absl::OkStatus();
   }
 
   std::string describe() const {
@@ -113,6 +123,8 @@ class FdSink final : public Sink {
 
   const int fd_;
   const absl::Duration patience_;
+  const absl::Duration every_ = absl::InfiniteDuration();
+  const std::function<absl::Status()> look_;
   bool is_socket_ = false;
   tls::Channel* channel_ = nullptr;
   std::vector<std::byte> buffer_;
@@ -125,8 +137,9 @@ std::unique_ptr<Sink> fd_sink(int fd, absl::Duration patience) {
   return std::make_unique<FdSink>(fd, patience);
 }
 
-std::unique_ptr<Sink> channel_sink(tls::Channel& channel, absl::Duration patience) {
-  return std::make_unique<FdSink>(channel, patience);
+std::unique_ptr<Sink> channel_sink(tls::Channel& channel, absl::Duration patience,
+                                   absl::Duration every, std::function<absl::Status()> look) {
+  return std::make_unique<FdSink>(channel, patience, every, std::move(look));
 }
 
 }  // namespace godwit::stream

@@ -15,6 +15,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -201,9 +202,12 @@ class Feed {
 // what follows the stream on the same descriptor must be read through the same feed.
 std::unique_ptr<Sink> fd_sink(int fd, absl::Duration patience = absl::Seconds(60));
 std::unique_ptr<Feed> fd_feed(int fd, absl::Duration patience = absl::Seconds(60));
-// The same over a channel.
+// The same over a channel. `look`, if given, is asked after each `every` that a write waits; its
+// error is the write's.
 std::unique_ptr<Sink> channel_sink(tls::Channel& channel,
-                                   absl::Duration patience = absl::Seconds(60));
+                                   absl::Duration patience = absl::Seconds(60),
+                                   absl::Duration every = absl::InfiniteDuration(),
+                                   std::function<absl::Status()> look = nullptr);
 std::unique_ptr<Feed> channel_feed(tls::Channel& channel,
                                    absl::Duration patience = absl::Seconds(60));
 

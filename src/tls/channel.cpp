@@ -16,6 +16,11 @@ namespace {
 constexpr std::byte kCloseNotify{0};
 constexpr std::byte kKeyUpdate{24};
 
+// As TCP ends a connection on which nothing is acknowledged: the link is gone, and not the peer.
+bool of_the_link(int error) {
+  return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
+}
+
 size_t size_of(std::span<const iovec> parts) {
   size_t bytes = 0;
   for (const iovec& part : parts) bytes += part.iov_len;
@@ -280,6 +285,7 @@ absl::Status Channel::write_all(std::span<const iovec> from, absl::Duration pati
     if (wire_sent_ != before) deadline = Deadline::in(patience);
     if (n >= 0 && !unsent()) continue;
     if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && of_the_link(errno)) return errno_status(errno, "send(peer)");
     if (n < 0 && errno != EAGAIN)
       return make_error(absl::StatusCode::kUnavailable, "send(peer): {}", std::strerror(errno));
     pollfd one{fd_.get(), POLLOUT, 0};
@@ -305,6 +311,7 @@ absl::Status Channel::read_all(std::span<char> to, Deadline deadline) {
     }
     if (n == 0) return absl::UnavailableError("the peer closed the connection");
     if (errno == EINTR) continue;
+    if (of_the_link(errno)) return errno_status(errno, "recv(peer)");
     if (errno != EAGAIN) {
       const absl::Status why = failure(errno, "recv(peer)");
       return errno_of(why) == 0 ? why

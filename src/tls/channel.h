@@ -57,8 +57,8 @@ class Channel {
   // What `error`, an errno of the calls above, means here. `call` names it.
   static absl::Status failure(int error, std::string_view call);
 
-  // All of it, or an error: kUnavailable, as of the network; kDeadlineExceeded when nothing was
-  // taken for `patience`.
+  // All of it, or an error: kUnavailable, as of the peer; kDeadlineExceeded when nothing was taken
+  // for `patience`. With an errno: TCP's, of a link that is gone.
   absl::Status write_all(std::span<const iovec> from, absl::Duration patience);
   absl::Status write_all(std::string_view bytes, absl::Duration patience);
   // kUnavailable also at the end.

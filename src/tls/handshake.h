@@ -1,6 +1,6 @@
 // A TLS 1.3 handshake of OpenSSL's on a connected socket that does not block, step by step, so that
-// one thread can shake many hands. What it ends with is a Session, for a Channel. The process has to
-// ignore SIGPIPE.
+// one thread can shake many hands. What it ends with is a Session, for a Channel. The process has
+// to ignore SIGPIPE.
 #ifndef GODWIT_TLS_HANDSHAKE_H_
 #define GODWIT_TLS_HANDSHAKE_H_
 
