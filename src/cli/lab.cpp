@@ -166,6 +166,7 @@ absl::Status remove_services(const std::string& node, const std::string& netns) 
     if (inside.ok()) GW_RETURN_IF_ERROR(network::Port::remove(name, config.pin_dir()));
     GW_RETURN_IF_ERROR(capsule::Capsule::destroy(paths, name, Deadline::in(kDestroyWait)));
   }
+  ::unlink(config.bandwidth_file().c_str());
   // Gates that a killed daemon had not finished making.
   if (is_mount_point(config.pin_dir()) && ::umount2(config.pin_dir().c_str(), MNT_DETACH) != 0)
     return errno_status(errno, fmt::format("umount2({})", config.pin_dir()));

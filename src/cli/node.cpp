@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/command.h"
+#include "cli/text.h"
 #include "network/overlay.h"
 
 namespace godwit::cli {
@@ -23,6 +24,7 @@ struct Options {
   std::string listen;
   std::string join;
   std::string uplink;
+  std::string bandwidth;
   bool store = false;
   bool keep_alive = false;
 };
@@ -58,6 +60,11 @@ absl::Status fill(Options& options) {
     char name[HOST_NAME_MAX + 1] = {};
     if (::gethostname(name, sizeof name - 1) != 0) return errno_status(errno, "gethostname()");
     config.name = name;
+  }
+  if (!options.bandwidth.empty()) {
+    const auto limit = parse_bandwidth(options.bandwidth);
+    if (!limit.ok()) return annotate(limit.status(), "--bandwidth");
+    config.bandwidth_bytes_per_s = *limit;
   }
   if (options.uplink.empty()) return absl::OkStatus();
   network::LanSpec lan;
@@ -133,6 +140,10 @@ void add_node(CLI::App& app, Context& context) {
           "off: what services have in memory crosses the network readable and can be changed on "
           "the way; on all nodes or on none")
       ->default_str("on");
+  command->add_option(
+      "--bandwidth", o.bandwidth,
+      "limit of all that its migrations send together, a second: 100MiB, 1Gbit; they "
+      "share it equally, and the freeze is not limited (default: none)");
   command->add_flag("--store", o.store, "keep the cluster's store, in STATE/store.db");
   command->add_option("--store-file", o.config.store_path, "the same, in this file");
   command->add_option("--join", o.join, "NODE@HOST[:PORT] of the node that keeps the store");

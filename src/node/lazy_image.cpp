@@ -10,11 +10,11 @@
 
 namespace godwit::node {
 
-absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, tls::Channel& faults,
+absl::Status serve_pages(pages::PageSource& source, pages::Pacer pacer, tls::Channel& faults,
                          tls::Channel& push, const migration::PagesTold& told) {
   process::take_part();
   const process::WakefulCpus awake;
-  pages::PageServer server(source, bytes_per_s);
+  pages::PageServer server(source, std::move(pacer));
   std::string said;
   return server.serve(faults, push, [&](const pages::PageServerFigures& now) {
     std::string error;
@@ -60,7 +60,9 @@ absl::Status LazyImage::read(uint64_t space, std::span<const stream::PageRun> ru
 
 absl::Status LazyImage::serve(tls::Channel& faults, tls::Channel& push,
                               const migration::PagesTold& told) {
-  return annotate(serve_pages(*pages_, bytes_per_s_, faults, push, told), path_);
+  pages::Pacer pacer;
+  pacer.set_limit(bytes_per_s_);
+  return annotate(serve_pages(*pages_, std::move(pacer), faults, push, told), path_);
 }
 
 }  // namespace godwit::node

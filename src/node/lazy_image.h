@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "migration/workload.h"
 #include "pages/image_pages.h"
+#include "pages/pacer.h"
 
 namespace godwit::node {
 
@@ -40,7 +41,7 @@ class LazyImage final : public migration::LaterPages {
 };
 
 // Of a process or of a file, until the other end has all.
-absl::Status serve_pages(pages::PageSource& source, uint64_t bytes_per_s, tls::Channel& faults,
+absl::Status serve_pages(pages::PageSource& source, pages::Pacer pacer, tls::Channel& faults,
                          tls::Channel& push, const migration::PagesTold& told);
 
 }  // namespace godwit::node

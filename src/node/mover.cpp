@@ -69,7 +69,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
     case migration::ROLE_SOURCE:
     case migration::ROLE_CHECKPOINT:
     case migration::ROLE_PRECHECK: {
-      auto source = ServiceSource::open(node, start.service(), bytes_per_s);
+      auto source = ServiceSource::open(node, start.service(), bytes_per_s, start.bandwidth_file());
       if (!source.ok()) return migration::failed(migration::OUTCOME_ROLLED_BACK, source.status());
       if (start.throttle()) (*source)->may_throttle();
       if (start.role() == migration::ROLE_PRECHECK) return run_precheck(**source);
@@ -113,7 +113,7 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
         };
         return migration::run_serve_pages(start, serve, daemon);
       }
-      auto source = ServiceSource::open(node, start.service(), bytes_per_s);
+      auto source = ServiceSource::open(node, start.service(), bytes_per_s, start.bandwidth_file());
       if (!source.ok()) return migration::failed(migration::OUTCOME_PAGES_HERE, source.status());
       const auto serve = [&](tls::Channel& faults, tls::Channel& push,
                              const migration::PagesTold& told) {

@@ -15,6 +15,7 @@
 #include "kernel/syscalls.h"
 #include "node/replica_session.h"
 #include "node/service_port.h"
+#include "pages/link_share.h"
 
 namespace godwit::node {
 namespace {
@@ -83,6 +84,9 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
   network.set_pin_dir(config.pin_dir());
   network.set_mtu(config.mtu);
   GW_RETURN_IF_ERROR(save_network(config.state_dir, network));
+  if (config.bandwidth_bytes_per_s > 0)
+    GW_RETURN_IF_ERROR(pages::LinkShare::create(
+        config.bandwidth_file(), static_cast<uint64_t>(config.bandwidth_bytes_per_s)));
   return node;
 }
 
@@ -122,6 +126,13 @@ absl::StatusOr<const MachineFacts*> Node::machine_facts() const {
     GW_ASSIGN_OR_RETURN(facts_, find_machine_facts());
   }
   return &*facts_;
+}
+
+void Node::set_bandwidth(migration::MoverStart& start, int64_t bytes_per_s) const {
+  const int64_t most = config_.bandwidth_bytes_per_s;
+  if (most > 0) start.set_bandwidth_file(config_.bandwidth_file());
+  const bool less = most > 0 && (bytes_per_s == 0 || bytes_per_s > most);
+  start.set_bandwidth_bytes_per_s(less ? most : bytes_per_s);
 }
 
 void Node::set_proof(migration::MoverStart& start, const std::string& token,

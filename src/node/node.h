@@ -59,6 +59,8 @@ class Node {
   const NodeConfig& config() const { return config_; }
   const tls::Identity& identity() const { return identity_; }
   api::DataTls data_tls() const { return config_.data_tls ? api::DATA_TLS_ON : api::DATA_TLS_OFF; }
+  // A migration's own limit (0: none), below the node's.
+  void set_bandwidth(migration::MoverStart& start, int64_t bytes_per_s) const;
   // How a mover proves itself to the one at `peer`, and that one to it.
   void set_proof(migration::MoverStart& start, const std::string& token,
                  const std::string& peer) const;

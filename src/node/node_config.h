@@ -45,6 +45,8 @@ struct NodeConfig {
   uint16_t listen_port = kDefaultPort;
   std::string tls_dir;   // "": <state_dir>/tls
   bool data_tls = true;  // movers' connections to other nodes
+  // Of all that its migrations send in their rounds and afterwards; 0: no limit.
+  int64_t bandwidth_bytes_per_s = 0;
   // Exactly one of the two: keeps the cluster's store, or uses the one of another node.
   std::string store_path;               // SQLite file
   std::string join_node, join_address;  // name, "HOST:PORT"
@@ -60,6 +62,7 @@ struct NodeConfig {
   std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
   std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }
   const std::string& local() const { return local_name.empty() ? name : local_name; }
+  std::string bandwidth_file() const { return "/run/godwit/bandwidth-" + local(); }
   std::string pin_dir() const { return "/run/godwit/bpf-" + local(); }
 };
 

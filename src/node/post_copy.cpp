@@ -358,8 +358,8 @@ absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::s
   start.set_peer_host(request.host());
   start.set_peer_port(request.port());
   node_.set_proof(start, request.token(), peer);
-  start.set_bandwidth_bytes_per_s(entry.bytes_per_s());
-  start.set_stall_timeout_ns(record.last_migration().stall_timeout_ns());
+  node_.set_bandwidth(start, entry.bytes_per_s());
+  start.set_stall_timeout_ns(request.stall_timeout_ns());
   GW_ASSIGN_OR_RETURN(std::unique_ptr<MoverProcess> started,
                       node_.spare_mover().take_or_start(start));
   const std::shared_ptr<MoverProcess> mover = std::move(started);

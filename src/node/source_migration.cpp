@@ -180,7 +180,7 @@ migration::MoverStart SourceMigration::describe(const api::MigrateRequest& reque
   start.set_max_downtime_ns(request.max_downtime_ns());
   start.set_max_total_ns(request.max_total_ns());
   start.set_post_copy_possible(!request.verify());
-  start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
+  node_.set_bandwidth(start, request.bandwidth_bytes_per_s());
   start.set_throttle(request.throttle());
   start.set_stall_timeout_ns(request.stall_timeout_ns());
   return start;

@@ -41,9 +41,9 @@ migration::RoundFigures figures_of(const process::RoundResult& result) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule::NodePaths& node,
-                                                                   const std::string& service,
-                                                                   uint64_t bytes_per_s) {
+absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(
+    const capsule::NodePaths& node, const std::string& service, uint64_t bytes_per_s,
+    const std::string& bandwidth_file) {
   GW_ASSIGN_OR_RETURN(capsule::Capsule opened, capsule::Capsule::open(node, service));
   std::unique_ptr<ServiceSource> self(new ServiceSource(std::move(opened)));
   capsule::Capsule& capsule = self->capsule_;
@@ -81,6 +81,11 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(const capsule
   self->source_->set_capsule_section(info.SerializeAsString());
   self->bytes_per_s_ = bytes_per_s;
   self->source_->control().set_bytes_per_second(bytes_per_s);
+  self->bandwidth_file_ = bandwidth_file;
+  if (!bandwidth_file.empty()) {
+    GW_ASSIGN_OR_RETURN(auto share, pages::LinkShare::join(bandwidth_file));
+    self->source_->control().share(std::move(share));
+  }
   return self;
 }
 
@@ -267,7 +272,7 @@ absl::Status ServiceSource::freeze() {
   if (cpu_limit_ && cpus_ != 0) GW_RETURN_IF_ERROR(cpu_limit_->release());
   GW_RETURN_IF_ERROR(source_->freeze());
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceFrozen));
-  source_->control().set_bytes_per_second(0);
+  source_->control().lift_limits(true);
   const absl::Status captured = source_->capture_descriptions();
   source_->spans().mark("descriptions");
   return captured;
@@ -308,7 +313,7 @@ absl::Status ServiceSource::thaw() {
   port_->port.gate().set_from(network::GateMode::kPass);
   absl::Status first = source_->thaw();
   first.Update(lift_throttle());
-  source_->control().set_bytes_per_second(bytes_per_s_);
+  source_->control().lift_limits(false);
   if (!taken_.empty()) {
     first.Update(port_->port.inject(taken_));
     taken_.clear();
@@ -338,8 +343,14 @@ absl::Status ServiceSource::serve_pages(tls::Channel& faults, tls::Channel& push
   std::vector<pages::ProcessPages::Space> spaces;
   for (const auto& [pid, host] : source_->processes())
     spaces.push_back({static_cast<uint64_t>(pid.value), host});
+  pages::Pacer pacer;
+  pacer.set_limit(bytes_per_s_);
+  if (!bandwidth_file_.empty()) {
+    GW_ASSIGN_OR_RETURN(auto share, pages::LinkShare::join(bandwidth_file_));
+    pacer.set_share(std::move(share));
+  }
   pages::ProcessPages source(spaces);
-  return node::serve_pages(source, bytes_per_s_, faults, push, told);
+  return node::serve_pages(source, std::move(pacer), faults, push, told);
 }
 
 void ServiceSource::describe(migration::Statistics& statistics) {

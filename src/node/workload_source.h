@@ -24,10 +24,12 @@ namespace godwit::node {
 
 class ServiceSource final : public migration::SourceWorkload {
  public:
-  // Opens what the daemon of this node made.
+  // Opens what the daemon of this node made. `bandwidth_file`: what the node's migrations share its
+  // bandwidth by; "": it has no limit.
   static absl::StatusOr<std::unique_ptr<ServiceSource>> open(const capsule::NodePaths& node,
                                                              const std::string& service,
-                                                             uint64_t bytes_per_s);
+                                                             uint64_t bytes_per_s,
+                                                             const std::string& bandwidth_file);
   // Called by prepare() with the descriptor whose copy keeps held frames over our death.
   void on_hold(std::function<void(int)> told) { on_hold_ = std::move(told); }
 
@@ -109,6 +111,7 @@ class ServiceSource final : public migration::SourceWorkload {
       Defaults::kUnknown;  // of socket options, in this round or freeze
   std::unique_ptr<process::Source> source_;
   uint64_t bytes_per_s_ = 0;
+  std::string bandwidth_file_;
   uint64_t memory_bytes_ = 0;   // by estimate()
   pages::PageClasses classes_;  // of the last round
   std::function<void(int)> on_hold_ = [](int) {};

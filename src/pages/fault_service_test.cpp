@@ -69,8 +69,10 @@ class PostCopyTest : public ::testing::TestWithParam<bool> {
     faults_ = std::move(faults.near);
     push_ = std::move(push.near);
     server = std::thread([this, bytes_per_s] {
+      Pacer pacer;
+      pacer.set_limit(bytes_per_s);
       ProcessPages process({{kSpace, source.pid()}});
-      PageServer pages(process, bytes_per_s);
+      PageServer pages(process, std::move(pacer));
       served =
           pages.serve(*faults_, *push_, [this](const PageServerFigures& now) { figures = now; });
     });
@@ -264,7 +266,7 @@ TEST(PageServerTest, RefusesWhatNobodyMeansToSay) {
     EXPECT_EQ(::write(faults.far->fd(), bytes.data(), bytes.size()),
               static_cast<ssize_t>(bytes.size()));
     ProcessPages process({{kSpace, source.pid()}});
-    PageServer server(process, 0);
+    PageServer server(process, Pacer());
     const auto told = [&figures](const PageServerFigures& now) { figures = now; };
     return server.serve(*faults.near, *push.near, told).code();
   };

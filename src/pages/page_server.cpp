@@ -42,9 +42,9 @@ void append_header(std::vector<std::byte>& to, const PageHeader& header) {
 
 }  // namespace
 
-PageServer::PageServer(PageSource& source, uint64_t bytes_per_s)
+PageServer::PageServer(PageSource& source, Pacer pacer)
     : source_(source),
-      bytes_per_s_(bytes_per_s),
+      pacer_(std::move(pacer)),
       in_(std::make_unique_for_overwrite<std::byte[]>(kReadBytes)),
       page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {}
 
@@ -197,11 +197,6 @@ bool PageServer::fill_push() {
   return false;
 }
 
-int64_t PageServer::push_allowed_in_ns() {
-  if (bytes_per_s_ == 0) return 0;
-  return std::max<int64_t>(0, allowed_at_ns_ - monotonic_ns());
-}
-
 // False: the connection takes no more for now.
 absl::StatusOr<bool> PageServer::push_some() {
   if (push_->unsent() && push_->flush() != 0)
@@ -220,12 +215,7 @@ absl::StatusOr<bool> PageServer::push_some() {
     if (out_.empty()) return true;
     std::swap(half_, out_);
     pushed_ = 0;
-    if (bytes_per_s_ != 0) {
-      const int64_t now = monotonic_ns();
-      const auto cost = static_cast<int64_t>(static_cast<double>(half_.size()) /
-                                             static_cast<double>(bytes_per_s_) * 1e9);
-      allowed_at_ns_ = std::max(allowed_at_ns_, now - 10'000'000) + cost;
-    }
+    pacer_.charge(half_.size());
   }
   // All of it had gone with the last call, and nothing is left.
   if (pushed_ == half_.size()) return true;
@@ -283,7 +273,7 @@ absl::Status PageServer::run(absl::FunctionRef<void(const PageServerFigures&)> t
     if (complete_) return absl::OkStatus();
     const bool to_push =
         push_->unsent() || pushed_ < half_.size() || (listed_ && figures_.left > 0);
-    const int64_t wait_ns = to_push ? push_allowed_in_ns() : 0;
+    const int64_t wait_ns = to_push ? pacer_.wait_ns() : 0;
     bool full = false;
     if (to_push && wait_ns == 0) {
       GW_ASSIGN_OR_RETURN(const bool taken, push_some());

@@ -18,6 +18,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "pages/pacer.h"
 #include "pages/page_source.h"
 #include "pages/page_wire.h"
 #include "tls/channel.h"
@@ -36,8 +37,8 @@ struct PageServerFigures {
 
 class PageServer {
  public:
-  // `bytes_per_s`: of what is pushed; 0: no limit.
-  PageServer(PageSource& source, uint64_t bytes_per_s);
+  // `pacer`: of what is pushed.
+  PageServer(PageSource& source, Pacer pacer);
 
   // Until the other end has all (OK) or cannot be reached (kUnavailable). Channels stay
   // the caller's. `told` is called at least twice a second.
@@ -56,12 +57,11 @@ class PageServer {
   bool fill_push();
   absl::StatusOr<bool> push_some();
   uint64_t wire_bytes() const;
-  int64_t push_allowed_in_ns();
   absl::StatusOr<Left*> left_of(uint64_t space);
 
   PageSource& source_;
   std::map<uint64_t, Left> spaces_;
-  const uint64_t bytes_per_s_;
+  Pacer pacer_;
   tls::Channel* faults_ = nullptr;
   tls::Channel* push_ = nullptr;
   uint64_t wire_before_ = 0;  // this serve()
@@ -75,7 +75,6 @@ class PageServer {
   std::unique_ptr<std::byte[]> page_data_;
   uint64_t cursor_space_ = 0;
   uint64_t cursor_ = 0;
-  int64_t allowed_at_ns_ = 0;
   PageServerFigures figures_;
 };
 

@@ -13,8 +13,6 @@
 namespace godwit::pages {
 namespace {
 
-// What may go at once after a silence.
-constexpr double kBurstSeconds = 0.02;
 constexpr int64_t kLongestNap_ns = 10'000'000;
 constexpr uint64_t kBlockBytes = uint64_t{2} << 20;  // a huge page
 constexpr int64_t kFewZeros = 32;                    // of its 512 pages
@@ -25,27 +23,33 @@ absl::Status cancelled_status() {
 
 }  // namespace
 
+void SendControl::set_bytes_per_second(uint64_t rate) {
+  const std::lock_guard lock(mutex_);
+  pacer_.set_limit(rate);
+}
+
+void SendControl::share(std::unique_ptr<LinkShare> share) {
+  const std::lock_guard lock(mutex_);
+  pacer_.set_share(std::move(share));
+}
+
+void SendControl::lift_limits(bool lifted) {
+  const std::lock_guard lock(mutex_);
+  pacer_.lift(lifted);
+}
+
 absl::Status SendControl::admit(uint64_t bytes) {
-  bool charged = false;
-  while (true) {
+  // Charged once, and what goes beyond the allowance is waited for.
+  for (bool charged = false;; charged = true) {
     if (cancelled_) return cancelled_status();
-    const auto rate = static_cast<double>(rate_.load());
-    if (rate == 0) return absl::OkStatus();
     int64_t nap_ns = 0;
     {
       const std::lock_guard lock(mutex_);
-      const int64_t now = monotonic_ns();
-      const double seconds = static_cast<double>(now - counted_at_) * 1e-9;
-      counted_at_ = now;
-      allowance_ = std::min(allowance_ + seconds * rate, rate * kBurstSeconds);
-      // Charged once, and what goes beyond the allowance is waited for.
-      if (!charged) allowance_ -= static_cast<double>(bytes);
-      charged = true;
-      if (allowance_ >= 0) return absl::OkStatus();
-      nap_ns = static_cast<int64_t>(-allowance_ / rate * 1e9) + 1;
+      if (!charged) pacer_.charge(bytes);
+      nap_ns = pacer_.wait_ns();
     }
-    const int64_t nap = std::min(nap_ns, kLongestNap_ns);
-    const timespec time{.tv_sec = 0, .tv_nsec = nap};
+    if (nap_ns == 0) return absl::OkStatus();
+    const timespec time{.tv_sec = 0, .tv_nsec = std::min(nap_ns, kLongestNap_ns)};
     ::nanosleep(&time, nullptr);
   }
 }

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "base/ids.h"
 #include "pages/compression.h"
+#include "pages/pacer.h"
 #include "pages/page_reader.h"
 #include "pages/page_set.h"
 #include "stream/stream.h"
@@ -27,7 +28,10 @@ namespace godwit::pages {
 // senders of a migration: the rate is shared.
 class SendControl {
  public:
-  void set_bytes_per_second(uint64_t rate) { rate_ = rate; }  // 0: no limit
+  void set_bytes_per_second(uint64_t rate);  // 0: no limit
+  void share(std::unique_ptr<LinkShare> share);
+  // In the freeze nothing is limited.
+  void lift_limits(bool lifted);
   void cancel() { cancelled_ = true; }
   bool cancelled() const { return cancelled_; }
 
@@ -42,11 +46,9 @@ class SendControl {
   std::atomic<uint64_t> pages_skipped{0};  // were not there any more
 
  private:
-  std::atomic<uint64_t> rate_{0};
   std::atomic<bool> cancelled_{false};
   std::mutex mutex_;
-  double allowance_ = 0;    // bytes; below 0: owed
-  int64_t counted_at_ = 0;  // monotonic ns
+  Pacer pacer_;
   PageCompression compression_;
 };
 
