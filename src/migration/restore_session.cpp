@@ -143,7 +143,7 @@ class RestoreSession {
       (i == 0 ? faults_ : push_) = std::make_unique<tls::Channel>(UniqueFd(ends[0]));
       far.at(i) = std::make_unique<tls::Channel>(UniqueFd(ends[1]));
     }
-    return workload_.fetch_pages(std::move(far[0]), std::move(far[1]), kPageSilence);
+    return workload_.fetch_pages(std::move(far[0]), std::move(far[1]), stall_timeout_of(start_));
   }
 
   absl::Status commit() {
