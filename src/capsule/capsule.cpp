@@ -53,8 +53,12 @@ bool closed(const absl::Status& status) {
 
 absl::Status remove_tree(const std::string& dir) {
   std::error_code error;
-  std::filesystem::remove_all(dir, error);
-  if (!error) return absl::OkStatus();
+  // Something may be written there while it is removed: a log that comes from another node.
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    std::filesystem::remove_all(dir, error);
+    if (!error) return absl::OkStatus();
+    if (error.value() != ENOTEMPTY) break;
+  }
   return errno_status(error.value(), fmt::format("remove \"{}\"", dir));
 }
 
@@ -75,7 +79,7 @@ absl::StatusOr<ExitStatus> Exec::wait(Deadline deadline) {
 absl::StatusOr<Capsule> Capsule::create(const NodePaths& node, const CapsuleSpec& spec,
                                         const CreateOptions& options) {
   GW_RETURN_IF_ERROR(check_name(node.node));
-  GW_RETURN_IF_ERROR(check_name(spec.name()));
+  GW_RETURN_IF_ERROR(check_capsule_name(spec.name()));
   GW_RETURN_IF_ERROR(check_root(spec));
   GW_ASSIGN_OR_RETURN(Cgroup cgroup, service_cgroup(node.node, spec.name()));
   Capsule capsule(node, spec.name(), std::move(cgroup));
@@ -153,7 +157,7 @@ absl::Status Capsule::launch(const NodePaths& node, const CreateOptions& options
 }
 
 absl::StatusOr<Capsule> Capsule::open(const NodePaths& node, std::string_view name) {
-  GW_RETURN_IF_ERROR(check_name(name));
+  GW_RETURN_IF_ERROR(check_capsule_name(name));
   GW_ASSIGN_OR_RETURN(Cgroup cgroup, service_cgroup(node.node, name));
   Capsule capsule(node, name, std::move(cgroup));
   auto text = kernel::read_file(capsule.paths_.spec());
@@ -174,7 +178,7 @@ absl::StatusOr<Capsule> Capsule::open(const NodePaths& node, std::string_view na
 }
 
 absl::Status Capsule::destroy(const NodePaths& node, std::string_view name, Deadline deadline) {
-  GW_RETURN_IF_ERROR(check_name(name));
+  GW_RETURN_IF_ERROR(check_capsule_name(name));
   const auto found = service_cgroup(node.node, name);
   // Without a hierarchy nothing was ever made there: a start that failed for that is to be undone.
   if (!found.ok() && ::access(node.service(name).dir.c_str(), F_OK) != 0) return absl::OkStatus();
@@ -438,7 +442,7 @@ absl::StatusOr<std::vector<std::string>> list_services(const NodePaths& node) {
   GW_RETURN_IF_ERROR(names.status());
   std::vector<std::string> services;
   for (std::string& name : *names) {
-    if (check_name(name).ok()) services.push_back(std::move(name));
+    if (check_capsule_name(name).ok()) services.push_back(std::move(name));
   }
   return services;
 }

@@ -101,6 +101,12 @@ TEST(CapsuleTest, RefusesBadNames) {
   }
   EXPECT_TRUE(check_name("redis-1.a_B").ok());
   EXPECT_FALSE(check_name(std::string(64, 'a')).ok());
+  EXPECT_FALSE(check_name("redis~1a").ok()) << "a capsule's, not a service's";
+  EXPECT_TRUE(check_capsule_name("redis~1a").ok());
+  EXPECT_EQ(service_of("redis~1a"), "redis");
+  EXPECT_EQ(service_of("redis"), "redis");
+  for (const char* name : {"redis~", "~1", "redis~1~2", "redis~a/b", "redis~12345678901234567"})
+    EXPECT_FALSE(check_capsule_name(name).ok()) << name;
 }
 
 TEST(CapsuleTest, SurvivesTheCreator) {

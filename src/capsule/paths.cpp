@@ -40,6 +40,21 @@ absl::Status check_name(std::string_view name) {
       "name \"{}\": use 1 to 63 letters, digits, '_', '.', '-', a letter or digit first", name);
 }
 
+std::string_view service_of(std::string_view capsule) {
+  return capsule.substr(0, capsule.find('~'));
+}
+
+absl::Status check_capsule_name(std::string_view name) {
+  GW_RETURN_IF_ERROR(check_name(service_of(name)));
+  const size_t tilde = name.find('~');
+  if (tilde == std::string_view::npos) return absl::OkStatus();
+  const std::string_view tail = name.substr(tilde + 1);
+  bool good = !tail.empty() && tail.size() <= 16;
+  for (const char c : tail) good = good && letter_or_digit(c);
+  if (good) return absl::OkStatus();
+  return make_error(absl::StatusCode::kInvalidArgument, "\"{}\" is no capsule's name", name);
+}
+
 absl::Status make_service_dirs(const ServicePaths& paths) {
   GW_RETURN_IF_ERROR(make_dirs(paths.dir, 0700));
   GW_RETURN_IF_ERROR(make_dirs(paths.layer(), 0700));

@@ -22,6 +22,11 @@ namespace godwit::capsule {
 // Names become folders, cgroups and host names: 1..63 of [a-z0-9A-Z_.-], letter or digit first.
 absl::Status check_name(std::string_view name);
 
+// A service's capsule on a node has the service's name, or that with "~" and a few letters and
+// digits, for a service that was moved in place: then two capsules of it are there for a while.
+absl::Status check_capsule_name(std::string_view name);
+std::string_view service_of(std::string_view capsule);
+
 struct ServicePaths {
   std::string dir;
   std::string spec() const { return dir + "/spec.pb"; }

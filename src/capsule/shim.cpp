@@ -64,7 +64,7 @@ absl::StatusOr<Arguments> parse(const std::vector<std::string>& args) {
     return absl::InvalidArgumentError("shim: --state-dir must be absolute");
   }
   GW_RETURN_IF_ERROR(check_name(parsed.node.node));
-  GW_RETURN_IF_ERROR(check_name(parsed.name));
+  GW_RETURN_IF_ERROR(check_capsule_name(parsed.name));
   parsed.masked.push_back(parsed.node.state_dir);
   return parsed;
 }

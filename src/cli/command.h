@@ -42,6 +42,7 @@ void add_wait(CLI::App& app, Context& context);
 void add_rm(CLI::App& app, Context& context);
 void add_migrate(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
+void add_rejuvenate(CLI::App& app, Context& context);
 void add_clone(CLI::App& app, Context& context);
 void add_checkpoint(CLI::App& app, Context& context);
 void add_restore(CLI::App& app, Context& context);

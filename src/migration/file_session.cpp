@@ -78,7 +78,8 @@ stream::Preamble preamble_of(const MoverStart& start) {
   const bool compressed = !start.compress().empty() && start.compress() != "none";
   stream::Preamble preamble;
   preamble.version = compressed ? stream::kVersionCompressed : stream::kVersion;
-  preamble.workload = start.service();
+  // Its capsule's name may have more.
+  preamble.workload = start.service().substr(0, start.service().find('~'));
   preamble.created_unix_ns = clock_ns(CLOCK_REALTIME);
   return preamble;
 }

@@ -15,7 +15,7 @@ namespace godwit::node {
 namespace {
 
 constexpr char kUnfinished[] = ".new";
-constexpr char kClone[] = ".clone";
+constexpr char kSecond[] = ".second";
 
 absl::Status sync_folder(const std::string& folder) {
   UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -28,9 +28,11 @@ bool ends_with(const std::string& text, const std::string& tail) {
          text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
 }
 
-// A node may be both ends of a clone's.
+// A node may be both ends.
 std::string name_of(const api::MigrationJournal& entry) {
-  return entry.id() + (entry.clone() ? kClone : "");
+  const bool in_place =
+      entry.side() == api::MigrationJournal::DESTINATION && !entry.capsule().empty();
+  return entry.id() + (entry.clone() || in_place ? kSecond : "");
 }
 
 }  // namespace

@@ -76,7 +76,7 @@ grpc::Status ApiService::Logs(grpc::ServerContext* context, const api::LogsReque
 absl::Status ApiService::logs_here(grpc::ServerContext& context, api::LogsRequest& request,
                                    grpc::ServerWriter<api::LogsChunk>& out,
                                    bool& goes_on_elsewhere) {
-  const capsule::ServicePaths paths = node_.services().paths().service(request.name());
+  const capsule::ServicePaths paths = node_.services().paths_of(request.name());
   const std::string path = paths.log();
   UniqueFd changes(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK));
   if (!changes) return errno_status(errno, "inotify_init1()");

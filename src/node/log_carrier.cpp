@@ -55,12 +55,12 @@ absl::Status send_log(const capsule::ServicePaths& paths, const std::string& ser
   return api::from_grpc(stream->Finish());
 }
 
-absl::Status receive_log(const capsule::NodePaths& node, grpc::ServerReader<api::LogPart>& parts) {
+absl::Status receive_log(const Services& services, grpc::ServerReader<api::LogPart>& parts) {
   api::LogPart part;
   if (!parts.Read(&part))
     return make_error(absl::StatusCode::kInvalidArgument, "the log of which service?");
   GW_RETURN_IF_ERROR(capsule::check_name(part.service()));
-  const capsule::ServicePaths paths = node.service(part.service());
+  const capsule::ServicePaths paths = services.paths_of(part.service());
   const std::string unfinished = moved_log(paths) + ".new";
   GW_ASSIGN_OR_RETURN(const UniqueFd fd,
                       kernel::open(unfinished, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));

@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "api/godwit.grpc.pb.h"
-#include "capsule/paths.h"
+#include "node/services.h"
 
 namespace godwit::node {
 
@@ -17,7 +17,7 @@ std::vector<std::string> log_files(const capsule::ServicePaths& paths);
 
 absl::Status send_log(const capsule::ServicePaths& paths, const std::string& service,
                       api::GodwitPeer::Stub& to);
-absl::Status receive_log(const capsule::NodePaths& node, grpc::ServerReader<api::LogPart>& parts);
+absl::Status receive_log(const Services& services, grpc::ServerReader<api::LogPart>& parts);
 
 }  // namespace godwit::node
 

@@ -201,8 +201,7 @@ absl::StatusOr<migration::Needs> needs_of(const MachineFacts& facts, const Servi
   needs.set_address(record.address());
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, services.open(record.name()));
   GW_RETURN_IF_ERROR(add_processes(capsule, needs));
-  GW_ASSIGN_OR_RETURN(const uint64_t layer,
-                      bytes_of_layer(services.paths().service(record.name())));
+  GW_ASSIGN_OR_RETURN(const uint64_t layer, bytes_of_layer(services.paths_of(record.name())));
   needs.set_disk_bytes(layer);
   return needs;
 }

@@ -193,7 +193,7 @@ grpc::Status PeerService::ServePages(grpc::ServerContext* context,
 
 grpc::Status PeerService::PutLog(grpc::ServerContext*, grpc::ServerReader<api::LogPart>* parts,
                                  api::Empty*) {
-  return api::to_grpc(receive_log(node_.services().paths(), *parts));
+  return api::to_grpc(receive_log(node_.services(), *parts));
 }
 
 grpc::Status PeerService::Probe(grpc::ServerContext*, const api::ProbeRequest*, api::Empty*) {

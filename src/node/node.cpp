@@ -192,7 +192,7 @@ api::Service Node::describe(const api::ServiceRecord& record) const {
     }
   }
   if (record.owner() != config_.name) return service;
-  service.set_layer(services_.paths().service(record.name()).layer());
+  service.set_layer(services_.paths_of(record.name()).layer());
   // Between a move's two ends there is none here for a moment: then there is no pid to show.
   const auto info = services_.info(record.name());
   service.set_pages_at(record.pages_at());
@@ -274,7 +274,17 @@ absl::Status Node::destroy_local(const std::string& name) {
     std::lock_guard lock(mutex_);
     watches_.erase(name);
   }
-  return services_.destroy(name);
+  GW_RETURN_IF_ERROR(services_.destroy(name));
+  services_.set_capsule(name, name);
+  return absl::OkStatus();
+}
+
+void Node::replace_capsule(const std::string& service, const std::string& capsule) {
+  {
+    std::lock_guard lock(mutex_);
+    watches_.erase(service);
+  }
+  services_.set_capsule(service, capsule);
 }
 
 absl::Status Node::remove_service(const std::string& name) {

@@ -82,6 +82,9 @@ class Node {
   // From here on the end of the capsule that is there now is noticed and recorded; whoever watched
   // an earlier one of that name stops.
   void supervise(const std::string& name);
+  // A commit in place: the service is that capsule from here on, and the end of the other one is
+  // nobody's any more.
+  void replace_capsule(const std::string& service, const std::string& capsule);
   // The service has ended: says so in its record, removes it with --rm. The caller holds it.
   absl::Status record_exit(const std::string& name, const capsule::CapsuleInfo& info);
   // Record, address, capsule, port. The caller holds the service.

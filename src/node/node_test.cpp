@@ -19,6 +19,7 @@
 #include "node/launch.h"
 #include "node/ownership.h"
 #include "node/records.h"
+#include "node/services.h"
 #include "node/session_pump.h"
 #include "store/sqlite_store.h"
 
@@ -190,6 +191,39 @@ TEST_F(OwnershipTest, ACommitThatComesJustBeforeIsSeen) {
   EXPECT_TRUE(*ours);
 }
 
+// One node is both ends: what changes is the capsule.
+class InPlaceTest : public OwnershipTest {
+ protected:
+  void SetUp() override {
+    OwnershipTest::SetUp();
+    committed_.set_owner("n1");
+    capsule::CapsuleSpec spec;
+    spec.set_name("x~m");
+    committed_.set_spec(spec.SerializeAsString());
+    marked_.record.set_destination("n1");
+    ASSERT_TRUE(records_->put(marked_).ok());
+    source_.set_capsule("x");
+    destination_.set_capsule("x~m");
+  }
+};
+
+TEST_F(InPlaceTest, TheSourceGoesWhenTheRecordNamesTheOtherCapsule) {
+  ASSERT_TRUE(swap(*store_).ok());
+  EXPECT_EQ(*settle_owner_at_source(*records_, "n1", source_, again()), kReplacedHere);
+  EXPECT_TRUE(*settle_owner_at_destination(*records_, "n1", destination_, again()));
+  EXPECT_EQ(capsule_in(records_->service("x")->record), "x~m");
+}
+
+TEST_F(InPlaceTest, ALateCommitFollowsNeitherEnd) {
+  // Whichever is the first to believe that it was not made.
+  EXPECT_FALSE(*settle_owner_at_destination(*records_, "n1", destination_, again()));
+  EXPECT_TRUE(absl::IsAborted(swap(*store_)));
+  EXPECT_EQ(*settle_owner_at_source(*records_, "n1", source_, again()), "n1");
+  EXPECT_TRUE(absl::IsAborted(swap(*store_)));
+  EXPECT_EQ(records_->service("x")->record.state(), api::SERVICE_RUNNING);
+  EXPECT_EQ(capsule_in(records_->service("x")->record), "x");
+}
+
 TEST_F(OwnershipTest, AnEndThatIsDoneChangesNothing) {
   ASSERT_TRUE(settle_owner_at_source(*records_, "n1", source_, again()).ok());
   const store::Revision before = records_->service("x")->revision;
@@ -310,6 +344,12 @@ TEST_F(NodeTest, TheJournalForgetsNothingAndNoHalves) {
   EXPECT_EQ(journal.all()->size(), 2u);
   EXPECT_TRUE(journal.remove(clone).ok());
   EXPECT_EQ(journal.all()->size(), 1u);
+  api::MigrationJournal in_place = entry;
+  in_place.set_side(api::MigrationJournal::DESTINATION);
+  in_place.set_capsule("x~abc");
+  ASSERT_TRUE(journal.write(in_place).ok());
+  EXPECT_EQ(journal.all()->size(), 2u);
+  EXPECT_TRUE(journal.remove(in_place).ok());
   EXPECT_TRUE(journal.remove(entry).ok());
   EXPECT_TRUE(journal.remove(entry).ok());
   EXPECT_TRUE(journal.all()->empty());

@@ -1,6 +1,7 @@
 #include "node/ownership.h"
 
 #include "base/status.h"
+#include "node/services.h"
 
 namespace godwit::node {
 namespace {
@@ -57,6 +58,11 @@ absl::StatusOr<std::string> settle_owner_at_source(const Records& records, const
       [&](api::ServiceRecord& record) -> absl::Status {
         owner = record.owner();
         const bool marked = record.migration_id() == entry.id();
+        if (!entry.capsule().empty() && owner == self && capsule_in(record) != entry.capsule()) {
+          owner = std::string(1, kReplacedHere[0]);  // g++ 12 warns of a plain assignment
+          settled = true;
+          return absl::CancelledError("settled");
+        }
         settled = owner != self || (!marked && entry.side() != api::MigrationJournal::SOURCE);
         if (settled) return absl::CancelledError("settled");
         record.set_generation(record.generation() + 1);
@@ -83,7 +89,8 @@ absl::StatusOr<bool> settle_owner_at_destination(const Records& records, const s
       [&](api::ServiceRecord& record) -> absl::Status {
         const bool owned = record.owner() == self;
         ours = owned && record.last_migration().id() == entry.id();
-        settled = owned || record.migration_id() != entry.id();
+        // In place it is owned before the commit, too.
+        settled = (owned && entry.capsule().empty()) || record.migration_id() != entry.id();
         if (settled) return absl::CancelledError("settled");
         // All else is the source's to change.
         record.set_generation(record.generation() + 1);

@@ -17,6 +17,10 @@
 
 namespace godwit::node {
 
+// The owner of a service that moved in place: this node, and the capsule that it left is not its
+// any more.
+inline constexpr char kReplacedHere[] = "~";
+
 // The store did not answer, or with an error of its own (a full disk). Waits; whether to ask again.
 using AskAgain = std::function<bool(const absl::Status& why)>;
 

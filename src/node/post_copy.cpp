@@ -159,7 +159,7 @@ absl::Status PostCopy::serve_file(const api::ServiceRecord& record, migration::M
   // A mover would say so too, but only after it was waited for.
   GW_RETURN_IF_ERROR(kernel::open(file.path(), O_RDONLY | O_CLOEXEC).status());
   start.set_role(migration::ROLE_SERVE_PAGES);
-  start.set_service(record.name());
+  start.set_service(node_.services().capsule_of(record.name()));
   start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   start.set_file(file.path());
@@ -352,7 +352,7 @@ absl::Status PostCopy::serve(const api::ServePagesRequest& request, const std::s
   migration::MoverStart start;
   start.set_role(migration::ROLE_SERVE_PAGES);
   start.set_migration_id(request.migration_id());
-  start.set_service(request.service());
+  start.set_service(node_.services().capsule_of(request.service()));
   start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   start.set_peer_host(request.host());

@@ -30,6 +30,9 @@ absl::Status Node::recover() {
     return all.status();
   };
   GW_RETURN_IF_ERROR(until_done(read_all));
+  for (const VersionedService& each : *all)
+    if (each.record.owner() == config_.name)
+      services_.set_capsule(each.record.name(), capsule_in(each.record));
   GW_ASSIGN_OR_RETURN(const std::vector<api::MigrationJournal> entries, journal_.all());
   Unsettled unsettled;
   for (const api::MigrationJournal& each : entries) {
@@ -161,7 +164,8 @@ absl::Status Node::settle_service(VersionedService versioned) {
 absl::Status Node::remove_strays(const Unsettled& unsettled) {
   GW_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                       capsule::list_services(services_.paths()));
-  for (const std::string& name : names) {
+  for (const std::string& capsule : names) {
+    const std::string name(capsule::service_of(capsule));
     if (unsettled.count(name) != 0) continue;
     absl::StatusOr<VersionedService> record = absl::UnknownError("");
     const absl::Status read = until_done([&] {
@@ -169,13 +173,17 @@ absl::Status Node::remove_strays(const Unsettled& unsettled) {
       return record.status();
     });
     if (!read.ok() && !absl::IsNotFound(read)) return read;
-    if (record.ok() && record->record.owner() == config_.name) continue;
+    if (record.ok() && record->record.owner() == config_.name &&
+        capsule_in(record->record) == capsule)
+      continue;
     // The journal has it, and keeps it.
-    if (record.ok() && record->record.pages_at() == config_.name) continue;
-    log_info("{} belongs to {}; removing what is left of it here", name,
+    if (record.ok() && record->record.pages_at() == config_.name &&
+        record->record.owner() != config_.name)
+      continue;
+    log_info("{} belongs to {}; removing what is left of it here", capsule,
              record.ok() ? record->record.owner() : "nobody");
-    const absl::Status gone = services_.destroy(name);
-    if (!gone.ok()) log_error("removing {}: {}", name, message_of(gone));
+    const absl::Status gone = services_.destroy_capsule(capsule);
+    if (!gone.ok()) log_error("removing {}: {}", capsule, message_of(gone));
   }
   return absl::OkStatus();
 }

@@ -51,10 +51,13 @@ absl::Status check_destination(const Node& node, const capsule::CapsuleSpec& spe
 absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
     Node& node, const api::PrepareReplicaRequest& request) {
   std::shared_ptr<ReplicaSession> session(new ReplicaSession(node, request));
-  GW_ASSIGN_OR_RETURN(
-      session->hold_,
-      node.busy().hold(request.service(), fmt::format("being moved here from {}", request.source()),
-                       Deadline::in(kHoldWait)));
+  // In place the source has the service.
+  capsule::CapsuleSpec spec;
+  const bool in_place = spec.ParseFromString(request.spec()) && spec.name() != request.service();
+  GW_ASSIGN_OR_RETURN(session->hold_,
+                      node.busy().hold(in_place ? spec.name() : request.service(),
+                                       fmt::format("being moved here from {}", request.source()),
+                                       Deadline::in(kHoldWait)));
   GW_RETURN_IF_ERROR(node.post_copy().wait_until_gone(request.service(), Deadline::in(kHoldWait)));
   session->pause_ = SpareMover::Pause(node.spare_mover());
   GW_RETURN_IF_ERROR(session->prepare());
@@ -65,7 +68,8 @@ absl::StatusOr<std::shared_ptr<ReplicaSession>> ReplicaSession::begin(
 
 absl::Status ReplicaSession::prepare() {
   capsule::CapsuleSpec spec;
-  if (!spec.ParseFromString(request_.spec()) || spec.name() != request_.service())
+  if (!spec.ParseFromString(request_.spec()) ||
+      capsule::service_of(spec.name()) != request_.service())
     return make_error(absl::StatusCode::kInvalidArgument, "the service's spec does not parse");
   const bool clone = !request_.clone_of().empty();
   GW_RETURN_IF_ERROR(check_destination(node_, spec));
@@ -75,13 +79,14 @@ absl::Status ReplicaSession::prepare() {
   entry_.set_peer(request_.source());
   entry_.set_main_image_pid(request_.main_image_pid());
   entry_.set_clone(clone);
+  if (spec.name() != request_.service()) entry_.set_capsule(spec.name());
   if (!clone) GW_RETURN_IF_ERROR(expect_record());
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
   auto undo = absl::MakeCleanup([this, clone] {
     if (mover_ != nullptr) mover_->kill();
     capsule_.reset();
     const absl::Status gone = clone ? remove_clone(node_, request_.service())
-                                    : node_.services().destroy(request_.service());
+                                    : node_.services().destroy_capsule(capsule_name());
     if (!gone.ok())
       log_error("taking down the replica of {}: {}", request_.service(), message_of(gone));
     else
@@ -109,6 +114,9 @@ absl::Status ReplicaSession::expect_record() {
                       "the store does not say that {} is on its way here as migration {}",
                       request_.service(), request_.migration_id());
   entry_.set_generation(record.generation());
+  if (!entry_.capsule().empty() && record.owner() != node_.config().name)
+    return make_error(absl::StatusCode::kAborted, "{} is not on {}", request_.service(),
+                      node_.config().name);
   const std::string source = record.owner();
   if (request_.source() != source)
     return make_error(absl::StatusCode::kPermissionDenied, "{} is {}'s to give away, not {}'s",
@@ -157,7 +165,7 @@ absl::Status ReplicaSession::start_mover() {
   migration::MoverStart start;
   start.set_role(migration::ROLE_DESTINATION);
   start.set_migration_id(request_.migration_id());
-  start.set_service(request_.service());
+  start.set_service(capsule_name());
   start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   start.set_listen_host(node_.config().listen_host);
@@ -268,6 +276,7 @@ migration::CommitAnswer ReplicaSession::commit(bool pages_missing) {
     answer.set_error(std::string(message_of(done)));
     return answer;
   }
+  if (!entry_.capsule().empty()) node_.replace_capsule(request_.service(), entry_.capsule());
   std::lock_guard lock(mutex_);
   committed_ = true;
   answer.set_committed(true);
@@ -317,7 +326,7 @@ void ReplicaSession::keep_hold(uint32_t fd) {
 // Frames went here since the replica was announced; the source's daemon asks for them as soon as
 // the service runs there again. A source that is not there any more does not.
 void ReplicaSession::keep_until_asked() {
-  const absl::Status silent = node_.services().silence(request_.service());
+  const absl::Status silent = node_.services().silence(capsule_name());
   if (!silent.ok()) log_warning("{}: {}", request_.service(), message_of(silent));
   pollfd waiting{held_.get(), POLLIN, 0};
   if (!held_ || ::poll(&waiting, 1, 0) <= 0) return;

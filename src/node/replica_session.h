@@ -47,6 +47,9 @@ class ReplicaSession : public std::enable_shared_from_this<ReplicaSession> {
  private:
   ReplicaSession(Node& node, const api::PrepareReplicaRequest& request)
       : node_(node), request_(request) {}
+  const std::string& capsule_name() const {
+    return entry_.capsule().empty() ? request_.service() : entry_.capsule();
+  }
   absl::Status prepare();
   absl::Status expect_record();
   absl::Status claim_record(capsule::CapsuleSpec& spec);

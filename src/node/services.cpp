@@ -49,7 +49,7 @@ absl::StatusOr<capsule::Capsule> Services::create(const capsule::CapsuleSpec& sp
   options.masked.assign(std::begin(kMasked), std::end(kMasked));
   GW_ASSIGN_OR_RETURN(capsule::Capsule made, capsule::Capsule::create(paths_, spec, options));
   auto undo = absl::MakeCleanup([&] {
-    const absl::Status gone = destroy(spec.name());
+    const absl::Status gone = destroy_capsule(spec.name());
     if (!gone.ok()) log_error("undoing the start of {}: {}", spec.name(), message_of(gone));
   });
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, made.info());
@@ -77,8 +77,28 @@ absl::StatusOr<capsule::CapsuleInfo> Services::info(const std::string& name) con
   return capsule.info();
 }
 
-absl::Status Services::destroy(const std::string& name) const {
-  if (const auto capsule = open(name); capsule.ok()) {
+std::string Services::capsule_of(const std::string& service) const {
+  const std::lock_guard lock(capsules_->mutex);
+  const auto found = capsules_->by_service.find(service);
+  return found == capsules_->by_service.end() ? service : found->second;
+}
+
+void Services::set_capsule(const std::string& service, const std::string& capsule) const {
+  const std::lock_guard lock(capsules_->mutex);
+  if (capsule == service)
+    capsules_->by_service.erase(service);
+  else
+    capsules_->by_service[service] = capsule;
+}
+
+std::string capsule_in(const api::ServiceRecord& record) {
+  capsule::CapsuleSpec spec;
+  const bool named = spec.ParseFromString(record.spec()) && !spec.name().empty();
+  return named ? spec.name() : record.name();
+}
+
+absl::Status Services::destroy_capsule(const std::string& name) const {
+  if (const auto capsule = capsule::Capsule::open(paths_, name); capsule.ok()) {
     const auto limit = capsule::CpuLimit::find(capsule->work(), cpu_limit_name(paths_, name));
     const absl::Status lifted = limit.ok() ? limit->lift() : absl::OkStatus();
     if (!lifted.ok()) log_warning("{}: {}", name, message_of(lifted));
@@ -102,13 +122,14 @@ absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
   GW_RETURN_IF_ERROR(capsule.thaw());
   // Its mover may have limited it. Where nothing can, nothing has.
-  const auto limit = capsule::CpuLimit::find(capsule.work(), cpu_limit_name(paths_, name));
+  const auto limit =
+      capsule::CpuLimit::find(capsule.work(), cpu_limit_name(paths_, capsule.spec().name()));
   if (limit.ok()) GW_RETURN_IF_ERROR(limit->lift());
   return opened.port.release_hold();
 }
 
-std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& service) {
-  return node.node + "-" + service;
+std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& capsule) {
+  return node.node + "-" + capsule;
 }
 
 absl::Status Services::give(const std::string& name, const network::Frames& frames) const {
@@ -120,7 +141,7 @@ absl::Status Services::give(const std::string& name, const network::Frames& fram
 }
 
 absl::Status Services::silence(const std::string& name) const {
-  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, open(name));
+  GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, capsule::Capsule::open(paths_, name));
   GW_ASSIGN_OR_RETURN(const capsule::CapsuleInfo info, capsule.info());
   GW_ASSIGN_OR_RETURN(OpenedPort opened,
                       open_port(config_.state_dir, capsule.spec(), HostPid{info.init_pid()}));

@@ -5,10 +5,14 @@
 #ifndef GODWIT_NODE_SERVICES_H_
 #define GODWIT_NODE_SERVICES_H_
 
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "api/records.pb.h"
 #include "base/unique_fd.h"
 #include "capsule/capsule.h"
 #include "network/frames.h"
@@ -21,6 +25,12 @@ class Services {
   explicit Services(const NodeConfig& config)
       : config_(config), paths_{config.state_dir, config.local()} {}
   const capsule::NodePaths& paths() const { return paths_; }
+  // The capsule that is the service's here: what all calls below mean by a service's name.
+  std::string capsule_of(const std::string& service) const;
+  void set_capsule(const std::string& service, const std::string& capsule) const;
+  capsule::ServicePaths paths_of(const std::string& service) const {
+    return paths_.service(capsule_of(service));
+  }
 
   // Capsule and port; the gate is closed both ways. Nothing is left on error. A replica lives only
   // as long as what this returns, until adopt().
@@ -28,11 +38,12 @@ class Services {
   // Opens the gate, tells the neighbours, runs the program.
   absl::StatusOr<capsule::CapsuleInfo> start(capsule::Capsule& capsule) const;
   absl::StatusOr<capsule::Capsule> open(const std::string& name) const {
-    return capsule::Capsule::open(paths_, name);
+    return capsule::Capsule::open(paths_, capsule_of(name));
   }
   absl::StatusOr<capsule::CapsuleInfo> info(const std::string& name) const;
   // Port first, so that the emptied namespace answers nobody; then everything else. Idempotent.
-  absl::Status destroy(const std::string& name) const;
+  absl::Status destroy(const std::string& name) const { return destroy_capsule(capsule_of(name)); }
+  absl::Status destroy_capsule(const std::string& capsule) const;
 
   // The source of a move that will not happen, whatever its dead mover left: sockets out of repair,
   // gate open, neighbours told, tree thawed. Idempotent; the mover must be dead.
@@ -40,19 +51,28 @@ class Services {
   absl::Status roll_back(const std::string& name, UniqueFd hold) const;
   // Frames that belong to it and came by another way than its port.
   absl::Status give(const std::string& name, const network::Frames& frames) const;
-  // A replica that will not be: nothing leaves its port any more; what comes is held on.
-  absl::Status silence(const std::string& name) const;
+  // A replica (by its capsule) that will not be: nothing leaves its port any more; what comes is
+  // held on.
+  absl::Status silence(const std::string& capsule) const;
   // The destination of a move that was committed, if its mover did not get so far: thawed, gate
   // open, adopted with its main process (0: that has ended). Idempotent; the mover must be dead.
   absl::Status activate(const std::string& name, int32_t main_image_pid, UniqueFd hold) const;
 
  private:
+  // Of services whose capsule has another name than they have.
+  struct Capsules {
+    std::mutex mutex;
+    std::map<std::string, std::string> by_service;
+  };
   NodeConfig config_;
   capsule::NodePaths paths_;
+  std::unique_ptr<Capsules> capsules_ = std::make_unique<Capsules>();
 };
 
 // Of the cgroup that limits a service's CPU time (capsule/cpu_limit.h).
-std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& service);
+std::string cpu_limit_name(const capsule::NodePaths& node, const std::string& capsule);
+// Of a record.
+std::string capsule_in(const api::ServiceRecord& record);
 
 }  // namespace godwit::node
 

@@ -91,7 +91,7 @@ void Node::clean_up_after_mover(const std::string& service,
   }
   migration::MoverStart start;
   start.set_role(migration::ROLE_WITHDRAW);
-  start.set_service(service);
+  start.set_service(services_.capsule_of(service));
   start.set_node(config_.local());
   start.set_state_dir(config_.state_dir);
   const SpareMover::Pause pause(spare_mover_);
@@ -121,6 +121,20 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   const bool gone = absl::IsNotFound(answered.status());
   if (!answered.ok() && !gone) return answered.status();
   const std::string owner = answered.ok() ? *answered : "";
+  if (owner == kReplacedHere) {
+    log_info("migration {}: {} is in another capsule here; taking {} down", entry.id(),
+             entry.service(), entry.capsule());
+    // Unless the destination has: the end of what is taken down here must not count as the
+    // service's.
+    const auto record = records_->service(entry.service());
+    if (!record.ok() && !absl::IsNotFound(record.status())) return record.status();
+    if (record.ok() && services_.capsule_of(entry.service()) == entry.capsule())
+      replace_capsule(entry.service(), capsule_in(record->record));
+    hand_on_log(*peers_, services_.paths().service(entry.capsule()), entry.service(), config_.name);
+    GW_RETURN_IF_ERROR(services_.destroy_capsule(entry.capsule()));
+    GW_RETURN_IF_ERROR(journal_.remove(entry));
+    return owner;
+  }
   if (!gone && owner != config_.name && !entry.pages_given()) {
     GW_ASSIGN_OR_RETURN(const bool needed, post_copy_.is_needed(entry));
     // Frozen and behind a port that is down: it never runs again, and goes when it is not needed.
@@ -132,8 +146,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
   if (gone || owner != config_.name) {
     log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
              gone ? "no node" : owner);
-    if (!gone)
-      hand_on_log(*peers_, services_.paths().service(entry.service()), entry.service(), owner);
+    if (!gone) hand_on_log(*peers_, services_.paths_of(entry.service()), entry.service(), owner);
     GW_RETURN_IF_ERROR(destroy_local(entry.service()));
     GW_RETURN_IF_ERROR(journal_.remove(entry));
     return owner;
@@ -161,6 +174,7 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
                       settle_owner_at_destination(*records_, config_.name, entry, ask_again()));
   if (ours) {
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
+    if (!entry.capsule().empty()) services_.set_capsule(entry.service(), entry.capsule());
     const absl::Status active =
         services_.activate(entry.service(), entry.main_image_pid(), std::move(hold));
     // It still stands frozen, with nobody but the journal to know that it is not meant to.
@@ -172,8 +186,9 @@ absl::Status Node::settle_destination(const api::MigrationJournal& entry, Unique
     return journal_.remove(entry);
   }
   // Without its record no late commit of it can be made.
-  GW_RETURN_IF_ERROR(entry.clone() ? remove_clone(*this, entry.service())
-                                   : destroy_local(entry.service()));
+  GW_RETURN_IF_ERROR(entry.clone()             ? remove_clone(*this, entry.service())
+                     : entry.capsule().empty() ? destroy_local(entry.service())
+                                               : services_.destroy_capsule(entry.capsule()));
   return journal_.remove(entry);
 }
 

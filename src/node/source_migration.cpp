@@ -16,6 +16,7 @@
 #include "migration/peer.h"
 #include "node/compress_option.h"
 #include "node/node.h"
+#include "node/ownership.h"
 
 namespace godwit::node {
 namespace {
@@ -49,6 +50,11 @@ absl::StatusOr<migration::Strategy> strategy_asked_for(const api::MigrateRequest
                       request.strategy());
   const bool post_copy =
       strategy == migration::STRATEGY_POSTCOPY || strategy == migration::STRATEGY_HYBRID;
+  if (request.in_place() && (post_copy || strategy == migration::STRATEGY_AUTO))
+    return post_copy ? make_error(absl::StatusCode::kInvalidArgument,
+                                  "in place there is no link that memory could not follow: use "
+                                  "--strategy precopy or cold")
+                     : absl::StatusOr<migration::Strategy>(migration::STRATEGY_PRECOPY);
   if (post_copy && request.verify())
     return make_error(
         absl::StatusCode::kInvalidArgument,
@@ -118,7 +124,7 @@ migration::MoverStart SourceMigration::describe(migration::Role role) const {
   migration::MoverStart start;
   start.set_role(role);
   start.set_migration_id(entry_.id());
-  start.set_service(current_.record.name());
+  start.set_service(node_.services().capsule_of(current_.record.name()));
   start.set_node(node_.config().local());
   start.set_state_dir(node_.config().state_dir);
   return start;
@@ -126,18 +132,24 @@ migration::MoverStart SourceMigration::describe(migration::Role role) const {
 
 absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRequest& request) {
   const std::string& self = node_.config().name;
-  if (request.node() == self)
-    return make_error(absl::StatusCode::kInvalidArgument, "service {} is on {} already",
-                      request.name(), self);
+  const std::string destination = request.in_place() ? self : request.node();
+  if (destination == self && !request.in_place())
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "service {} is on {} already; godwit rejuvenate {} moves it there to a new "
+                      "capsule",
+                      request.name(), self, request.name());
   GW_ASSIGN_OR_RETURN(const migration::Strategy strategy, strategy_asked_for(request));
   GW_RETURN_IF_ERROR(check_compress(request.compress()));
   GW_RETURN_IF_ERROR(check_stall_timeout(request.stall_timeout_ns()));
   // A dry run that names no destination looks at the service alone.
-  const bool alone = request.dry_run() && request.node().empty();
-  if (!alone) GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
-  GW_RETURN_IF_ERROR(check(request.name(), fmt::format("being moved to {}", request.node())));
+  const bool alone = request.dry_run() && destination.empty();
+  if (!alone) GW_RETURN_IF_ERROR(node_.records().node(destination).status());
+  GW_RETURN_IF_ERROR(check(request.name(), request.in_place()
+                                               ? std::string("being moved in place")
+                                               : fmt::format("being moved to {}", destination)));
   entry_.set_id(random_id());
-  entry_.set_peer(request.node());
+  entry_.set_peer(destination);
+  if (request.in_place()) entry_.set_capsule(node_.services().capsule_of(request.name()));
   if (request.dry_run()) return dry_run(request, strategy);
   const std::vector<migration::Reason> missing = missing_here();
   if (!missing.empty()) return refused(missing);
@@ -147,7 +159,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   user_cancelled_ = [outgoing, before = std::move(user_cancelled_)] {
     return outgoing->cancelled || before();
   };
-  GW_RETURN_IF_ERROR(mark_migrating(request.node()));
+  GW_RETURN_IF_ERROR(mark_migrating(destination));
   api::MigrateProgress preparing;
   preparing.set_phase("prepare");
   on_progress_(preparing);
@@ -160,7 +172,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   if (user_cancelled_()) return rolled_back("cancelled", Node::Undone::kAll);
 
   migration::MoverStart start = describe(request, strategy);
-  add_earlier_figures(start, request.node());
+  add_earlier_figures(start, destination);
   start.set_peer_host(replica_.host());
   start.set_peer_port(replica_.port());
   node_.set_proof(start, replica_.token(), entry_.peer());
@@ -179,7 +191,7 @@ migration::MoverStart SourceMigration::describe(const api::MigrateRequest& reque
   start.set_strategy(strategy);
   start.set_max_downtime_ns(request.max_downtime_ns());
   start.set_max_total_ns(request.max_total_ns());
-  start.set_post_copy_possible(!request.verify());
+  start.set_post_copy_possible(!request.verify() && !request.in_place());
   node_.set_bandwidth(start, request.bandwidth_bytes_per_s());
   start.set_throttle(request.throttle());
   start.set_stall_timeout_ns(request.stall_timeout_ns());
@@ -246,7 +258,11 @@ absl::Status SourceMigration::prepare_destination(const api::MigrateRequest& ask
   request.set_service(entry_.service());
   request.set_source(node_.config().name);
   request.set_record_revision(current_.revision);
-  GW_ASSIGN_OR_RETURN(const capsule::CapsuleSpec spec, spec_for(*peer));
+  GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, spec_for(*peer));
+  // In place the two differ by name for as long as both are there.
+  spec.set_name(entry_.capsule().empty()
+                    ? entry_.service()
+                    : fmt::format("{}~{}", entry_.service(), entry_.id().substr(0, 8)));
   request.set_spec(spec.SerializeAsString());
   request.set_verbose(asked.verbose());
   request.set_stall_timeout_ns(asked.stall_timeout_ns());
@@ -385,7 +401,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::rolled_back(const std::strin
   }
   api::MigrateResult result;
   result.set_name(entry_.service());
-  result.set_node(*owner);
+  const bool replaced = *owner == kReplacedHere;
+  result.set_node(replaced ? node_.config().name : *owner);
   result.set_outcome(*owner == node_.config().name ? "rolled_back" : "moved");
   result.set_error(why);
   result.mutable_statistics()->set_source(node_.config().name);

@@ -90,7 +90,9 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(
 }
 
 void ServiceSource::carry_spec() {
-  source_->set_section(kCapsuleSection, portable_spec(capsule_.spec()).SerializeAsString());
+  capsule::CapsuleSpec spec = portable_spec(capsule_.spec());
+  spec.set_name(std::string(capsule::service_of(spec.name())));
+  source_->set_section(kCapsuleSection, spec.SerializeAsString());
 }
 
 absl::Status ServiceSource::precheck(std::vector<migration::Reason>& reasons) {
