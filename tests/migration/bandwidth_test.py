@@ -85,28 +85,43 @@ def move_both(lab, *moves):
 
 
 def near(what, rate, wanted):
+    """More is never right; less may be a machine that has no time for them."""
     print("%s: %.1f MiB/s, wanted %.1f" % (what, rate / 2**20, wanted / 2**20), flush=True)
-    if not 0.85 * wanted < rate < 1.15 * wanted:
+    if rate > 1.15 * wanted:
         raise Failure("%s: %.1f MiB/s instead of %.1f" % (what, rate / 2**20, wanted / 2**20))
+    return rate > 0.85 * wanted
+
+
+def equal_shares(lab):
+    results, samples = move_both(lab, ("small", "precopy", ()), ("large", "precopy", ()))
+    pair = rates(samples, 2)
+    if not all(each["freeze_ns"] < 1e9 for each in results):
+        raise Failure("the freeze was limited: %s" % results)
+    return [near("two at once, one", pair[0], LIMIT / 2),
+            near("two at once, the other", pair[-1], LIMIT / 2)]
+
+
+def what_the_other_leaves(lab):
+    _, samples = move_both(lab, ("small", "precopy", ("--bandwidth", "%d" % (LIMIT // 6))),
+                           ("large", "postcopy", ()))
+    pair = rates(samples, 2)
+    return [near("its own limit", pair[0], LIMIT / 6),
+            near("memory that follows, what the other leaves", pair[-1], LIMIT * 5 / 6)]
 
 
 def main():
     with Lab(sys.argv[1], node_options=["--bandwidth", "%d" % LIMIT]) as lab:
         serve(lab, "small", 64)
         serve(lab, "large", 96)
-        results, samples = move_both(lab, ("small", "precopy", ()), ("large", "precopy", ()))
-        pair = rates(samples, 2)
-        near("two at once, one", pair[0], LIMIT / 2)
-        near("two at once, the other", pair[-1], LIMIT / 2)
-        if not all(each["freeze_ns"] < 1e9 for each in results):
-            raise Failure("the freeze was limited: %s" % results)
-        for name in ("small", "large"):
-            lab.move(name, "n1", timeout=120)
-        results, samples = move_both(lab, ("small", "precopy", ("--bandwidth", "%d" % (LIMIT // 6))),
-                                     ("large", "postcopy", ()))
-        pair = rates(samples, 2)
-        near("its own limit", pair[0], LIMIT / 6)
-        near("memory that follows, what the other leaves", pair[-1], LIMIT * 5 / 6)
+        for shares in (equal_shares, what_the_other_leaves):
+            for attempt in range(4):
+                right = all(shares(lab))
+                for name in ("small", "large"):
+                    lab.move(name, "n1", timeout=120)
+                if right:
+                    break
+            else:
+                raise Failure("four times less than it may have")
     print("passed")
 
 
