@@ -32,7 +32,8 @@ constexpr int64_t kForgottenNs = 500'000'000;
 struct LinkShare::Slot {
   std::atomic<uint64_t> taken;       // who has it: a thread id, 0: nobody
   std::atomic<int64_t> touched_ns;   // CLOCK_MONOTONIC, which all share; 0: rests
-  std::atomic<int64_t> waited_ns;    // when it was last held back
+  std::atomic<int64_t> held_ns;      // when it was last held back
+  std::atomic<uint64_t> wants;       // then; batches may be too far apart to tell
   std::atomic<uint64_t> per_second;  // that it uses
 };
 
@@ -82,7 +83,8 @@ absl::StatusOr<std::unique_ptr<LinkShare>> LinkShare::join(const std::string& pa
     if (!free || !slot.taken.compare_exchange_strong(owner, static_cast<uint64_t>(::gettid())))
       continue;
     slot.per_second = 0;
-    slot.waited_ns = now;  // until it shows how much it wants
+    slot.wants = UINT64_MAX;  // until it shows how much
+    slot.held_ns = now;
     slot.touched_ns = 0;
     return std::unique_ptr<LinkShare>(new LinkShare(shared, &slot));
   }
@@ -103,15 +105,18 @@ uint64_t LinkShare::rate() const {
   size_t count = 0;
   for (const Slot& slot : memory_->slots) {
     if (&slot == own_ || now - slot.touched_ns > kForgottenNs) continue;
-    demands.at(count++) = now - slot.waited_ns < kForgottenNs ? UINT64_MAX : slot.per_second.load();
+    demands.at(count++) = now - slot.held_ns < kForgottenNs ? slot.wants : slot.per_second;
   }
   return fair_rate(memory_->bytes_per_s, std::span(demands).first(count));
 }
 
-void LinkShare::use(uint64_t bytes, bool waited) {
+void LinkShare::use(uint64_t bytes, uint64_t wants) {
   const int64_t now = monotonic_ns();
   own_->touched_ns = now;
-  if (waited) own_->waited_ns = now;
+  if (wants > 0) {
+    own_->wants = wants;
+    own_->held_ns = now;
+  }
   window_bytes_ += bytes;
   const int64_t time = now - window_begin_ns_;
   if (time < kWindowNs) return;

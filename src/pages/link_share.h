@@ -32,8 +32,9 @@ class LinkShare {
 
   // Bytes a second for this one now, at least 1. One thread at a time.
   uint64_t rate() const;
-  // `bytes` go; `waited`: it would send more if it might.
-  void use(uint64_t bytes, bool waited);
+  // `bytes` go. `wants`: what it is held back from, bytes a second: its own limit, or UINT64_MAX if
+  // it takes what it gets; 0: it is not held back.
+  void use(uint64_t bytes, uint64_t wants);
   // Sends nothing that is limited for now: the others need not count with it.
   void rest();
 

@@ -92,7 +92,7 @@ TEST(LinkShareTest, WhatOneDoesNotUseIsTheOthers) {
   const File file(40 * kMiB);
   Sender slow(file.path, 5 * kMiB), quick(file.path), resting(file.path);
   resting.pacer.lift(true);
-  run_beside({&slow, &quick}, {kMiB / 16, kMiB / 4});
+  run_beside({&slow, &quick}, {kMiB, kMiB / 4});
   expect_about(slow.sent, 10 * kMiB);
   expect_about(quick.sent, 70 * kMiB);
   EXPECT_EQ(resting.pacer.wait_ns(), 0);
@@ -105,7 +105,7 @@ TEST(LinkShareTest, OneThatHasDiedCountsNoMore) {
     const pid_t child = ::fork();
     if (child == 0) {
       auto share = LinkShare::join(file.path);
-      if (share.ok()) (*share)->use(kMiB, true);
+      if (share.ok()) (*share)->use(kMiB, UINT64_MAX);
       ::_exit(share.ok() ? 0 : 1);
     }
     int status = 0;

@@ -24,6 +24,11 @@ uint64_t Pacer::rate() const {
   return limit_ == 0 ? shared : std::min(limit_, shared);
 }
 
+// Held back by its own limit it would not send more if the others sent less.
+uint64_t Pacer::wants(uint64_t now_rate) const {
+  return limit_ == 0 || now_rate < limit_ ? UINT64_MAX : limit_;
+}
+
 void Pacer::refill(uint64_t rate) {
   const int64_t now = monotonic_ns();
   const double seconds = static_cast<double>(now - counted_at_) * 1e-9;
@@ -37,9 +42,7 @@ void Pacer::charge(uint64_t bytes) {
   if (now_rate == 0) return;
   refill(now_rate);
   allowance_ -= static_cast<double>(bytes);
-  // Held back by its own limit it would not send more if the others sent less.
-  const bool wants_more = waited_ && (limit_ == 0 || now_rate < limit_);
-  if (share_ != nullptr) share_->use(bytes, wants_more);
+  if (share_ != nullptr) share_->use(bytes, waited_ ? wants(now_rate) : 0);
   waited_ = false;
 }
 
@@ -50,7 +53,7 @@ int64_t Pacer::wait_ns() {
   if (allowance_ >= 0) return 0;
   waited_ = true;
   // Batches may be seconds apart.
-  if (share_ != nullptr) share_->use(0, limit_ == 0 || now_rate < limit_);
+  if (share_ != nullptr) share_->use(0, wants(now_rate));
   return static_cast<int64_t>(-allowance_ / static_cast<double>(now_rate) * 1e9) + 1;
 }
 

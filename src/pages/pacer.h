@@ -28,6 +28,7 @@ class Pacer {
  private:
   uint64_t rate() const;  // 0: no limit
   void refill(uint64_t rate);
+  uint64_t wants(uint64_t now_rate) const;
 
   uint64_t limit_ = 0;
   std::unique_ptr<LinkShare> share_;
