@@ -298,7 +298,9 @@ absl::StatusOr<Accepted> Acceptor::next(Deadline deadline) {
         pending_.erase(one);
         return accepted;
       }
-      if (!done.ok()) log_info("a connection of a stranger's: {}", message_of(done.status()));
+      // Of a node, whoever else may knock.
+      if (absl::IsUnauthenticated(done.status()))
+        log_warning("a connection was refused: {}", message_of(done.status()));
       one = done.ok() && !one->patience.passed() ? one + 1 : pending_.erase(one);
     }
     std::vector<pollfd> polled = {{listener_, POLLIN, 0}};
