@@ -83,7 +83,7 @@ def push(lab, moves):
                 result = lab.move("push", "n2" if i % 2 == 0 else "n1", "--strategy", "postcopy")
                 if i >= 2:
                     rates.append(result["pages_left_behind"] * 4096 / result["post_copy_ns"] * 1e9)
-            idle = [2**30 / iperf(lab, 2**30) for _ in range(3)]
+            idle = [2**30 / iperf(2**30) for _ in range(3)]
         lab("rm", "-f", "push")
         rows.append(["push, 1 GiB, %s, of the idle link" % what, "0.60",
                      "%.2f (%s MiB/s, iperf3 %.0f)" % (common.median(rates) / common.median(idle),
