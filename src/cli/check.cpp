@@ -31,19 +31,15 @@ absl::StatusOr<node::ProcessCheck> check_service(const Context& context, const s
   return check;
 }
 
-std::string amount(uint32_t n, const char* one, const char* many) {
-  return fmt::format("{} {}", n, n == 1 ? one : many);
-}
-
 void print(const node::ProcessCheck& check) {
   const api::MigrateResult& result = check.result;
   const api::MigrationStatistics& s = result.statistics();
   fmt::print("{} {} move\n", result.name(), result.outcome() == "movable" ? "can" : "cannot");
   fmt::print("  holds {}, {}, {} of memory, {}, {}\n",
-             amount(s.processes(), "process", "processes"),
-             amount(s.threads(), "thread", "threads"), format_bytes(s.memory_bytes()),
-             amount(s.descriptors(), "descriptor", "descriptors"),
-             amount(s.connections(), "connection", "connections"));
+             format_amount(s.processes(), "process", "processes"),
+             format_amount(s.threads(), "thread", "threads"), format_bytes(s.memory_bytes()),
+             format_amount(s.descriptors(), "descriptor", "descriptors"),
+             format_amount(s.connections(), "connection", "connections"));
   std::string kinds;
   for (const auto& [kind, count] : check.descriptions)
     kinds += fmt::format("{}{} {}", kinds.empty() ? "" : ", ", count, kind);

@@ -102,18 +102,18 @@ std::string plan_text(const api::MigrateResult& result) {
                        format_ns(s.predicted_downtime_ns()), format_ns(s.predicted_total_ns()),
                        format_bytes(s.bytes_per_s()));
   out += fmt::format("  based on {}\n", result.based_on());
-  const auto amount = [](uint32_t n, const char* one, const char* many) {
-    return fmt::format("{} {}", n, n == 1 ? one : many);
-  };
   out += fmt::format(
       "  carries {}, {}, {} of memory ({} of it zero), {},\n  {}, {} of files of its own\n",
-      amount(s.processes(), "process", "processes"), amount(s.threads(), "thread", "threads"),
-      format_bytes(s.memory_bytes()), format_bytes(s.pages_zero() * kPageSize),
-      amount(s.descriptors(), "descriptor", "descriptors"),
-      amount(s.connections(), "connection", "connections"), format_bytes(result.layer_bytes()));
+      format_amount(s.processes(), "process", "processes"),
+      format_amount(s.threads(), "thread", "threads"), format_bytes(s.memory_bytes()),
+      format_bytes(s.pages_zero() * kPageSize),
+      format_amount(s.descriptors(), "descriptor", "descriptors"),
+      format_amount(s.connections(), "connection", "connections"),
+      format_bytes(result.layer_bytes()));
   if (result.differences_size() > 0)
-    out += fmt::format("  and {} that the other node has not or not the same:\n",
-                       amount(static_cast<uint32_t>(result.differences_size()), "file", "files"));
+    out += fmt::format(
+        "  and {} that the other node has not or not the same:\n",
+        format_amount(static_cast<uint32_t>(result.differences_size()), "file", "files"));
   for (const api::FileDifference& each : result.differences())
     out += fmt::format("    {} {}\n", each.path(), each.what());
   return out;

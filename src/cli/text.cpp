@@ -96,6 +96,10 @@ std::string format_ns(int64_t ns) {
   return fmt::format("{:.2f} s", value / 1e9);
 }
 
+std::string format_amount(uint64_t n, const char* one, const char* many) {
+  return fmt::format("{} {}", n, n == 1 ? one : many);
+}
+
 std::string format_bytes(uint64_t bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   auto value = static_cast<double>(bytes);

@@ -18,9 +18,10 @@ absl::StatusOr<int64_t> parse_bandwidth(std::string_view text);
 // A signal's number from "15", "TERM", "SIGTERM".
 absl::StatusOr<int> parse_signal(std::string_view text);
 
-std::string format_ns(int64_t ns);              // "850 us", "1.31 ms", "2.40 s"
-std::string format_bytes(uint64_t bytes);       // "259 MiB"
-std::string format_age(int64_t since_unix_ns);  // "3 minutes"
+std::string format_ns(int64_t ns);         // "850 us", "1.31 ms", "2.40 s"
+std::string format_bytes(uint64_t bytes);  // "259 MiB"
+std::string format_amount(uint64_t n, const char* one, const char* many);  // "1 process"
+std::string format_age(int64_t since_unix_ns);                             // "3 minutes"
 
 // Columns as wide as their widest cell, two spaces between.
 class Table {

@@ -37,7 +37,7 @@ absl::StatusOr<std::vector<HostPid>> tree_below(HostPid root) {
   return all;
 }
 
-// Pipes and sockets that somebody has given it as its standard streams.
+// Pipes that somebody has given it as its standard streams.
 std::array<ino_t, 3> standard_streams(HostPid pid) {
   std::array<ino_t, 3> inodes = {0, 0, 0};
   for (size_t i = 0; i < inodes.size(); ++i) {

@@ -38,8 +38,8 @@ class SourceMigration {
   absl::Status check_record(const api::ServiceRecord& record) const;
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request,
                                              migration::Strategy strategy);
-  api::MigrateResult looked_at_alone(const api::MigrateRequest& request,
-                                     const migration::Finished& finished) const;
+  api::MigrateResult found_here(const std::string& service,
+                                const migration::Finished& finished) const;
   void predict(migration::MoverStart start, Peer& peer, migration::Statistics& statistics,
                api::MigrateResult& result);
   EarlierFigures add_earlier_figures(migration::MoverStart& start,

@@ -89,7 +89,8 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   start.set_throttle(request.throttle());
   GW_ASSIGN_OR_RETURN(mover_, node_.spare_mover().take_or_start(start));
   GW_ASSIGN_OR_RETURN(const migration::Finished finished, follow());
-  if (request.node().empty()) return looked_at_alone(request, finished);
+  api::MigrateResult result = found_here(request.name(), finished);
+  if (request.node().empty()) return result;
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(request.node()));
   api::PrepareReplicaRequest question;
   question.set_migration_id(entry_.id());
@@ -101,12 +102,6 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   api::PrepareReplicaReply answer;
   const absl::Status there = call_prepare(*peer, question, answer);
 
-  api::MigrateResult result;
-  result.set_name(request.name());
-  result.set_node(node_.config().name);
-  for (const migration::Reason& each : missing_here()) *result.add_refusals() = to_refusal(each);
-  for (const migration::Reason& each : finished.reasons())
-    *result.add_refusals() = to_refusal(each);
   if (!there.ok()) {
     api::Refusal* refusal = result.add_refusals();
     refusal->set_code("destination.unfit");
@@ -123,23 +118,23 @@ absl::StatusOr<api::MigrateResult> SourceMigration::dry_run(const api::MigrateRe
   result.mutable_statistics()->set_destination(request.node());
   result.set_layer_bytes(layer_bytes_);
   for (const api::Refusal& each : warnings_) *result.add_warnings() = each;
-  const bool refused = finished.outcome() == migration::OUTCOME_REFUSED ||
-                       result.refusals_size() > 0 || !finished.error().empty();
-  result.set_outcome(refused ? "refused" : "movable");
-  result.set_error(finished.error());
+  if (result.refusals_size() > 0) result.set_outcome("refused");
   return result;
 }
 
-api::MigrateResult SourceMigration::looked_at_alone(const api::MigrateRequest& request,
-                                                    const migration::Finished& finished) const {
+// What is known without another node.
+api::MigrateResult SourceMigration::found_here(const std::string& service,
+                                               const migration::Finished& finished) const {
   api::MigrateResult result;
-  result.set_name(request.name());
+  result.set_name(service);
   result.set_node(node_.config().name);
+  for (const migration::Reason& each : missing_here()) *result.add_refusals() = to_refusal(each);
   for (const migration::Reason& each : finished.reasons())
     *result.add_refusals() = to_refusal(each);
   *result.mutable_statistics() = statistics_of(finished.statistics());
-  result.set_outcome(result.refusals_size() > 0 || !finished.error().empty() ? "refused"
-                                                                             : "movable");
+  const bool refused = finished.outcome() == migration::OUTCOME_REFUSED ||
+                       result.refusals_size() > 0 || !finished.error().empty();
+  result.set_outcome(refused ? "refused" : "movable");
   result.set_error(finished.error());
   return result;
 }

@@ -115,7 +115,7 @@ absl::Status precheck_ipc(std::vector<Refusal>& refusals) {
 }
 
 absl::StatusOr<void*> attach_segment(int shmid, bool read_only) {
-  void* memory = ::shmat(shmid, nullptr, read_only ? SHM_RDONLY : 0);
+  void* memory = ::shmat(shmid, nullptr, attach_flags(!read_only, false));
   // shmat(2): (void*)-1
   if (reinterpret_cast<intptr_t>(memory) == -1)
     return errno_status(errno, fmt::format("shmat({})", shmid));
