@@ -9,7 +9,7 @@
 #include <set>
 
 #include "base/status.h"
-#include "capsule/host_mounts.h"
+#include "kernel/proc/mountinfo.h"
 #include "kernel/syscalls.h"
 
 namespace godwit::capsule {
@@ -34,20 +34,9 @@ bool has_word(std::string_view list, char separator, std::string_view word) {
 
 // Mount point of the v1 hierarchy with the controller `cpu`; "" if there is none.
 absl::StatusOr<std::string> cpu_mount() {
-  GW_ASSIGN_OR_RETURN(const std::string text, kernel::read_file("/proc/self/mountinfo"));
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    const std::string_view line(&text[at], end - at);
-    at = end + 1;
-    const size_t dash = line.find(" - cgroup ");
-    if (dash == std::string_view::npos) continue;
-    // Behind it: the source and the super block's options.
-    const std::string_view tail = line.substr(dash + 10);
-    if (!has_word(tail.substr(std::min(tail.find(' '), tail.size() - 1) + 1), ',', "cpu")) continue;
-    size_t from = 0;
-    for (int i = 0; i < 4; ++i) from = line.find(' ', from) + 1;
-    return unescape_mount_field(line.substr(from, line.find(' ', from) - from));
-  }
+  GW_ASSIGN_OR_RETURN(const auto mounts, kernel::read_mountinfo(HostPid{::getpid()}));
+  for (const kernel::Mount& mount : mounts)
+    if (mount.type == "cgroup" && mount.has_super_option("cpu")) return mount.point;
   return "";
 }
 
@@ -80,8 +69,7 @@ absl::StatusOr<CpuLimit> CpuLimit::find(const Cgroup& work, std::string_view nam
   if (mount.empty())
     return absl::FailedPreconditionError(
         "the service's cgroup has no cpu.max, and no cgroup v1 hierarchy with the controller cpu "
-        "is "
-        "mounted");
+        "is mounted");
   const std::string own = fmt::format("godwit-{}", name);
   std::set<std::string> groups;
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, work.processes());

@@ -87,7 +87,6 @@ absl::Status SharedObjects::ensure_file(const resource::SharedObjectState& state
                       state.size());
   const uint64_t size = (state.size() + 4095) & ~uint64_t{4095};
   Object& object = objects_[state.id()];
-  if (object.fd && object.size == size) return absl::OkStatus();
   if (!object.fd && existing >= 0) {
     GW_ASSIGN_OR_RETURN(
         object.fd, kernel::open(fmt::format("/proc/self/fd/{}", existing), O_RDWR | O_CLOEXEC));
@@ -102,9 +101,14 @@ absl::Status SharedObjects::ensure_file(const resource::SharedObjectState& state
     });
     GW_RETURN_IF_ERROR(made);
   }
-  if (::ftruncate(object.fd.get(), static_cast<off_t>(state.size())) != 0)
+  // It may also have grown within its last page.
+  struct stat stat {};
+  if (::fstat(object.fd.get(), &stat) != 0)
+    return errno_status(errno, fmt::format("fstat({})", state.path()));
+  if (static_cast<uint64_t>(stat.st_size) != state.size() &&
+      ::ftruncate(object.fd.get(), static_cast<off_t>(state.size())) != 0)
     return errno_status(errno, fmt::format("ftruncate({}, {})", state.path(), state.size()));
-  return map(object, size);
+  return object.size == size ? absl::OkStatus() : map(object, size);
 }
 
 absl::Status SharedObjects::ensure_segment(const resource::SharedObjectState& state,
