@@ -8,10 +8,10 @@
 // (@ only), at most 30 s, so that a test can do something to another process at this very step.
 //
 // Movers inherit their daemon's environment, and each name is hit on one side of a migration only
-// (source.*, pages.send, pages.scan, node.marked and node.before_mover at the source; store.* at
-// the store's keeper when it is not the destination; node.recover in any daemon that starts; all
-// others at the destination): so one file for a whole lab arms one side. Costs one load and a
-// branch when unset.
+// (source.*, pages.send, pages.scan, node.marked, node.before_mover and node.taking_down at the
+// source; store.* at the store's keeper when it is not the destination; node.recover in any daemon
+// that starts; all others at the destination): so one file for a whole lab arms one side. Costs one
+// load and a branch when unset.
 #ifndef GODWIT_BASE_FAULT_POINT_H_
 #define GODWIT_BASE_FAULT_POINT_H_
 

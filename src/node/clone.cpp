@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "capsule/paths.h"
 #include "node/launch.h"
+#include "node/new_service.h"
 #include "node/node.h"
 
 namespace godwit::node {
@@ -18,17 +19,7 @@ absl::StatusOr<CloneClaim> claim_clone(Node& node, const api::PrepareReplicaRequ
   claim.spec.set_name(request.service());
   if (original.hostname() == request.clone_of()) claim.spec.set_hostname(request.service());
   api::ServiceRecord& record = claim.record.record;
-  record.set_name(request.service());
-  record.set_owner(node.config().name);
-  record.set_generation(1);
-  record.set_state(api::SERVICE_CREATING);
-  record.set_created_unix_ns(clock_ns(CLOCK_REALTIME));
-  const absl::Status named = node.records().put(claim.record);
-  if (absl::IsAborted(named))
-    return make_error(absl::StatusCode::kAlreadyExists,
-                      "there is a service \"{}\" already; choose another --name or remove it",
-                      request.service());
-  GW_RETURN_IF_ERROR(named);
+  GW_RETURN_IF_ERROR(claim_new_name(node, request.service(), claim.record));
   auto undo = absl::MakeCleanup([&] {
     const absl::Status gone = remove_clone(node, request.service());
     if (!gone.ok()) log_error("undoing clone {}: {}", request.service(), message_of(gone));

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "capsule/root_fs.h"
 #include "network/ip.h"
+#include "node/new_service.h"
 #include "node/node.h"
 
 namespace godwit::node {
@@ -177,22 +178,11 @@ absl::StatusOr<Launch> Launch::prepare(Node& node, const api::RunRequest& reques
   GW_RETURN_IF_ERROR(capsule::check_root(spec));
   GW_RETURN_IF_ERROR(check_ip(node.config(), request.ip()));
   Launch launch(&node);
-  GW_ASSIGN_OR_RETURN(launch.hold_, node.busy().try_hold(request.name(), "being started"));
+  GW_ASSIGN_OR_RETURN(launch.hold_, hold_new_name(node, request.name(), "being started"));
 
   api::ServiceRecord& record = launch.versioned_.record;
-  record.set_name(request.name());
-  record.set_owner(node.config().name);
-  record.set_generation(1);
-  record.set_state(api::SERVICE_CREATING);
-  record.set_created_unix_ns(clock_ns(CLOCK_REALTIME));
   // The name first: everything after it is found again by it.
-  const absl::Status named = node.records().put(launch.versioned_);
-  if (absl::IsAborted(named))
-    return make_error(absl::StatusCode::kAlreadyExists,
-                      "there is a service \"{}\" already; choose another --name or remove it "
-                      "(godwit rm {})",
-                      request.name(), request.name());
-  GW_RETURN_IF_ERROR(named);
+  GW_RETURN_IF_ERROR(claim_new_name(node, request.name(), launch.versioned_));
   launch.claimed_ = true;
 
   GW_RETURN_IF_ERROR(claim_addresses(node, request.ip(), spec));

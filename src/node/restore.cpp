@@ -10,6 +10,7 @@
 #include "capsule/capsule.h"
 #include "kernel/syscalls.h"
 #include "node/mover_process.h"
+#include "node/new_service.h"
 #include "node/node.h"
 #include "node/replica_session.h"
 #include "stream/stream.h"
@@ -63,19 +64,9 @@ absl::StatusOr<migration::Finished> follow(MoverProcess& mover,
 
 absl::Status claim(Node& node, const capsule::CapsuleSpec& spec, VersionedService& versioned) {
   api::ServiceRecord& record = versioned.record;
-  record.set_name(spec.name());
-  record.set_owner(node.config().name);
-  record.set_generation(1);
-  record.set_state(api::SERVICE_CREATING);
   record.set_spec(spec.SerializeAsString());
-  record.set_created_unix_ns(clock_ns(CLOCK_REALTIME));
   if (spec.addresses_size() > 0) record.set_address(spec.addresses(0).ip());
-  const absl::Status named = node.records().put(versioned);
-  if (absl::IsAborted(named))
-    return make_error(absl::StatusCode::kAlreadyExists,
-                      "there is a service \"{}\" already; choose another --name or remove it",
-                      spec.name());
-  return named;
+  return claim_new_name(node, spec.name(), versioned);
 }
 
 }  // namespace
@@ -130,7 +121,7 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   GW_RETURN_IF_ERROR(capsule::check_name(spec.name()));
   GW_RETURN_IF_ERROR(check_destination(node, spec));
   GW_ASSIGN_OR_RETURN(Busy::Hold hold,
-                      node.busy().try_hold(spec.name(), "being restored from a file"));
+                      hold_new_name(node, spec.name(), "being restored from a file"));
   VersionedService versioned;
   GW_RETURN_IF_ERROR(claim(node, spec, versioned));
   const int64_t begin = monotonic_ns();

@@ -144,6 +144,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
     }
   }
   if (gone || owner != config_.name) {
+    FAULT_POINT("node.taking_down");
     log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
              gone ? "no node" : owner);
     if (!gone) hand_on_log(*peers_, services_.paths_of(entry.service()), entry.service(), owner);

@@ -6,9 +6,11 @@ that recovers. As in transaction_test.py the service answers at exactly one node
   settle_test.py GODWIT
 """
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -81,6 +83,28 @@ class Settling(Transactions):
             return outcome
         self.case("moved to a node that recovers", "destination", act, SOON_US, "destination")
 
+    def started_again_where_it_was(self):
+        """It has moved and was removed there; the source still takes down what is left here."""
+        self.from_keeper()
+        self.lab.start("leaves", "sleep", "1000")
+        self.faults.arm("node.taking_down", "wait")
+        moved = self.lab.migrate("leaves", "n2")
+        if moved["outcome"] != "moved":
+            raise Failure("leaves: %s" % moved)
+        self.wait_hit("node.taking_down")
+        self.lab("rm", "-f", "leaves")
+        again = subprocess.Popen([self.lab.godwit, "run", "--name", "leaves", "--node", "n1", "-d",
+                                  "--", "sleep", "1000"], stderr=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            again.wait(0.5)
+        self.faults.go_on()
+        err = again.communicate(timeout=30)[1]
+        if again.returncode != 0 or self.lab.inspect("leaves")["node"] != "n1":
+            raise Failure("started again: exit code %d: %s" % (again.returncode, err))
+        self.lab("rm", "-f", "leaves")
+        self.faults.disarm()
+        print("started again where it was: ok", flush=True)
+
     def late_commit(self):
         """n3's daemon dies while its commit is on its way to the keeper, n1. Its successor removes
         the replica before the keeper looks at the commit; n2's daemon, which would fence it, comes
@@ -117,6 +141,7 @@ def main():
         ("node.activate", Settling.activation_fails),
         ("destination.ready", Settling.replica_killed),
         ("node.recover", Settling.moved_to_a_recovering_node),
+        ("node.taking_down", Settling.started_again_where_it_was),
     ]
     failed = run_all(sys.argv[1], two_nodes, Settling)
     return failed or run_all(sys.argv[1], [("late", Settling.late_commit)], Settling, 3)
