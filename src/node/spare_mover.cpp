@@ -8,10 +8,12 @@ namespace {
 
 // After a start that failed.
 constexpr absl::Duration kAgainAfter = absl::Seconds(30);
+// It links and has waited for its role by then.
+constexpr absl::Duration kUntilItWaits = absl::Milliseconds(30);
 
 }  // namespace
 
-SpareMover::Pause::Pause(SpareMover& owner) : owner_(&owner) {
+SpareMover::Pause::Pause(SpareMover& owner) : owner_(&owner), beating_(owner.metronome_) {
   std::lock_guard lock(owner.mutex_);
   ++owner.under_way_;
   owner.changed_.notify_all();
@@ -21,12 +23,14 @@ SpareMover::Pause& SpareMover::Pause::operator=(Pause&& other) noexcept {
   if (this != &other) {
     end();
     owner_ = std::exchange(other.owner_, nullptr);
+    beating_ = std::move(other.beating_);
   }
   return *this;
 }
 
 void SpareMover::Pause::end() {
   if (owner_ == nullptr) return;
+  beating_.end();
   std::lock_guard lock(owner_->mutex_);
   --owner_->under_way_;
   owner_->changed_.notify_all();
@@ -76,12 +80,15 @@ void SpareMover::run() {
                           [&] { return ending_ || !due(); }))
       continue;
     lock.unlock();
+    kernel::Metronome::Beating beating(metronome_);
     auto started = MoverProcess::start();
     lock.lock();
     if (started.ok()) {
       spare_ = *std::move(started);
+      changed_.wait_for(lock, absl::ToChronoNanoseconds(kUntilItWaits), [this] { return ending_; });
       continue;
     }
+    beating.end();
     // The next move tries for itself and says why; there is no hurry here.
     log_warning("starting a mover ahead: {}", message_of(started.status()));
     changed_.wait_for(lock, absl::ToChronoNanoseconds(kAgainAfter), [this] { return ending_; });

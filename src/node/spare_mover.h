@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernel/metronome.h"
 #include "migration/mover.pb.h"
 #include "node/mover_process.h"
 
@@ -34,19 +35,21 @@ class SpareMover {
   // From here on there is to be a spare one whenever nothing is under way.
   void keep_one();
 
-  // While one lives, something is under way and none is started ahead. It may outlive the thread
-  // that made it, but not the SpareMover.
+  // While one lives, something is under way: none is started ahead, and the CPUs choose anew often.
+  // It may outlive the thread that made it, but not the SpareMover.
   class Pause {
    public:
     Pause() = default;
     explicit Pause(SpareMover& owner);
-    Pause(Pause&& other) noexcept : owner_(std::exchange(other.owner_, nullptr)) {}
+    Pause(Pause&& other) noexcept
+        : owner_(std::exchange(other.owner_, nullptr)), beating_(std::move(other.beating_)) {}
     Pause& operator=(Pause&& other) noexcept;
     ~Pause() { end(); }
     void end();
 
    private:
     SpareMover* owner_ = nullptr;
+    kernel::Metronome::Beating beating_;
   };
 
   // The spare one if there is one and it lives, else one that is started now.
@@ -59,6 +62,7 @@ class SpareMover {
   void run();
 
   const absl::Duration calm_;
+  kernel::Metronome metronome_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::unique_ptr<MoverProcess> spare_;
