@@ -1,8 +1,7 @@
 """Driving build/godwit from tests, the demo and the benchmark.
 
 One lab at a time exists on a machine: Lab takes a lock, brings it up, and takes it down again, and
-says what was left behind. $GODWIT_LAB=x makes another one beside it, with its own lock; then what
-is left behind cannot be told apart and is not looked for.
+says what was left behind. $GODWIT_LAB=x makes another one beside it, with its own lock.
 """
 
 import contextlib
@@ -52,33 +51,61 @@ def wait_for(what, condition, timeout=30):
         time.sleep(0.02)
 
 
-def machine_state():
-    """What a lab must leave as it was: names in each set are compared before and after."""
-    def lines(path):
-        with open(path) as text:
-            return text.read().splitlines()
-
-    processes = set()
-    for status in glob.glob("/proc/[0-9]*/stat"):
+def processes_of_lab():
+    """(pid, start time, name) of what runs on its hosts or in its capsules, as strings. Other labs
+    and tests may be there beside it."""
+    hosts = set()
+    for path in glob.glob("/run/netns/%s-*" % lab_id()):
         with contextlib.suppress(OSError):
-            with open(status) as text:
-                name, _, state = text.read().partition("(")[2].rpartition(") ")
-            # Dead, it is pid 1's that reaps orphans, and some take their time.
-            if state.startswith("Z"):
+            hosts.add(os.stat(path).st_ino)
+    group = "/godwit/%s-n" % lab_id()
+    found = set()
+    for folder in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError):
+            with open(folder + "/cgroup") as text:
+                inside = group in text.read()
+            if not inside and os.stat(folder + "/ns/net").st_ino not in hosts:
                 continue
-            if name.startswith("godwit") or name in ("redis-server", "nginx", "memcached",
-                                                     "memory_server", "pulse"):
-                processes.add("%s %s" % (status.split("/")[2], name))
+            found.add(_identity(folder))
+    return found
+
+
+def _identity(folder):
+    with open(folder + "/stat") as text:
+        name, _, rest = text.read().partition("(")[2].rpartition(") ")
+    words = rest.split()
+    return (folder.split("/")[2], words[19], name, words[0])
+
+
+def still_there(processes):
+    """Those that have not ended. Of the dead it is pid 1's to reap orphans, which takes its time."""
+    left = set()
+    for pid, started, name, _ in processes:
+        with contextlib.suppress(OSError):
+            now = _identity("/proc/" + pid)
+            if now[1] == started and now[3] != "Z":
+                left.add("%s %s" % (pid, name))
+    return left
+
+
+def traces_of_lab():
+    """What a lab must not leave, by kind."""
+    name, beginning = lab_name(), lab_id() + "-"
+    with open("/proc/self/mountinfo") as text:
+        mounts = {line.split()[4] for line in text}
     cgroups = set()
-    for mount in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-        cgroups |= {d for d in glob.glob(mount + "/godwit/**", recursive=True) if os.path.isdir(d)}
+    for mount in glob.glob("/sys/fs/cgroup/*/") + ["/sys/fs/cgroup/"]:
+        cgroups |= set(glob.glob("%sgodwit/%sn*/**/" % (mount, beginning), recursive=True))
+        cgroups |= set(glob.glob("%s**/godwit-%sn*/" % (mount, beginning), recursive=True))
     return {
-        "processes": processes,
-        "mounts": {line.split()[4] for line in lines("/proc/self/mountinfo")},
-        "network namespaces": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
-        "links": set(os.listdir("/sys/class/net")),
+        "mounts": {each for each in mounts
+                   if "/godwit/%s/" % name in each or "/run/netns/" + beginning in each},
+        "network namespaces": {each for each in os.listdir("/run/netns")
+                               if each.startswith(beginning)} if os.path.isdir("/run/netns") else set(),
+        "links": {each for each in os.listdir("/sys/class/net") if each.startswith(("gwp", "gwt"))},
         "control groups": cgroups,
-        "folders": set(glob.glob("/run/godwit/lab/*")) | set(glob.glob("/var/lib/godwit/lab/*")),
+        "folders": set(glob.glob("/run/godwit/%s/*" % name)) |
+        set(glob.glob("/var/lib/godwit/%s/*" % name)),
     }
 
 
@@ -132,7 +159,6 @@ class Lab:
         self.lock = open("/run/godwit/test%s.lock" % ("-" + beside if beside else ""), "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         run(self.godwit, "lab", "down", timeout=120)
-        self.before = machine_state()
         self.prepare()
         run(self.godwit, "lab", "up", *self.arguments, *self.node_options, timeout=120)
         return self
@@ -145,21 +171,22 @@ class Lab:
             self.cleanup.close()
             if kind is not None:
                 self.show_logs()
+            processes = processes_of_lab()
             run(self.godwit, "lab", "down", timeout=120)
-            left = None if os.environ.get("GODWIT_LAB") else self.left_over()
+            left = self.left_over(processes)
             if left and kind is None:
                 raise Failure("left behind: %s" % left)
         finally:
             self.lock.close()
 
-    def left_over(self):
-        def difference():
-            after = machine_state()
-            return {k: sorted(after[k] - self.before[k]) for k in after if after[k] - self.before[k]}
-        end = time.monotonic() + 5
-        while difference() and time.monotonic() < end:
+    def left_over(self, processes):
+        def found():
+            kinds = dict(traces_of_lab(), processes=still_there(processes))
+            return {kind: sorted(names) for kind, names in kinds.items() if names}
+        end = time.monotonic() + 10
+        while found() and time.monotonic() < end:
             time.sleep(0.05)
-        return difference()
+        return found()
 
     def show_logs(self):
         lab = lab_name()
