@@ -75,6 +75,6 @@ function(godwit_library name)
     target_link_libraries(${name}_test PRIVATE godwit_${name} GTest::gmock GTest::gtest
                           GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name}_test)
-    set_tests_properties(${name} PROPERTIES TIMEOUT 120 LABELS unit)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS unit)
   endif()
 endfunction()
