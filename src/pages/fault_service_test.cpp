@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -73,8 +74,10 @@ class PostCopyTest : public ::testing::TestWithParam<bool> {
       pacer.set_limit(bytes_per_s);
       ProcessPages process({{kSpace, source.pid()}});
       PageServer pages(process, std::move(pacer));
-      served =
-          pages.serve(*faults_, *push_, [this](const PageServerFigures& now) { figures = now; });
+      served = pages.serve(*faults_, *push_, [this](const PageServerFigures& now) {
+        figures = now;
+        left = now.left;
+      });
     });
     service->connect({std::move(faults.far), std::move(push.far), absl::Seconds(2)});
   }
@@ -83,10 +86,14 @@ class PostCopyTest : public ::testing::TestWithParam<bool> {
     if (push_) ::shutdown(push_->fd(), SHUT_RDWR);
     if (server.joinable()) server.join();
   }
-  bool wait_done() {
+  template <typename Condition>
+  static bool comes_true(Condition condition) {
     const Deadline deadline = Deadline::in(absl::Seconds(20));
-    while (!service->state().done && !deadline.passed()) ::usleep(1000);
-    return service->state().done;
+    while (!condition() && !deadline.passed()) ::usleep(1000);
+    return condition();
+  }
+  bool wait_done() {
+    return comes_true([&] { return service->state().done; });
   }
   static std::string read(const Puppet& puppet, uint64_t address) {
     PageReader reader(puppet.pid());
@@ -109,7 +116,8 @@ class PostCopyTest : public ::testing::TestWithParam<bool> {
   std::unique_ptr<tls::Channel> faults_, push_;
   std::thread server;
   absl::Status served;
-  PageServerFigures figures;
+  PageServerFigures figures;  // the server's, until it has ended
+  std::atomic<uint64_t> left = kPages;
 };
 
 INSTANTIATE_TEST_SUITE_P(Plain, PostCopyTest, ::testing::Values(false));
@@ -134,11 +142,9 @@ TEST_P(PostCopyTest, AllPagesComeWithoutATouchAndOnce) {
 
 TEST_P(PostCopyTest, ATouchBringsThePageAheadOfTheRest) {
   arm({{B, B + kPages * P}});
-  connect(P);  // one page a second is pushed
+  connect(P);  // one page a second is pushed: it would be their turn after an hour
   for (const uint64_t page : {3000U, 17U, 4095U}) {
-    const int64_t begin = monotonic_ns();
     replica.touch(B + page * P);
-    EXPECT_LT(monotonic_ns() - begin, 500'000'000);
     EXPECT_EQ(read(source, B + page * P), read(replica, B + page * P));
   }
   EXPECT_GE(service->state().faults, 3U);
@@ -179,10 +185,7 @@ TEST_P(PostCopyTest, TheSourceHearsOfWhatIsDroppedWhileItPushes) {
   connect(P);
   replica.touch(B);  // it has the list
   replica.call(SYS_madvise, B + 1000 * P, 3000 * P, MADV_DONTNEED);
-  ::usleep(600'000);  // it tells every 0.2 s
-  cut();
-  EXPECT_LE(figures.left, kPages - 3000);
-  EXPECT_GT(figures.left, kPages - 3000 - 200);
+  EXPECT_TRUE(comes_true([&] { return left > kPages - 3000 - 200 && left <= kPages - 3000; }));
 }
 
 TEST_P(PostCopyTest, MovedMappingsGetTheirPages) {
@@ -230,8 +233,7 @@ TEST_P(PostCopyTest, ATouchWaitsWhileTheSourceCannotBeReached) {
   replica.touch(B + 5 * P);
   cut();
   std::thread toucher([&] { replica.touch(B + 2000 * P); });
-  ::usleep(300'000);
-  EXPECT_FALSE(service->state().connected);
+  EXPECT_TRUE(comes_true([&] { return !service->state().connected; }));
   EXPECT_GT(service->state().missing, kPages - 100);
   connect();
   toucher.join();

@@ -4,10 +4,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -69,32 +71,40 @@ struct Sender {
   uint64_t sent = 0;
 };
 
-void run_beside(std::vector<Sender*> senders, std::vector<uint64_t> batches) {
-  std::vector<std::thread> threads;
-  for (size_t i = 0; i < senders.size(); ++i)
-    threads.emplace_back([&, i] { senders[i]->run(absl::Seconds(2), batches[i]); });
-  for (std::thread& each : threads) each.join();
-}
-
-void expect_about(uint64_t sent, double share) {
-  EXPECT_NEAR(static_cast<double>(sent), share, 0.2 * share);
+// Whether each of them sends what it should within 2 s, together with the others. Less may be a
+// machine that had no time for one of them, so that it may try again; more is never right.
+bool send_about(std::vector<Sender*> senders, std::vector<uint64_t> batches,
+                std::vector<double> expected) {
+  constexpr double kTogether = 2 * 40 * kMiB;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < senders.size(); ++i)
+      threads.emplace_back([&, i] { senders[i]->run(absl::Seconds(2), batches[i]); });
+    for (std::thread& each : threads) each.join();
+    double all = 0;
+    bool near = true;
+    for (size_t i = 0; i < senders.size(); ++i) {
+      const auto sent = static_cast<double>(std::exchange(senders[i]->sent, 0));
+      all += sent;
+      near = near && std::abs(sent - expected[i]) < 0.2 * expected[i];
+    }
+    EXPECT_LT(all, 1.15 * kTogether);
+    if (near) return true;
+  }
+  return false;
 }
 
 TEST(LinkShareTest, TwoThatSendBatchesOfDifferentSizesGetTheSame) {
   const File file(40 * kMiB);
   Sender one(file.path), other(file.path);
-  run_beside({&one, &other}, {2 * kMiB, kMiB / 16});
-  expect_about(one.sent, 40 * kMiB);
-  expect_about(other.sent, 40 * kMiB);
+  EXPECT_TRUE(send_about({&one, &other}, {2 * kMiB, kMiB / 16}, {40 * kMiB, 40 * kMiB}));
 }
 
 TEST(LinkShareTest, WhatOneDoesNotUseIsTheOthers) {
   const File file(40 * kMiB);
   Sender slow(file.path, 5 * kMiB), quick(file.path), resting(file.path);
   resting.pacer.lift(true);
-  run_beside({&slow, &quick}, {kMiB, kMiB / 4});
-  expect_about(slow.sent, 10 * kMiB);
-  expect_about(quick.sent, 70 * kMiB);
+  EXPECT_TRUE(send_about({&slow, &quick}, {kMiB, kMiB / 4}, {10 * kMiB, 70 * kMiB}));
   EXPECT_EQ(resting.pacer.wait_ns(), 0);
 }
 
