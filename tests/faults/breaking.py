@@ -122,6 +122,27 @@ def inside(pids):
     return result
 
 
+class Lateness:
+    """By how much this machine, which may be busy, wakes a process later than it wants, at most."""
+
+    def __init__(self):
+        self.ending = threading.Event()
+        self.most = 0.0
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self):
+        while not self.ending.is_set():
+            begin = time.monotonic()
+            time.sleep(0.01)
+            self.most = max(self.most, time.monotonic() - begin - 0.01)
+
+    def seconds(self):
+        self.ending.set()
+        self.thread.join()
+        return self.most
+
+
 class DaemonWatch:
     """For how long a node had no daemon, once one is killed: seconds, from a thread."""
 
