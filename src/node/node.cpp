@@ -28,6 +28,7 @@ constexpr long kFirstPauseNs = 1'000'000;
 constexpr long kLongestPauseNs = 100'000'000;
 // How soon stop() is noticed by those that wait for a service's end.
 constexpr absl::Duration kExitSlice = absl::Milliseconds(500);
+constexpr absl::Duration kExitRecordedWait = absl::Seconds(10);
 
 absl::Status make_folders(const std::string& path) {
   for (size_t at = 1; at != std::string::npos;) {
@@ -244,6 +245,14 @@ void Node::watch_for_exit(const std::string& name, uint64_t watch) {
   if (!watch_is_current(name, watch)) return;
   const absl::Status recorded = record_exit(name, *end);
   if (!recorded.ok()) log_warning("recording the end of {}: {}", name, message_of(recorded));
+}
+
+absl::Status Node::wait_exit_recorded(const std::string& name, const std::string& capsule,
+                                      const capsule::CapsuleInfo& info) {
+  GW_ASSIGN_OR_RETURN(const Busy::Hold hold, busy_.hold(name, "being recorded as exited",
+                                                        Deadline::in(kExitRecordedWait)));
+  if (services_.capsule_of(name) != capsule) return absl::OkStatus();
+  return record_exit(name, info);
 }
 
 absl::Status Node::record_exit(const std::string& name, const capsule::CapsuleInfo& info) {

@@ -85,6 +85,11 @@ class Node {
   // A commit in place: the service is that capsule from here on, and the end of the other one is
   // nobody's any more.
   void replace_capsule(const std::string& service, const std::string& capsule);
+  // Of `capsule`, the service's when it was opened. Back when its record says that it has ended,
+  // or, with --rm, when it is gone; at once if the service has gone elsewhere. Whoever is told of
+  // the end is told then.
+  absl::Status wait_exit_recorded(const std::string& name, const std::string& capsule,
+                                  const capsule::CapsuleInfo& info);
   // The service has ended: says so in its record, removes it with --rm. The caller holds it.
   absl::Status record_exit(const std::string& name, const capsule::CapsuleInfo& info);
   // Record, address, capsule, port. The caller holds the service.

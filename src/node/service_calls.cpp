@@ -181,6 +181,7 @@ grpc::Status ApiService::Wait(grpc::ServerContext* context, const api::WaitReque
       if (there.error_code() == grpc::StatusCode::ABORTED) continue;  // moved on
       return api::to_grpc(unreachable(api::from_grpc(there), **peer));
     }
+    const std::string watched = node_.services().capsule_of(request->name());
     auto capsule = node_.services().open(request->name());
     if (absl::IsNotFound(capsule.status())) continue;  // on its way to another node
     if (!capsule.ok()) return api::to_grpc(capsule.status());
@@ -190,8 +191,11 @@ grpc::Status ApiService::Wait(grpc::ServerContext* context, const api::WaitReque
     // A capsule also ends here when the service has gone elsewhere.
     const auto now = node_.records().service(request->name());
     if (now.ok() && (now->record.owner() != node_.config().name ||
-                     now->record.state() == api::SERVICE_MIGRATING))
+                     now->record.state() == api::SERVICE_MIGRATING ||
+                     node_.services().capsule_of(request->name()) != watched))
       continue;
+    const absl::Status recorded = node_.wait_exit_recorded(request->name(), watched, *end);
+    if (!recorded.ok()) return api::to_grpc(recorded);
     reply->set_exit_code(end->exit_code());
     return grpc::Status::OK;
   }

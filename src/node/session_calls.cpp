@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "api/rpc_status.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 #include "node/api_service.h"
@@ -189,6 +190,7 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
     launch.emplace(std::move(prepared));
   }
   const std::string name = start.has_run() ? start.run().name() : start.name();
+  const std::string joined = node_.services().capsule_of(name);
   GW_ASSIGN_OR_RETURN(capsule::Capsule capsule, node_.services().open(name));
   GW_ASSIGN_OR_RETURN(capsule::Attached attached, capsule.attach());
   if (launch) {
@@ -217,8 +219,13 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
     exit_code = pumped;
   } else {
     const auto end = capsule.wait_exit(Deadline::in(kEndWait));
+    if (end.ok()) {
+      const absl::Status recorded = node_.wait_exit_recorded(name, joined, *end);
+      if (!recorded.ok()) log_warning("the end of {}: {}", name, message_of(recorded));
+    }
     const auto record = node_.records().service(name);
-    if (record.ok() && record->record.owner() != node_.config().name)
+    if (record.ok() && (record->record.owner() != node_.config().name ||
+                        node_.services().capsule_of(name) != joined))
       exit_code = make_error(absl::StatusCode::kAborted,
                              "service {} runs on, on {}; join it again with godwit attach {}", name,
                              record->record.owner(), name);
