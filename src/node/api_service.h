@@ -14,6 +14,12 @@
 
 namespace godwit::node {
 
+class SourceMigration;
+
+// How often a call follows a service that moves on before it comes to it.
+constexpr int kMostMoves = 5;
+absl::Status keeps_moving(const std::string& service);
+
 class ApiService final : public api::Godwit::Service {
  public:
   explicit ApiService(Node& node) : node_(node) {}
@@ -52,6 +58,12 @@ class ApiService final : public api::Godwit::Service {
   absl::Status on_service(grpc::ServerContext& context, const std::string& service,
                           const std::string& doing, const std::function<absl::Status()>& here,
                           const std::function<absl::Status(Peer&, grpc::ClientContext&)>& there);
+  // The same of calls that move the service themselves: one that has just moved on is followed.
+  using MovesThere = grpc::ClientReader<api::MigrateEvent>;
+  grpc::Status at_its_node(
+      grpc::ServerContext& context, const std::string& service, Moves& out,
+      const std::function<absl::StatusOr<api::MigrateResult>(SourceMigration&)>& here,
+      const std::function<std::unique_ptr<MovesThere>(Peer&, grpc::ClientContext*)>& there);
   absl::Status run_here(const api::RunRequest& request, api::RunReply& reply);
   absl::Status stop_here(const api::StopRequest& request, api::StopReply& reply);
   absl::Status remove_here(const api::RemoveRequest& request);

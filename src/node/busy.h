@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "base/clock.h"
@@ -24,6 +25,8 @@ class Busy {
     Hold& operator=(Hold&& other) noexcept;
     ~Hold() { release(); }
     void release();
+    // What was to be done is done for whoever asked for it; what is left ends by itself.
+    void ends_soon();
 
    private:
     friend class Busy;
@@ -32,17 +35,21 @@ class Busy {
     std::string name_;
   };
 
-  // `doing` completes "service X is ...": "being moved to n2". Waits until `deadline`; then
-  // kFailedPrecondition says what the other one does.
+  // `doing` completes "service X is ...": "being moved to n2". Waits until `deadline`, and longer
+  // for one that ends soon; then kFailedPrecondition says what the other one does.
   absl::StatusOr<Hold> hold(const std::string& name, const std::string& doing, Deadline deadline);
   absl::StatusOr<Hold> try_hold(const std::string& name, const std::string& doing) {
     return hold(name, doing, Deadline::in(absl::ZeroDuration()));
   }
 
  private:
+  struct Doing {
+    std::string what;
+    bool ends_soon = false;
+  };
   std::mutex mutex_;
-  std::condition_variable released_;
-  std::map<std::string, std::string> doing_;
+  std::condition_variable changed_;
+  std::map<std::string, Doing> doing_;
 };
 
 }  // namespace godwit::node

@@ -13,7 +13,6 @@ constexpr char kPassedOn[] = "godwit-passed-on";
 constexpr absl::Duration kBusyWait = absl::Seconds(10);
 constexpr absl::Duration kRecoveredWait = absl::Seconds(10);
 // A service can move again while a call follows it.
-constexpr int kMostMoves = 5;
 
 bool was_passed_on(const grpc::ServerContext& context) {
   return context.client_metadata().count(kPassedOn) != 0;
@@ -72,9 +71,11 @@ absl::Status ApiService::on_service(
     result = unreachable(there(*peer, *call), *peer);
     if (!absl::IsAborted(result)) return result;
   }
-  return result.ok()
-             ? make_error(absl::StatusCode::kAborted, "service {} keeps moving; ask again", service)
-             : result;
+  return result.ok() ? keeps_moving(service) : result;
+}
+
+absl::Status keeps_moving(const std::string& service) {
+  return make_error(absl::StatusCode::kAborted, "service {} keeps moving; ask again", service);
 }
 
 }  // namespace godwit::node

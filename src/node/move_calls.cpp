@@ -56,16 +56,33 @@ absl::Status judge(const Node& node, const api::PrepareReplicaRequest& request,
 
 }  // namespace
 
+grpc::Status ApiService::at_its_node(
+    grpc::ServerContext& context, const std::string& service, Moves& out,
+    const std::function<absl::StatusOr<api::MigrateResult>(SourceMigration&)>& here,
+    const std::function<std::unique_ptr<MovesThere>(Peer&, grpc::ClientContext*)>& there) {
+  for (int moves = 0; moves < kMostMoves; ++moves) {
+    const auto peer = locate(context, service);
+    if (!peer.ok()) return api::to_grpc(peer.status());
+    if (*peer == nullptr) {
+      SourceMigration migration(node_, to_stream(out),
+                                [&context] { return context.IsCancelled(); });
+      const auto result = here(migration);
+      if (!absl::IsAborted(result.status())) return send_result(result, out);
+    } else {
+      const auto call = pass_on(context);
+      const grpc::Status result = relay(*there(**peer, call.get()), out, **peer);
+      if (result.error_code() != grpc::StatusCode::ABORTED) return result;
+    }
+  }
+  return api::to_grpc(keeps_moving(service));
+}
+
 grpc::Status ApiService::Migrate(grpc::ServerContext* context, const api::MigrateRequest* request,
                                  Moves* out) {
-  const auto peer = locate(*context, request->name());
-  if (!peer.ok()) return api::to_grpc(peer.status());
-  if (*peer != nullptr) {
-    const auto call = pass_on(*context);
-    return relay(*(*peer)->user->Migrate(call.get(), *request), *out, **peer);
-  }
-  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
-  return send_result(migration.migrate(*request), *out);
+  return at_its_node(
+      *context, request->name(), *out,
+      [&](SourceMigration& migration) { return migration.migrate(*request); },
+      [&](Peer& peer, auto* call) { return peer.user->Migrate(call, *request); });
 }
 
 grpc::Status ApiService::CancelMigration(grpc::ServerContext* context,
@@ -97,26 +114,18 @@ grpc::Status ApiService::ResumeMigration(grpc::ServerContext* context,
 
 grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
                                     const api::CheckpointRequest* request, Moves* out) {
-  const auto peer = locate(*context, request->name());
-  if (!peer.ok()) return api::to_grpc(peer.status());
-  if (*peer != nullptr) {
-    const auto call = pass_on(*context);
-    return relay(*(*peer)->user->Checkpoint(call.get(), *request), *out, **peer);
-  }
-  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
-  return send_result(migration.checkpoint(*request), *out);
+  return at_its_node(
+      *context, request->name(), *out,
+      [&](SourceMigration& migration) { return migration.checkpoint(*request); },
+      [&](Peer& peer, auto* call) { return peer.user->Checkpoint(call, *request); });
 }
 
 grpc::Status ApiService::Clone(grpc::ServerContext* context, const api::CloneRequest* request,
                                Moves* out) {
-  const auto peer = locate(*context, request->name());
-  if (!peer.ok()) return api::to_grpc(peer.status());
-  if (*peer != nullptr) {
-    const auto call = pass_on(*context);
-    return relay(*(*peer)->user->Clone(call.get(), *request), *out, **peer);
-  }
-  SourceMigration migration(node_, to_stream(*out), [context] { return context->IsCancelled(); });
-  return send_result(migration.clone(*request), *out);
+  return at_its_node(
+      *context, request->name(), *out,
+      [&](SourceMigration& migration) { return migration.clone(*request); },
+      [&](Peer& peer, auto* call) { return peer.user->Clone(call, *request); });
 }
 
 grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::RestoreRequest* request,

@@ -387,6 +387,24 @@ TEST(BusyTest, OneAtATimeAndTheOtherIsToldWhy) {
   EXPECT_TRUE(busy.try_hold("x", "again").ok());
 }
 
+TEST(BusyTest, WhatEndsSoonIsWaitedForByThoseWhoWouldNotWait) {
+  Busy busy;
+  auto hold = busy.try_hold("x", "being moved to n2");
+  ASSERT_TRUE(hold.ok());
+  EXPECT_FALSE(busy.try_hold("x", "being moved to n1").ok());
+  hold->ends_soon();
+  std::thread ender([&] {
+    ::usleep(20'000);
+    hold->release();
+  });
+  EXPECT_TRUE(busy.try_hold("x", "being moved to n1").ok());
+  ender.join();
+  // The next one is as any.
+  auto next = busy.try_hold("x", "being moved to n2");
+  ASSERT_TRUE(next.ok());
+  EXPECT_FALSE(busy.try_hold("x", "being moved to n1").ok());
+}
+
 TEST(PoolTest, DefaultsToTheUpperHalfWithoutTheBroadcast) {
   const auto pool = parse_pool("10.77.0.0/16", "");
   ASSERT_TRUE(pool.ok());

@@ -201,6 +201,7 @@ void ReplicaSession::run() {
   listen();
   // From here on nothing of the mover runs: what it left is settled by what the store says.
   mover_->kill();
+  hold_.ends_soon();
   bool committed = false, well = false;
   {
     std::lock_guard lock(mutex_);
@@ -277,6 +278,7 @@ migration::CommitAnswer ReplicaSession::commit(bool pages_missing) {
     return answer;
   }
   if (!entry_.capsule().empty()) node_.replace_capsule(request_.service(), entry_.capsule());
+  hold_.ends_soon();
   std::lock_guard lock(mutex_);
   committed_ = true;
   answer.set_committed(true);

@@ -23,6 +23,7 @@ namespace {
 
 // The end of a move to here, whose answer came before its last steps.
 constexpr absl::Duration kHoldWait = absl::Seconds(1);
+constexpr absl::Duration kRecordWait = absl::Seconds(20);
 constexpr absl::Duration kPrepareTimeout = absl::Seconds(60);
 // How often a cancelled call is looked for while the mover says nothing.
 constexpr absl::Duration kCancelSlice = absl::Milliseconds(100);
@@ -93,14 +94,20 @@ absl::Status SourceMigration::check(const std::string& service, const std::strin
   GW_ASSIGN_OR_RETURN(hold_, node_.busy().hold(service, doing, Deadline::in(kHoldWait)));
   pause_ = SpareMover::Pause(node_.spare_mover());
   GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
-  // The last page of a move to here has come, and the record is about to say so.
-  const Deadline deadline = Deadline::in(kHoldWait);
-  while (!current_.record.pages_at().empty() && !deadline.passed()) {
+  // Where the last page of a move to here has come the record is about to say so.
+  const Deadline deadline = Deadline::in(kHoldWait), of_record = Deadline::in(kRecordWait);
+  while (!current_.record.pages_at().empty() &&
+         (!deadline.passed() || (!of_record.passed() && !lacks_pages(service)))) {
     const timespec moment{0, 20'000'000};
     ::nanosleep(&moment, nullptr);
     GW_ASSIGN_OR_RETURN(current_, node_.records().service(service));
   }
   return check_record(current_.record);
+}
+
+bool SourceMigration::lacks_pages(const std::string& service) const {
+  const auto info = node_.services().info(service);
+  return info.ok() && info->has_post_copy() && !info->post_copy().done();
 }
 
 absl::Status SourceMigration::check_record(const api::ServiceRecord& record) const {
@@ -347,6 +354,7 @@ absl::Status SourceMigration::roll_back_at_once() {
 absl::StatusOr<api::MigrateResult> SourceMigration::conclude(
     absl::StatusOr<migration::Finished> finished) {
   mover_->kill();
+  hold_.ends_soon();
   // Without the end mark the destination cannot have asked for the commit: go back at once, the
   // store may be slow.
   Node::Undone undone = Node::Undone::kNothing;

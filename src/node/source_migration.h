@@ -35,6 +35,8 @@ class SourceMigration {
 
  private:
   absl::Status check(const std::string& service, const std::string& doing);
+  // Whether memory of it has not come here yet.
+  bool lacks_pages(const std::string& service) const;
   absl::Status check_record(const api::ServiceRecord& record) const;
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request,
                                              migration::Strategy strategy);
