@@ -20,8 +20,9 @@ namespace {
 // A link that is cut silently is noticed after this long without an answer.
 constexpr int kPingEveryMs = 5'000;
 constexpr int kPingAnswerMs = 3'000;
-// Of one attempt, TLS included (gRPC has no other name for it): a busy machine needs its time.
-constexpr int kConnectWithinMs = 1'000;
+// Of one attempt, TLS included (gRPC has no other name for it): a busy machine needs its time, and
+// a link that is back is found within two seconds, since TCP asks again after one.
+constexpr int kConnectWithinMs = 3'000;
 constexpr int kReconnectFirstMs = 100;
 constexpr int kReconnectMostMs = 1'000;
 
