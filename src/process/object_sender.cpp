@@ -14,11 +14,15 @@ namespace godwit::process {
 namespace {
 constexpr uint64_t kPage = stream::kPageSize;
 constexpr uint64_t kChunk = 256 * kPage;
+// Stays in a CPU's cache from the reading to the hashing.
+constexpr uint64_t kComparedChunk = 64 * kPage;
 
 uint64_t hash_of(const std::byte* page) { return std::max<uint64_t>(1, XXH3_64bits(page, kPage)); }
 }  // namespace
 
-absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& control, bool limited) {
+absl::StatusOr<std::vector<ObjectSender::Range>> ObjectSender::pieces(uint64_t bytes,
+                                                                      stream::Writer& writer) {
+  std::vector<Range> found;
   struct stat stat {};
   if (::fstat(fd_.get(), &stat) != 0) return errno_status(errno, "fstat(shared object)");
   const uint64_t size = (static_cast<uint64_t>(stat.st_size) + kPage - 1) / kPage * kPage;
@@ -33,9 +37,17 @@ absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& cont
     const off_t hole = ::lseek(fd_.get(), static_cast<off_t>(start), SEEK_HOLE);
     if (hole < 0) return errno_status(errno, "lseek(shared object, SEEK_HOLE)");
     const uint64_t end = std::min(size, (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage);
-    GW_RETURN_IF_ERROR(send_data(start, end, writer, control, limited));
+    for (uint64_t piece = start; piece < end; piece += bytes)
+      found.push_back({piece, std::min(piece + bytes, end)});
     at = std::max(end, start + kPage);
   }
+  return found;
+}
+
+absl::Status ObjectSender::send(stream::Writer& writer, pages::SendControl& control, bool limited) {
+  GW_ASSIGN_OR_RETURN(const std::vector<Range> all, pieces(kChunk, writer));
+  buffer_.resize(kChunk);
+  for (const Range& piece : all) GW_RETURN_IF_ERROR(send_piece(piece, writer, control, limited));
   return absl::OkStatus();
 }
 
@@ -55,33 +67,65 @@ absl::Status ObjectSender::drop(uint64_t start, uint64_t end, stream::Writer& wr
   return runs.empty() ? absl::OkStatus() : writer.pages_dropped(stream::kSharedSpace | id_, runs);
 }
 
-absl::Status ObjectSender::send_data(uint64_t start, uint64_t end, stream::Writer& writer,
-                                     pages::SendControl& control, bool limited) {
-  buffer_.resize(kChunk);
-  for (uint64_t at = start; at < end; at += kChunk) {
-    const uint64_t bytes = std::min(kChunk, end - at);
+absl::Status ObjectSender::read(Range range, std::byte* to) const {
+  const uint64_t bytes = range.end - range.start;
+  const ssize_t got = ::pread(fd_.get(), to, bytes, static_cast<off_t>(range.start));
+  if (got < 0) return errno_status(errno, fmt::format("pread(shared object, at {})", range.start));
+  // The last page of an object may end inside of it.
+  std::fill(to + got, to + bytes, std::byte{0});
+  return absl::OkStatus();
+}
+
+std::vector<stream::PageRun> ObjectSender::changed(Range piece, const std::byte* pages) {
+  std::vector<stream::PageRun> runs;
+  for (uint64_t at = piece.start; at < piece.end; at += kPage) {
+    const uint64_t hash = hash_of(pages + (at - piece.start));
+    if (std::exchange(sent_[at / kPage], hash) == hash) continue;
+    if (!runs.empty() && runs.back().address + runs.back().count * kPage == at)
+      ++runs.back().count;
+    else
+      runs.push_back({at, 1});
+  }
+  return runs;
+}
+
+absl::Status ObjectSender::send_piece(Range piece, stream::Writer& writer,
+                                      pages::SendControl& control, bool limited) {
+  const int64_t begin = monotonic_ns();
+  GW_RETURN_IF_ERROR(read(piece, buffer_.data()));
+  const std::vector<stream::PageRun> runs = changed(piece, buffer_.data());
+  std::vector<iovec> parts;
+  for (const stream::PageRun& run : runs)
+    parts.push_back({buffer_.data() + (run.address - piece.start), run.count * kPage});
+  return send_pages(runs, parts, writer, control, limited, begin);
+}
+
+absl::Status ObjectSender::send_frozen(stream::Writer& writer, pages::SendControl& control,
+                                       pages::WorkPool& pool) {
+  if (sent_.empty()) return send(writer, control, false);
+  GW_ASSIGN_OR_RETURN(const std::vector<Range> all, pieces(kComparedChunk, writer));
+  std::vector<std::vector<stream::PageRun>> runs(all.size());
+  std::vector<absl::Status> results(all.size());
+  std::vector<std::vector<std::byte>> buffers(pool.threads());
+  pool.run(all.size(), [&](size_t thread, size_t i) {
+    std::vector<std::byte>& buffer = buffers[thread];
+    buffer.resize(kComparedChunk);
+    results[i] = read(all[i], buffer.data());
+    if (results[i].ok()) runs[i] = changed(all[i], buffer.data());
+  });
+  for (const absl::Status& result : results) GW_RETURN_IF_ERROR(result);
+  buffer_.resize(kComparedChunk);
+  for (const std::vector<stream::PageRun>& piece : runs) {
     const int64_t begin = monotonic_ns();
-    const ssize_t got = ::pread(fd_.get(), buffer_.data(), bytes, static_cast<off_t>(at));
-    if (got < 0) return errno_status(errno, fmt::format("pread(shared object, at {})", at));
-    // The last page of an object may end inside of it.
-    std::fill(buffer_.begin() + got, buffer_.end(), std::byte{0});
-    std::vector<stream::PageRun> runs;
     std::vector<iovec> parts;
-    for (uint64_t page = 0; page < bytes; page += kPage) {
-      std::byte* const from = buffer_.data() + page;
-      const uint64_t hash = hash_of(from);
-      if (std::exchange(sent_[(at + page) / kPage], hash) == hash) continue;
-      if (!runs.empty() && runs.back().address + runs.back().count * kPage == at + page) {
-        ++runs.back().count;
-        parts.back().iov_len += kPage;
-      } else {
-        runs.push_back({at + page, 1});
-        parts.push_back({from, kPage});
-      }
-      ++control.pages_sent;
+    std::byte* to = buffer_.data();
+    for (const stream::PageRun& run : piece) {
+      const uint64_t bytes = run.count * kPage;
+      GW_RETURN_IF_ERROR(read({run.address, run.address + bytes}, to));
+      parts.push_back({to, bytes});
+      to += bytes;
     }
-    if (runs.empty()) continue;
-    GW_RETURN_IF_ERROR(send_pages(runs, parts, writer, control, limited, begin));
+    GW_RETURN_IF_ERROR(send_pages(piece, parts, writer, control, false, begin));
   }
   return absl::OkStatus();
 }
@@ -91,10 +135,12 @@ absl::Status ObjectSender::send_data(uint64_t start, uint64_t end, stream::Write
 absl::Status ObjectSender::send_pages(std::span<const stream::PageRun> runs,
                                       std::span<const iovec> parts, stream::Writer& writer,
                                       pages::SendControl& control, bool limited, int64_t begin_ns) {
+  if (runs.empty()) return absl::OkStatus();
   using Pipeline = pages::PageCompression::Pipeline;
   pages::PageCompression& compression = control.compression();
   pages::BatchFigures figures;
   for (const iovec& part : parts) figures.bytes += part.iov_len;
+  control.pages_sent += figures.bytes / kPage;
   figures.read_ns = monotonic_ns() - begin_ns;
   pages::PageCompression::Packed packed;
   figures.codec = compression.choose(figures.bytes, limited ? Pipeline::kOne : Pipeline::kAlone);

@@ -198,6 +198,7 @@ class Source {
                                               pages::ScanResult& found);
   absl::StatusOr<pages::PageSet> first_needed(const SourceProcess& process) const;
   absl::StatusOr<UniqueFd> open_segment(const resource::SharedObjectState& segment);
+  absl::Status send_object(ObjectSender& sender, stream::Writer& writer, bool frozen);
   absl::Status send_objects(stream::Writer& writer, bool frozen);
   absl::Status send_all_hashes(stream::Writer& writer);
   absl::Status send_hashes_of(const FrozenProcess& frozen, stream::Writer& writer);

@@ -102,6 +102,13 @@ absl::StatusOr<UniqueFd> Source::open_segment(const resource::SharedObjectState&
   return fd;
 }
 
+absl::Status Source::send_object(ObjectSender& sender, stream::Writer& writer, bool frozen) {
+  if (!frozen) return sender.send(writer, control_, true);
+  // Without rounds nobody has made threads.
+  if (!pool_) pool_ = std::make_unique<pages::WorkPool>(1);
+  return sender.send_frozen(writer, control_, *pool_);
+}
+
 absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
   std::set<uint64_t> present;
   for (auto& [pid, process] : processes_) {
@@ -119,7 +126,7 @@ absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
         }
         sender = std::make_unique<ObjectSender>(mapping.object(), *std::move(fd));
       }
-      GW_RETURN_IF_ERROR(sender->send(writer, control_, !frozen));
+      GW_RETURN_IF_ERROR(send_object(*sender, writer, frozen));
     }
   }
   for (const resource::SharedObjectState& segment : segments_) {
@@ -134,7 +141,7 @@ absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
       }
       sender = std::make_unique<ObjectSender>(segment.id(), *std::move(fd));
     }
-    GW_RETURN_IF_ERROR(sender->send(writer, control_, !frozen));
+    GW_RETURN_IF_ERROR(send_object(*sender, writer, frozen));
   }
   // An inode number may be used again: what is not mapped now is forgotten, and never kept open.
   std::erase_if(objects_, [&](const auto& entry) { return !present.contains(entry.first); });
