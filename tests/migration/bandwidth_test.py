@@ -48,12 +48,14 @@ class Sent:
 
 
 def rates(samples, both):
-    """Bytes a second of each connection that carries much, while `both` of them do."""
+    """Bytes a second of each connection that carries much, while `both` of them do; None: they were
+    not seen together for long enough, on a machine that had no time for them or for looking."""
     large = {port for _, sent in samples for port, count in sent.items() if count > 4 << 20}
     together = [(at, sent) for at, sent in samples
                 if sum(1 for port in large if 2 << 20 < sent.get(port, 0)) >= both]
     if len(together) < 10:
-        raise Failure("they were not under way together: %d samples" % len(together))
+        print("they were not under way together: %d samples" % len(together), flush=True)
+        return None
     # Without their ends.
     together = together[1:-3]
     first, last = together[0], together[-1]
@@ -95,6 +97,8 @@ def near(what, rate, wanted):
 def equal_shares(lab):
     results, samples = move_both(lab, ("small", "precopy", ()), ("large", "precopy", ()))
     pair = rates(samples, 2)
+    if pair is None:
+        return [False]
     if not all(each["freeze_ns"] < 1e9 for each in results):
         raise Failure("the freeze was limited: %s" % results)
     return [near("two at once, one", pair[0], LIMIT / 2),
@@ -105,6 +109,8 @@ def what_the_other_leaves(lab):
     _, samples = move_both(lab, ("small", "precopy", ("--bandwidth", "%d" % (LIMIT // 6))),
                            ("large", "postcopy", ()))
     pair = rates(samples, 2)
+    if pair is None:
+        return [False]
     return [near("its own limit", pair[0], LIMIT / 6),
             near("memory that follows, what the other leaves", pair[-1], LIMIT * 5 / 6)]
 
