@@ -104,8 +104,8 @@ absl::Status ApiService::logs_here(grpc::ServerContext& context, api::LogsReques
     // In this order: what it wrote last was in the file before it had ended.
     if (!info.ok() || info->state() == capsule::CAPSULE_EXITED) {
       const auto record = node_.records().service(request.name());
-      goes_on_elsewhere = record.ok() && record->record.state() != api::SERVICE_EXITED &&
-                          record->record.owner() != node_.config().name;
+      // Also where it has ended by now: what it wrote there is to come.
+      goes_on_elsewhere = record.ok() && record->record.owner() != node_.config().name;
       if (goes_on_elsewhere)
         return make_error(absl::StatusCode::kAborted, "service {} has moved", request.name());
       return absl::OkStatus();

@@ -174,6 +174,25 @@ def terminals(lab, folder):
     lab("rm", "-f", "t")
 
 
+def its_output(lab, folder):
+    del folder
+    count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
+    lab("run", "--name", "out", "--node", "n1", "-d", "--", "sh", "-c", count)
+    follow = subprocess.Popen([lab.godwit, "logs", "-f", "out"], stdout=subprocess.PIPE, text=True)
+    lab.cleanup.callback(follow.kill)
+    for node in ("n2", "n1"):
+        lab.move("out", node)
+    wait_for("lines", lambda: len(lab("logs", "out").stdout.splitlines()) > 50)
+    last = lab("logs", "-n", "3", "out").stdout.splitlines()
+    expect("the last three: %s" % last, len(last) == 3 and last[0].startswith("line "))
+    lab("stop", "out")
+    out, _ = follow.communicate(timeout=30)
+    lines = out.splitlines()
+    expect_same("followed", lines, ["line %d" % (i + 1) for i in range(len(lines))])
+    expect_same("all of it", lab("logs", "out").stdout.splitlines(), lines)
+    lab("rm", "out")
+
+
 def ends(lab, folder):
     del folder
     script = "trap 'echo hup' HUP; trap 'exit 5' TERM; echo ready; " + FOREVER
@@ -271,7 +290,7 @@ def another_name(lab, folder):
 
 
 CASES = [("foreground", in_the_foreground), ("settings", settings), ("terminals", terminals),
-         ("ends", ends), ("shown", what_is_shown),
+         ("output", its_output), ("ends", ends), ("shown", what_is_shown),
          ("another name", another_name)]
 
 
