@@ -176,7 +176,11 @@ class SourceSession {
         GW_RETURN_IF_ERROR(peer_.ask_whether_there());
         return workload_.final_state(peer_.writer());
       }
-      if (!absl::IsUnavailable(frozen) || attempt == kFreezeAttempts) return frozen;
+      if (!absl::IsUnavailable(frozen)) return frozen;
+      // Of the service: the link, which is asked for what is of its kind, has nothing to do with
+      // it.
+      if (attempt == kFreezeAttempts)
+        return make_error(absl::StatusCode::kFailedPrecondition, "{}", message_of(frozen));
       // Something passing: let it pass.
       GW_RETURN_IF_ERROR(workload_.thaw());
       ::poll(nullptr, 0, attempt);

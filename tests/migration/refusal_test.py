@@ -40,6 +40,37 @@ def refused(lab, name, codes, *options):
     return seen["refusals"][0]
 
 
+# A descriptor that is under way stays there until it gets SIGUSR1; then what comes out is used.
+UNDER_WAY = """
+import os, signal, socket, time
+one, other = socket.socketpair()
+read, write = os.pipe()
+socket.send_fds(one, [b"here"], [write])
+def take(*_):
+    word, fds, _, _ = socket.recv_fds(other, 10, 4)
+    os.write(fds[0], word + b" it is")
+    print(os.read(read, 100).decode(), flush=True)
+signal.signal(signal.SIGUSR1, take)
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+"""
+
+
+def under_way(lab):
+    """It cannot be read without being taken out, and may be gone in a moment: tried, and rolled back."""
+    lab("run", "--name", "rights", "--node", "n1", "-d", "--", "/usr/bin/python3", "-c", UNDER_WAY)
+    godwit_lab.wait_for("it to be ready", lambda: "ready" in lab("logs", "rights").stdout)
+    seen = lab.migrate("rights", "n2")
+    if seen["outcome"] != "rolled_back" or "SCM_RIGHTS" not in seen["error"] or "link" in seen["error"]:
+        raise Failure("a descriptor under way: %s" % seen)
+    lab("signal", "rights", "USR1")
+    godwit_lab.wait_for("the descriptor", lambda: "here it is" in lab("logs", "rights").stdout)
+    lab.move("rights", "n2")
+    lab("rm", "-f", "rights")
+    print("rights: %s" % seen["error"])
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="godwit-test-") as shared, \
             godwit_lab.Lab(sys.argv[1]) as lab:
@@ -56,6 +87,7 @@ def main():
                 raise Failure("%s is not where it was" % name)
             lab("rm", "-f", name)
             print("%s: %s: %s" % (name, first["code"], first["reason"]), flush=True)
+        under_way(lab)
     return 0
 
 
