@@ -1,7 +1,11 @@
 #include "cli/cli.h"
 
+#include <fmt/format.h>
+
 #include <cstdlib>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "cli/command.h"
 
@@ -33,6 +37,13 @@ int cli_main(int argc, char** argv) {
     app.parse(own, argv);
   } catch (const CLI::ParseError& error) {
     // CLI11's way to report; nothing of ours throws.
+    const std::vector<std::string> unknown = app.remaining();
+    if (app.get_subcommands().empty() && !unknown.empty()) {
+      fmt::print(stderr,
+                 "godwit: there is no command \"{}\" (godwit --help lists those there are)\n",
+                 unknown.front());
+      return kUsage;
+    }
     const int code = app.exit(error);
     return code == 0 ? 0 : kUsage;
   }

@@ -128,7 +128,7 @@ TEST(RenderTest, CommandLinesCanBePastedIntoAShell) {
   EXPECT_EQ(command_line(service), "redis-server --save '' 'it'\\''s'");
 }
 
-int run_cli(std::vector<std::string> words) {
+int run_cli(std::vector<std::string> words, std::string* error = nullptr) {
   words.insert(words.begin(), "godwit");
   std::vector<char*> argv;
   for (std::string& each : words) argv.push_back(each.data());
@@ -137,7 +137,8 @@ int run_cli(std::vector<std::string> words) {
   testing::internal::CaptureStderr();
   const int code = cli_main(static_cast<int>(words.size()), argv.data());
   testing::internal::GetCapturedStdout();
-  testing::internal::GetCapturedStderr();
+  const std::string said = testing::internal::GetCapturedStderr();
+  if (error != nullptr) *error = said;
   return code;
 }
 
@@ -150,7 +151,9 @@ TEST(CommandLineTest, EveryCommandHasHelp) {
 
 TEST(CommandLineTest, MistakesAreUsageErrors) {
   EXPECT_EQ(run_cli({}), 2);
-  EXPECT_EQ(run_cli({"frobnicate"}), 2);
+  std::string error;
+  EXPECT_EQ(run_cli({"frobnicate", "x", "--y"}, &error), 2);
+  EXPECT_NE(error.find("no command \"frobnicate\""), std::string::npos) << error;
   EXPECT_EQ(run_cli({"migrate", "x"}), 2);
   EXPECT_EQ(run_cli({"migrate", "x", "n2", "--strategy", "teleport"}), 2);
   EXPECT_EQ(run_cli({"migrate", "x", "n2", "--max-downtime", "5"}), 2);
