@@ -18,7 +18,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import godwit_lab  # noqa: E402
 from godwit_lab import Failure, wait_for  # noqa: E402
 
-FOREVER = "while :; do sleep 0.1; done"
+# A shell that only waits, and is there for signals; its trap for the end takes along what it waits for.
+FOREVER = "sleep 1000 & while :; do wait; done"
+END = "kill $!; exit"
+COUNT = ("import time\ni = 0\nwhile True:\n    i += 1\n    {}\n    time.sleep(0.02)\n")
+COUNT_LINES = COUNT.format("print('line', i, flush=True)")
+COUNT_IN_FILE = COUNT.format("open('/tmp/now', 'w').write(str(i))")
 
 
 def expect(what, is_so):
@@ -94,7 +99,7 @@ def in_the_foreground(lab, folder):
     expect_same("a wrong name", done.returncode, 125)
     # A signal that the command gets is the program's.
     process = subprocess.Popen([lab.godwit, "run", "--name", "f", "--", "sh", "-c",
-                                "trap 'echo got; exit 4' TERM; echo ready; " + FOREVER],
+                                "trap 'echo got; %s 4' TERM; echo ready; " % END + FOREVER],
                                stdout=subprocess.PIPE, text=True)
     expect_same("it runs", process.stdout.readline(), "ready\n")
     process.send_signal(signal.SIGTERM)
@@ -176,8 +181,7 @@ def terminals(lab, folder):
 
 def its_output(lab, folder):
     del folder
-    count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.02; done"
-    lab("run", "--name", "out", "--node", "n1", "-d", "--", "sh", "-c", count)
+    lab("run", "--name", "out", "--node", "n1", "-d", "--", "/usr/bin/python3", "-c", COUNT_LINES)
     follow = subprocess.Popen([lab.godwit, "logs", "-f", "out"], stdout=subprocess.PIPE, text=True)
     lab.cleanup.callback(follow.kill)
     for node in ("n2", "n1"):
@@ -195,7 +199,7 @@ def its_output(lab, folder):
 
 def ends(lab, folder):
     del folder
-    script = "trap 'echo hup' HUP; trap 'exit 5' TERM; echo ready; " + FOREVER
+    script = "trap 'echo hup' HUP; trap '%s 5' TERM; echo ready; " % END + FOREVER
     lab("run", "--name", "one", "--node", "n2", "-d", "--", "sh", "-c", script)
     wait_for("it to be ready", lambda: "ready" in lab("logs", "one").stdout)
     lab.move("one", "n1")
@@ -216,8 +220,7 @@ def ends(lab, folder):
     lab("rm", "deaf")
     # A program that becomes a daemon: the service is what is left of it.
     lab("run", "--name", "daemon", "--node", "n1", "-d", "--", "sh", "-c",
-        "setsid sh -c 'exec > /tmp/out 2>&1 < /dev/null; i=0; while :; do i=$((i+1)); echo $i > /tmp/now; "
-        "sleep 0.02; done' & exit 0")
+        "setsid /usr/bin/python3 -c \"$0\" > /tmp/out 2>&1 < /dev/null & exit 0", COUNT_IN_FILE)
 
     def now():
         text = lab("exec", "daemon", "--", "cat", "/tmp/now", check=False).stdout.strip()
@@ -268,8 +271,7 @@ def what_is_shown(lab, folder):
 def another_name(lab, folder):
     """A file becomes a service of another name, beside the one that it was made of or after it."""
     file = os.path.join(folder, "image.gw")
-    lab("run", "--name", "first", "--node", "n1", "-d", "--", "sh", "-c",
-        "i=0; while :; do i=$((i+1)); echo $i > /tmp/now; sleep 0.02; done")
+    lab("run", "--name", "first", "--node", "n1", "-d", "--", "/usr/bin/python3", "-c", COUNT_IN_FILE)
     wait_for("it to count", lambda: lab("exec", "first", "--", "cat", "/tmp/now",
                                         check=False).stdout.strip() not in ("", "0"))
     lab("checkpoint", "first", "-o", file, "--leave-running")
