@@ -10,7 +10,8 @@ set -eu
 build="g++ cmake ninja-build make pkg-config ccache mold
  libabsl-dev libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc
  libspdlog-dev libfmt-dev libcli11-dev libssl-dev libsqlite3-dev
- libnl-3-dev libnl-route-3-dev libxxhash-dev liblz4-dev libzstd-dev libgtest-dev libgmock-dev libbenchmark-dev"
+ libnl-3-dev libnl-route-3-dev libxxhash-dev liblz4-dev libzstd-dev libgtest-dev libgmock-dev libbenchmark-dev
+ libipsec-mb-dev"
 run="redis-server redis-tools nginx-light memcached python3-minimal python3 wrk iperf3 iproute2"
 test="postgresql nodejs clang-format clang-tidy clang libclang-rt-dev spin"
 

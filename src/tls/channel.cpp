@@ -209,7 +209,7 @@ ssize_t Channel::readv(std::span<const iovec> to) {
   return static_cast<ssize_t>(done);
 }
 
-// Bytes of `from` that are now in out_; 0: OpenSSL failed.
+// Bytes of `from` that are now in out_; 0: the cipher failed.
 size_t Channel::seal(std::span<const iovec> from) {
   const size_t wanted = std::min(size_of(from), burst_);
   const size_t records = (wanted + kMaxPlain - 1) / kMaxPlain;
@@ -342,7 +342,7 @@ absl::StatusOr<std::unique_ptr<Channel>> Channel::take_over(UniqueFd fd,
   GW_ASSIGN_OR_RETURN(const Session keys, decode(session));
   auto made = std::make_unique<Channel>(std::move(fd), keys);
   if (!made->sealer_->usable() || !made->opener_->usable())
-    return absl::InternalError("TLS: OpenSSL has no AES-128-GCM");
+    return absl::InternalError("TLS: there is no AES-128-GCM");
   return made;
 }
 

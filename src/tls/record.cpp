@@ -1,6 +1,7 @@
 #include "tls/record.h"
 
 #include <openssl/crypto.h>
+#include <openssl/evp.h>
 #include <openssl/hmac.h>
 
 #include <algorithm>
@@ -10,8 +11,7 @@
 namespace godwit::tls {
 namespace {
 
-constexpr size_t kKey = 16;
-constexpr size_t kTag = 16;
+constexpr size_t kTag = kGcmTag;
 
 unsigned char* bytes_of(void* p) { return static_cast<unsigned char*>(p); }
 
@@ -48,20 +48,17 @@ void prepare_records() {
 
 Direction::~Direction() { OPENSSL_cleanse(secret.data(), secret.size()); }
 
-RecordKey::RecordKey(const Direction& direction, bool to_encrypt)
-    : direction_(direction), to_encrypt_(to_encrypt), context_(EVP_CIPHER_CTX_new()) {
-  if (!set_key()) context_.reset();
+RecordKey::RecordKey(const Direction& direction, Direct direct)
+    : direction_(direction), direct_(direct) {
+  set_key();
 }
 
-bool RecordKey::set_key() {
-  std::array<unsigned char, kKey> key{};
+void RecordKey::set_key() {
+  std::array<unsigned char, kGcmKey> key{};
   expand(direction_.secret, "key", key);
   expand(direction_.secret, "iv", iv_);
-  const bool set =
-      context_ != nullptr && EVP_CipherInit_ex(context_.get(), EVP_aes_128_gcm(), nullptr,
-                                               key.data(), nullptr, to_encrypt_ ? 1 : 0) == 1;
+  cipher_ = make_gcm(key, direct_);
   OPENSSL_cleanse(key.data(), key.size());
-  return set;
 }
 
 void RecordKey::update() {
@@ -70,20 +67,17 @@ void RecordKey::update() {
   direction_.secret = next;
   OPENSSL_cleanse(next.data(), next.size());
   direction_.sequence = 0;
-  if (!set_key()) context_.reset();
+  set_key();
 }
 
 bool RecordKey::begin(std::span<const std::byte> header) {
-  if (context_ == nullptr) return false;
-  std::array<unsigned char, 12> nonce = iv_;
+  if (cipher_ == nullptr) return false;
+  std::array<unsigned char, kGcmNonce> nonce = iv_;
   for (size_t i = 0; i < 8; ++i)
     nonce.at(4 + i) ^= static_cast<unsigned char>(direction_.sequence >> (56 - 8 * i));
   ++direction_.sequence;
-  int length = 0;
-  return EVP_CipherInit_ex(context_.get(), nullptr, nullptr, nullptr, nonce.data(), -1) == 1 &&
-         EVP_CipherUpdate(context_.get(), nullptr, &length,
-                          reinterpret_cast<const unsigned char*>(header.data()),
-                          static_cast<int>(header.size())) == 1;
+  return cipher_->begin(nonce,
+                        {reinterpret_cast<const unsigned char*>(header.data()), header.size()});
 }
 
 size_t Sealer::seal(Content type, std::span<const iovec> from, std::byte* to) {
@@ -93,18 +87,13 @@ size_t Sealer::seal(Content type, std::span<const iovec> from, std::byte* to) {
   std::copy(header.begin(), header.end(), to);
   if (!begin(header)) return 0;
   unsigned char* at = bytes_of(to) + kHeader;
-  int length = 0;
   for (const iovec& part : from) {
-    if (EVP_EncryptUpdate(context(), at, &length, bytes_of(part.iov_base),
-                          static_cast<int>(part.iov_len)) != 1)
-      return 0;
-    at += length;
+    if (!cipher().update(bytes_of(part.iov_base), at, part.iov_len)) return 0;
+    at += part.iov_len;
   }
   const auto last = static_cast<unsigned char>(type);
-  if (EVP_EncryptUpdate(context(), at, &length, &last, 1) != 1) return 0;
-  at += length;
-  if (EVP_EncryptFinal_ex(context(), at, &length) != 1 ||
-      EVP_CIPHER_CTX_ctrl(context(), EVP_CTRL_AEAD_GET_TAG, kTag, at) != 1)
+  if (!cipher().update(&last, at, 1) ||
+      !cipher().finish(std::span<unsigned char, kTag>(at + 1, kTag)))
     return 0;
   return plain + kOverhead;
 }
@@ -133,24 +122,17 @@ Content Opener::open(std::span<const std::byte> record, std::span<const iovec> t
   if (!begin(record.first(kHeader))) return Content::kInvalid;
   size_t left = record.size() - kOverhead;
   from += kHeader;
-  int length = 0;
   for (const iovec& part : to) {
     const size_t some = std::min(part.iov_len, left);
-    if (some == 0) continue;
-    if (EVP_DecryptUpdate(context(), bytes_of(part.iov_base), &length, from,
-                          static_cast<int>(some)) != 1)
-      return Content::kInvalid;
+    if (!cipher().update(from, bytes_of(part.iov_base), some)) return Content::kInvalid;
     from += some;
     left -= some;
   }
   unsigned char type = 0;
   std::array<unsigned char, kTag> tag{};
-  if (left != 0 || EVP_DecryptUpdate(context(), &type, &length, from, 1) != 1)
-    return Content::kInvalid;
+  if (left != 0 || !cipher().update(from, &type, 1)) return Content::kInvalid;
   std::copy_n(from + 1, kTag, tag.begin());
-  if (EVP_CIPHER_CTX_ctrl(context(), EVP_CTRL_AEAD_SET_TAG, kTag, tag.data()) != 1 ||
-      EVP_DecryptFinal_ex(context(), tag.data(), &length) != 1)
-    return Content::kInvalid;
+  if (!cipher().finish(tag)) return Content::kInvalid;
   // Padding ends in zeros. Nobody pads here.
   return type == 0 ? Content::kInvalid : static_cast<Content>(type);
 }

@@ -10,7 +10,6 @@
 #ifndef GODWIT_TLS_RECORD_H_
 #define GODWIT_TLS_RECORD_H_
 
-#include <openssl/evp.h>
 #include <sys/uio.h>
 
 #include <array>
@@ -20,6 +19,8 @@
 #include <span>
 #include <string_view>
 
+#include "tls/gcm.h"
+
 namespace godwit::tls {
 
 inline constexpr size_t kMaxPlain = size_t{1} << 14;  // of one record
@@ -28,7 +29,7 @@ inline constexpr size_t kOverhead = kHeader + 1 + 16;
 // What a peer may make of it by padding (RFC 8446, 5.2).
 inline constexpr size_t kMaxRecord = kHeader + kMaxPlain + 256;
 
-// What OpenSSL does once in a process, some ms of CPU time: for one that has time to do it ahead.
+// What is done once in a process, some ms of CPU time: for one that has time to do it ahead.
 void prepare_records();
 
 enum class Content : uint8_t { kInvalid = 0, kAlert = 21, kHandshake = 22, kData = 23 };
@@ -47,9 +48,9 @@ struct Direction {
 // Key and nonces of a Direction; one thread uses it.
 class RecordKey {
  public:
-  RecordKey(const Direction& direction, bool to_encrypt);
-  // False: OpenSSL has no AES-GCM.
-  bool usable() const { return context_ != nullptr; }
+  RecordKey(const Direction& direction, Direct direct);
+  // False: there is no AES-GCM.
+  bool usable() const { return cipher_ != nullptr; }
   const Direction& direction() const { return direction_; }
 
  protected:
@@ -57,25 +58,22 @@ class RecordKey {
   bool begin(std::span<const std::byte> header);
   // The next generation of the secret (RFC 8446, 7.2), as after a KeyUpdate.
   void update();
-  EVP_CIPHER_CTX* context() const { return context_.get(); }
+  Gcm& cipher() const { return *cipher_; }
 
  private:
-  struct Free {
-    void operator()(EVP_CIPHER_CTX* context) const { EVP_CIPHER_CTX_free(context); }
-  };
-  bool set_key();
+  void set_key();
 
   Direction direction_;
-  bool to_encrypt_;
-  std::array<unsigned char, 12> iv_{};
-  std::unique_ptr<EVP_CIPHER_CTX, Free> context_;
+  Direct direct_;
+  std::array<unsigned char, kGcmNonce> iv_{};
+  std::unique_ptr<Gcm> cipher_;
 };
 
 class Sealer : public RecordKey {
  public:
-  explicit Sealer(const Direction& direction) : RecordKey(direction, true) {}
+  explicit Sealer(const Direction& direction) : RecordKey(direction, Direct::kEncrypt) {}
   // Encrypts at most kMaxPlain bytes into `to`, which has room for kOverhead more. Bytes written;
-  // 0: OpenSSL failed.
+  // 0: the cipher failed.
   size_t seal(Content type, std::span<const iovec> from, std::byte* to);
   // AES-GCM keeps its promises for 2^24.5 records with one key (RFC 8446, 5.5).
   bool needs_update() const { return direction().sequence >= update_after_; }
@@ -89,7 +87,7 @@ class Sealer : public RecordKey {
 
 class Opener : public RecordKey {
  public:
-  explicit Opener(const Direction& direction) : RecordKey(direction, false) {}
+  explicit Opener(const Direction& direction) : RecordKey(direction, Direct::kDecrypt) {}
 
   // Length of the record that begins here, header and all; 0: more is needed to tell; SIZE_MAX:
   // this is no record.
