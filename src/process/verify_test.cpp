@@ -15,6 +15,7 @@
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "stream/memory_for_test.h"
 #include "tracee/child_for_test.h"
 #include "tracee/memory.h"
 
@@ -36,32 +37,6 @@ constexpr uint64_t kAt = 0x7000'0000'0000;
 constexpr uint64_t kPages = 64;
 constexpr uint64_t kFileAt = kAt + (uint64_t{1} << 30);
 
-class MemorySink final : public stream::Sink {
- public:
-  absl::Status write(std::span<const iovec> parts) override {
-    for (const iovec& part : parts)
-      bytes.append(static_cast<const char*>(part.iov_base), part.iov_len);
-    return absl::OkStatus();
-  }
-  absl::Status flush() override { return absl::OkStatus(); }
-  std::string bytes;
-};
-
-class MemoryFeed final : public stream::Feed {
- public:
-  explicit MemoryFeed(std::string_view bytes) : bytes_(bytes) {}
-  absl::Status read(std::span<std::byte> to) override {
-    if (bytes_.empty()) return absl::OutOfRangeError("end");
-    if (bytes_.size() < to.size()) return absl::DataLossError("cut");
-    std::memcpy(to.data(), bytes_.data(), to.size());
-    bytes_.remove_prefix(to.size());
-    return absl::OkStatus();
-  }
-
- private:
-  std::string_view bytes_;
-};
-
 MappingState mapping(uint64_t at, uint64_t pages, MappingState::Kind kind) {
   MappingState state;
   state.set_start(at);
@@ -72,7 +47,7 @@ MappingState mapping(uint64_t at, uint64_t pages, MappingState::Kind kind) {
 
 // Hashes of `space` as they arrive at the other end.
 std::vector<stream::PageHashes> hashes_of(Space& space) {
-  MemorySink sink;
+  stream::MemorySink sink;
   stream::Writer writer(sink);
   const pages::SendControl control;
   EXPECT_TRUE(writer.preamble({}).ok());
@@ -81,7 +56,7 @@ std::vector<stream::PageHashes> hashes_of(Space& space) {
   EXPECT_TRUE(sent.ok()) << message_of(sent);
   EXPECT_TRUE(writer.end_hashes().ok());
   EXPECT_TRUE(writer.end_epoch().ok());
-  MemoryFeed feed(sink.bytes);
+  stream::MemoryFeed feed(sink.bytes);
   stream::Reader reader(feed);
   std::vector<stream::PageHashes> frames;
   for (auto frame = reader.next(); frame.ok(); frame = reader.next())

@@ -76,6 +76,8 @@ class FdFeed final : public Feed {
     return absl::OkStatus();
   }
 
+  bool proves_bytes() const override { return channel_ != nullptr && channel_->encrypted(); }
+
   absl::Status skip(uint64_t bytes) override {
     const size_t here = std::min<uint64_t>(bytes, end_ - begin_);
     begin_ += here;

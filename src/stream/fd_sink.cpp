@@ -57,6 +57,8 @@ class FdSink final : public Sink {
     return absl::OkStatus();
   }
 
+  bool proves_bytes() const override { return channel_ != nullptr && channel_->encrypted(); }
+
   absl::Status flush() override {
     if (buffer_.empty()) return absl::OkStatus();
     parts_.assign(1, {buffer_.data(), buffer_.size()});

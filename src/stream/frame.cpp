@@ -131,7 +131,7 @@ bool decode_preamble(Decoder& from, Preamble& to, std::string_view& fault) {
   const auto migration_bytes = from.number<uint32_t>();
   to.workload = from.text(workload_bytes);
   to.migration_id = from.text(migration_bytes);
-  if (to.version != kVersion && to.version != kVersionCompressed)
+  if (to.version < kVersion || to.version > kVersionProven)
     fault = "the stream has a version that this program cannot read: it reads 1 and 2";
   if (fault.empty() && to.page_size != kPageSize) fault = "the stream has another page size";
   if (fault.empty()) fault = fault_of_name(to.workload);

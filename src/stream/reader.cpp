@@ -52,16 +52,20 @@ void Reader::go_to(FramePlace place) {
   in_epoch_ = true;
 }
 
-void Reader::AlignedFree::operator()(std::byte* p) const {
-  ::operator delete[](p, std::align_val_t{kPageSize});
-}
-
 std::byte* Reader::data_buffer() {
-  if (!data_) {
-    data_.reset(static_cast<std::byte*>(
-        ::operator new[](kMaxPagesPerFrame* kPageSize, std::align_val_t{kPageSize})));
+  // One that nobody has kept to the front.
+  const auto found = std::find_if(data_.begin(), data_.end(),
+                                  [](const auto& each) { return each.use_count() == 1; });
+  if (found != data_.end()) {
+    std::swap(*found, data_.front());
+  } else {
+    std::shared_ptr<std::byte[]> fresh(
+        static_cast<std::byte*>(
+            ::operator new[](kMaxPagesPerFrame* kPageSize, std::align_val_t{kPageSize})),
+        [](std::byte* p) { ::operator delete[](p, std::align_val_t{kPageSize}); });
+    data_.insert(data_.begin(), std::move(fresh));
   }
-  return data_.get();
+  return data_.front().get();
 }
 
 absl::Status Reader::damaged(std::string_view what) const {
@@ -145,7 +149,7 @@ absl::Status Reader::check_order(const FrameHeader& header) const {
   return absl::OkStatus();
 }
 
-absl::Status Reader::read_payload(uint64_t bytes) {
+absl::Status Reader::read_payload(uint64_t bytes, bool contents) {
   while (bytes > 0) {
     const size_t now = std::min<uint64_t>(bytes, kGrowBytes);
     const size_t at = buffer_.size();
@@ -156,7 +160,7 @@ absl::Status Reader::read_payload(uint64_t bytes) {
       return damaged("the stream ends inside a frame");
     if (!status.ok()) return annotate(status, fmt::format("stream offset {}", bytes_));
     bytes_ += now;
-    checksum_.update(to);
+    if (!contents || version_ != kVersionProven) checksum_.update(to);
     bytes -= now;
   }
   return absl::OkStatus();
@@ -188,8 +192,9 @@ absl::StatusOr<Frame> Reader::read_pages(const FrameHeader& header) {
   data_left_ = count * kPageSize;
   if (page_data_ == PageData::kBuffered) {
     const iovec all = {data_buffer(), data_left_};
+    pages.data = {data_.front().get(), count * kPageSize};
+    pages.keep = data_.front();
     GW_RETURN_IF_ERROR(read_data({&all, 1}));
-    pages.data = {data_buffer(), count * kPageSize};
   }
   return pages;
 }
@@ -216,7 +221,7 @@ absl::Status Reader::read_runs(size_t fixed, uint32_t runs, uint32_t count, Page
 
 // The checksum is of what came; only what it is right for is decompressed.
 absl::StatusOr<Frame> Reader::read_compressed_pages(const FrameHeader& header) {
-  if (version_ != kVersionCompressed) return damaged("compressed pages in a stream of version 1");
+  if (version_ < kVersionCompressed) return damaged("compressed pages in a stream of version 1");
   Pages pages;
   uint32_t runs = 0;
   uint32_t count = 0;
@@ -237,7 +242,7 @@ absl::StatusOr<Frame> Reader::read_compressed_pages(const FrameHeader& header) {
     GW_RETURN_IF_ERROR(skip_data(stored));
     return pages;
   }
-  GW_RETURN_IF_ERROR(read_payload(stored));
+  GW_RETURN_IF_ERROR(read_payload(stored, true));
   GW_RETURN_IF_ERROR(verify(frame_at_));
   pages.stored = std::span<const std::byte>(buffer_).last(stored);
   const std::span<std::byte> data(data_buffer(), count * kPageSize);
@@ -246,6 +251,7 @@ absl::StatusOr<Frame> Reader::read_compressed_pages(const FrameHeader& header) {
   ++sequence_;
   if (page_data_ == PageData::kBuffered) {
     pages.data = data;
+    pages.keep = data_.front();
   } else {
     data_left_ = data.size();
     unpacked_ = data.data();
@@ -278,7 +284,8 @@ absl::Status Reader::read_data(std::span<const iovec> to) {
   if (status.ok()) {
     bytes_ += bytes;
     data_left_ -= bytes;
-    for (const iovec& part : to) checksum_.update(part.iov_base, part.iov_len);
+    if (version_ != kVersionProven)
+      for (const iovec& part : to) checksum_.update(part.iov_base, part.iov_len);
     if (data_left_ == 0) status = verify(frame_at_);
   }
   broken_ = status;
@@ -288,6 +295,8 @@ absl::Status Reader::read_data(std::span<const iovec> to) {
 absl::StatusOr<Frame> Reader::check_epoch(Frame frame) {
   ++sequence_;
   if (const auto* preamble = std::get_if<Preamble>(&frame)) {
+    if (preamble->version == kVersionProven && !feed_.proves_bytes())
+      return damaged("version 3 over what does not prove its bytes");
     seen_preamble_ = true;
     version_ = preamble->version;
   }

@@ -38,6 +38,9 @@ namespace godwit::stream {
 inline constexpr uint32_t kVersion = 1;
 // Compressed pages may be in it. A reader that knows none of them stops at the preamble.
 inline constexpr uint32_t kVersionCompressed = 2;
+// As 2, but pages' contents are in no checksum: only where what carries the stream proves all bytes
+// itself, as TLS does. Nobody else reads it.
+inline constexpr uint32_t kVersionProven = 3;
 inline constexpr size_t kPageSize = 4096;
 inline constexpr size_t kMaxSectionBytes = size_t{64} << 20;
 inline constexpr size_t kMaxPagesPerFrame = 1024;  // 4 MiB
@@ -119,6 +122,8 @@ struct Pages {
   uint64_t space = 0;
   std::vector<PageRun> runs;
   std::span<const std::byte> data;  // valid until the next call of the reader
+  // Whoever holds this has `data` for longer. Null: it is nobody's.
+  std::shared_ptr<const std::byte[]> keep;
   // How they came; with a codec, `data` are the pages, and `stored` what was read for them.
   Codec codec = Codec::kNone;
   std::span<const std::byte> stored;
@@ -178,6 +183,8 @@ class Sink {
   virtual ~Sink() = default;
   virtual absl::Status write(std::span<const iovec> parts) = 0;
   virtual absl::Status flush() = 0;
+  // A reader at the other end gets these bytes, or an error.
+  virtual bool proves_bytes() const { return false; }
 };
 
 // Where bytes come from. Fills `to` wholly; kOutOfRange at a clean end before the first byte,
@@ -191,6 +198,8 @@ class Feed {
   // Leaves out the next bytes. By default they are read. Beyond an end that lies in them the next
   // read() may be the first to fail.
   virtual absl::Status skip(uint64_t bytes);
+  // What is read is what the writer's sink was given, whoever else had it in hand.
+  virtual bool proves_bytes() const { return false; }
 };
 
 // Over a descriptor, which stays the caller's: a connected socket (blocking or not) or a file.
@@ -250,7 +259,7 @@ class Writer {
   absl::Status only_runs(FrameType type, uint64_t space, std::span<const PageRun> runs);
   // Writes `head` (fixed part of the payload), then `tail`.
   absl::Status frame(FrameType type, std::span<const std::byte> head,
-                     std::span<const iovec> tail = {});
+                     std::span<const iovec> tail = {}, bool contents = false);
   absl::Status need_epoch() const;
   Sink& sink_;
   absl::Status broken_;
@@ -303,9 +312,6 @@ class Reader {
   void go_to(FramePlace place);
 
  private:
-  struct AlignedFree {
-    void operator()(std::byte* p) const;
-  };
   absl::StatusOr<Frame> read_frame();
   absl::Status read_header(struct FrameHeader& header);
   absl::Status check_order(const struct FrameHeader& header) const;
@@ -314,8 +320,9 @@ class Reader {
   // Both: the runs behind the fixed part of `fixed` bytes.
   absl::Status read_runs(size_t fixed, uint32_t runs, uint32_t count, Pages& pages);
   absl::StatusOr<Frame> check_epoch(Frame frame);
-  // Payload bytes into buffer_ behind what is there, hashed.
-  absl::Status read_payload(uint64_t bytes);
+  // Payload bytes into buffer_ behind what is there, hashed unless they are `contents` that need no
+  // checksum.
+  absl::Status read_payload(uint64_t bytes, bool contents = false);
   absl::Status verify(uint64_t at) const;
   absl::Status skip_data(uint64_t bytes);
   std::byte* data_buffer();
@@ -324,8 +331,10 @@ class Reader {
   Feed& feed_;
   const PageData page_data_;
   absl::Status broken_;
-  std::vector<std::byte> buffer_;                   // payload without page data
-  std::unique_ptr<std::byte[], AlignedFree> data_;  // page data, kMaxPagesPerFrame pages
+  std::vector<std::byte> buffer_;  // payload without page data
+  // Page data, kMaxPagesPerFrame pages each; more than one where frames are kept. The first is the
+  // current frame's.
+  std::vector<std::shared_ptr<std::byte[]>> data_;
   size_t data_left_ = 0;
   const std::byte* unpacked_ = nullptr;  // they are the next bytes of data_, which is complete
   Decompressor decompressor_;

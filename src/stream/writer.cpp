@@ -33,7 +33,7 @@ absl::StatusOr<uint64_t> pages_of(std::span<const PageRun> runs) {
 }  // namespace
 
 absl::Status Writer::frame(FrameType type, std::span<const std::byte> head,
-                           std::span<const iovec> tail) {
+                           std::span<const iovec> tail, bool contents) {
   GW_RETURN_IF_ERROR(broken_);
   FrameHeader header{.type = type, .sequence = sequence_, .length = head.size(), .checksum = 0};
   for (const iovec& part : tail) header.length += part.iov_len;
@@ -42,7 +42,8 @@ absl::Status Writer::frame(FrameType type, std::span<const std::byte> head,
   checksum_.reset();
   checksum_.update(std::span(bytes).first<kHashedHeaderBytes>());
   checksum_.update(head);
-  for (const iovec& part : tail) checksum_.update(part.iov_base, part.iov_len);
+  if (!contents || version_ != kVersionProven)
+    for (const iovec& part : tail) checksum_.update(part.iov_base, part.iov_len);
   header.checksum = checksum_.value();
   bytes = encode_header(header);
 
@@ -74,9 +75,11 @@ absl::Status Writer::flush() {
 absl::Status Writer::preamble(const Preamble& preamble) {
   if (seen_preamble_)
     return make_error(absl::StatusCode::kFailedPrecondition, "stream writer: second preamble");
-  if ((preamble.version != kVersion && preamble.version != kVersionCompressed) ||
+  if (preamble.version < kVersion || preamble.version > kVersionProven ||
       preamble.page_size != kPageSize)
-    return refuse("this program writes versions 1 and 2 with pages of 4096 bytes");
+    return refuse("this program writes versions 1 to 3 with pages of 4096 bytes");
+  if (preamble.version == kVersionProven && !sink_.proves_bytes())
+    return refuse("version 3 over what does not prove its bytes");
   for (const std::string& name : {preamble.workload, preamble.migration_id}) {
     if (const auto fault = fault_of_name(name); !fault.empty()) return refuse(fault);
   }
@@ -145,13 +148,13 @@ absl::Status Writer::pages(uint64_t space, std::span<const PageRun> runs,
   Encoder to(head_);
   to.number(space).number(static_cast<uint32_t>(runs.size())).number(static_cast<uint32_t>(count));
   encode_runs(to, runs);
-  return frame(FrameType::kPages, head_, data);
+  return frame(FrameType::kPages, head_, data, true);
 }
 
 absl::Status Writer::compressed_pages(uint64_t space, std::span<const PageRun> runs, Codec codec,
                                       std::span<const std::byte> stored) {
   GW_RETURN_IF_ERROR(need_epoch());
-  if (version_ != kVersionCompressed) return refuse("compressed pages in a stream of version 1");
+  if (version_ < kVersionCompressed) return refuse("compressed pages in a stream of version 1");
   if (codec != Codec::kLz4 && codec != Codec::kZstd) return refuse("no such codec");
   GW_ASSIGN_OR_RETURN(const uint64_t count, pages_of(runs));
   if (stored.empty() || stored.size() >= count * kPageSize)
@@ -164,7 +167,7 @@ absl::Status Writer::compressed_pages(uint64_t space, std::span<const PageRun> r
       .number(static_cast<uint32_t>(stored.size()));
   encode_runs(to, runs);
   const iovec tail = {const_cast<std::byte*>(stored.data()), stored.size()};
-  return frame(FrameType::kCompressedPages, head_, {&tail, 1});
+  return frame(FrameType::kCompressedPages, head_, {&tail, 1}, true);
 }
 
 absl::Status Writer::pages_dropped(uint64_t space, std::span<const PageRun> runs) {

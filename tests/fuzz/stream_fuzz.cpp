@@ -11,6 +11,7 @@
 
 #include "base/status.h"
 #include "stream/frame.h"
+#include "stream/memory_for_test.h"
 #include "stream/stream.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
@@ -19,32 +20,6 @@ namespace {
 
 using namespace godwit;          // NOLINT: one file
 using namespace godwit::stream;  // NOLINT
-
-class MemoryFeed final : public Feed {
- public:
-  explicit MemoryFeed(std::string_view bytes) : bytes_(bytes) {}
-  absl::Status read(std::span<std::byte> to) override {
-    if (bytes_.empty()) return absl::OutOfRangeError("end");
-    if (bytes_.size() < to.size()) return absl::DataLossError("cut");
-    std::memcpy(to.data(), bytes_.data(), to.size());
-    bytes_.remove_prefix(to.size());
-    return absl::OkStatus();
-  }
-
- private:
-  std::string_view bytes_;
-};
-
-class MemorySink final : public Sink {
- public:
-  absl::Status write(std::span<const iovec> parts) override {
-    for (const iovec& part : parts)
-      bytes.append(static_cast<const char*>(part.iov_base), part.iov_len);
-    return absl::OkStatus();
-  }
-  absl::Status flush() override { return absl::OkStatus(); }
-  std::string bytes;
-};
 
 void require(bool condition, const char* what, const absl::Status& status = absl::OkStatus()) {
   if (condition) return;
