@@ -59,6 +59,8 @@ absl::Status SourcePeer::connect(bool pages) {
   writer_ = std::make_unique<stream::Writer>(*sink_);
   stream::Preamble preamble = preamble_of(start_);
   preamble.migration_id = start_.migration_id();
+  if (stream_->encrypted() && start_.stream_version() >= stream::kVersionProven)
+    preamble.version = stream::kVersionProven;
   return writer_->preamble(preamble);
 }
 

@@ -57,6 +57,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::clone(const api::CloneReques
   node_.set_proof(start, replica_.token(), entry_.peer());
   start.set_verbose(request.verbose());
   start.set_compress(*compress);
+  start.set_stream_version(replica_.stream_version());
   const absl::Status started = start_mover(std::move(start));
   if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   const auto finished = follow();

@@ -187,6 +187,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::migrate(const api::MigrateRe
   start.set_verify(request.verify());
   entry_.set_bytes_per_s(request.bandwidth_bytes_per_s());
   start.set_compress(*compress);
+  start.set_stream_version(replica_.stream_version());
   const absl::Status started = start_mover(std::move(start));
   if (!started.ok()) return rolled_back(std::string(message_of(started)), Node::Undone::kNothing);
   return conclude(follow());
