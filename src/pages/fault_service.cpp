@@ -29,10 +29,11 @@ constexpr uint64_t kWake = UINT64_MAX;
 constexpr uint64_t kFaults = UINT64_MAX - 1;
 constexpr uint64_t kPush = UINT64_MAX - 2;
 constexpr int kTickMs = 100;
-constexpr size_t kReceiveBytes = size_t{128} << 10;
+constexpr size_t kReceiveBytes = size_t{64} << 10;
 // Encrypted, of what is pushed.
-constexpr size_t kReadAhead = size_t{64} << 10;
-constexpr size_t kRoom = kReceiveBytes + sizeof(PageHeader) + kMaxWirePages * kPageSize;
+constexpr size_t kReadAhead = size_t{128} << 10;
+// What is left of a message moves to the front when less than a whole read has room behind it.
+constexpr size_t kRoom = 2 * kReceiveBytes + sizeof(PageHeader) + kMaxWirePages * kPageSize;
 constexpr int kNice = -10;
 constexpr absl::Duration kSlice = absl::Microseconds(100);
 
@@ -240,7 +241,8 @@ absl::Status FaultService::send_list() {
   for (const auto& [space, pages] : missing_.wanted())
     for (const stream::PageRun& run : pages.runs())
       list.push_back(page_header(PageMessage::kMissing, space, run.address, run.count));
-  list.push_back(page_header(PageMessage::kListEnd, 0, 0, 0));
+  const bool proven = source_.faults->encrypted() && source_.push->encrypted();
+  list.push_back(page_header(PageMessage::kListEnd, 0, 0, proven ? kTakesProven : 0));
   for (const SourcePage& page : asked_)
     list.push_back(page_header(PageMessage::kRequest, page.space, page.address, 1));
   return send(list);
@@ -338,26 +340,30 @@ absl::Status FaultService::receive(std::shared_ptr<tls::Channel> from, Incoming&
     if (n == 0) return lost("recv(pages)", 0);
     heard_at_ns_ = monotonic_ns();
     in.filled += static_cast<size_t>(n);
-    GW_RETURN_IF_ERROR(understand(in));
+    GW_RETURN_IF_ERROR(understand(in, from->encrypted()));
   } while (source_.faults && from->unread());
   return absl::OkStatus();
 }
 
-absl::Status FaultService::understand(Incoming& in) {
+absl::Status FaultService::understand(Incoming& in, bool proven) {
   while (in.filled - in.from >= sizeof(PageHeader)) {
     PageHeader header;
     std::memcpy(&header, in.bytes.data() + in.from, sizeof header);
-    const bool data = header.type == static_cast<uint32_t>(PageMessage::kPages);
+    const bool bare = header.type == static_cast<uint32_t>(PageMessage::kPagesProven);
+    const bool data = bare || header.type == static_cast<uint32_t>(PageMessage::kPages);
     if (header.count > kMaxWirePages)
       return make_error(absl::StatusCode::kDataLoss, "{} pages in one message", header.count);
     const size_t bytes = data ? header.count * kPageSize : 0;
     if (in.filled - in.from < sizeof header + bytes) break;
     const std::span<const std::byte> body(in.bytes.data() + in.from + sizeof header, bytes);
-    if (header.checksum != wire_checksum(header, body))
+    if (bare && !proven)
+      return absl::DataLossError("a page from the source: neither under TLS nor with a checksum");
+    if (header.checksum != wire_checksum(header, body.first(bare ? 0 : bytes)))
       return absl::DataLossError("a page from the source: checksum");
     GW_RETURN_IF_ERROR(place(header, data ? body.data() : nullptr));
     in.from += sizeof header + bytes;
   }
+  if (in.from < in.filled && in.bytes.size() - in.filled >= kReceiveBytes) return absl::OkStatus();
   std::memmove(in.bytes.data(), in.bytes.data() + in.from, in.filled - in.from);
   in.filled -= std::exchange(in.from, 0);
   return absl::OkStatus();
@@ -368,6 +374,7 @@ absl::Status FaultService::place(const PageHeader& header, const std::byte* data
     case PageMessage::kAlive:
       return absl::OkStatus();
     case PageMessage::kPages:
+    case PageMessage::kPagesProven:
     case PageMessage::kZeros:
       break;
     default:

@@ -96,7 +96,8 @@ class FaultService {
   void request(SourcePage page);
   // By value: what it finds may end the connection.
   absl::Status receive(std::shared_ptr<tls::Channel> from, Incoming& in);
-  absl::Status understand(Incoming& in);
+  // `proven`: by the connection.
+  absl::Status understand(Incoming& in, bool proven);
   absl::Status place(const PageHeader& header, const std::byte* data);
   void put(uint64_t space, PageRange range, const std::byte* data);
   absl::Status send(std::span<const PageHeader> headers);

@@ -24,29 +24,45 @@ constexpr int64_t kAliveEveryNs = 300'000'000;
 constexpr absl::Duration kSendPatience = absl::Seconds(15);
 constexpr absl::Duration kLastWords = absl::Milliseconds(200);
 constexpr size_t kReadBytes = size_t{64} << 10;
+// What is pushed at once, of several messages: a request waits behind it for some 50 us.
+constexpr size_t kPushPages = 2 * kMaxWirePages;
 
 absl::Status lost(std::string_view what, int error) {
   return make_error(absl::StatusCode::kUnavailable, "{}: {}", what,
                     error == 0 ? "the other end has closed" : std::strerror(error));
 }
 
-absl::Status send_all(tls::Channel& channel, std::span<const std::byte> bytes) {
-  return channel.write_all(
-      std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), kSendPatience);
-}
-
-void append_header(std::vector<std::byte>& to, const PageHeader& header) {
-  const auto bytes = std::as_bytes(std::span(&header, 1));
-  to.insert(to.end(), bytes.begin(), bytes.end());
-}
-
 }  // namespace
+
+PageServer::Parcel::Parcel(size_t most)
+    : data(std::make_unique_for_overwrite<std::byte[]>(most * kPageSize)) {
+  headers.reserve(most);
+  parts.reserve(2 * most);
+}
+
+void PageServer::Parcel::clear() {
+  headers.clear();
+  parts.clear();
+  pages = first = bytes = 0;
+}
+
+void PageServer::Parcel::advance(size_t sent) {
+  while (sent > 0) {
+    iovec& part = parts[first];
+    const size_t step = std::min(sent, part.iov_len);
+    part.iov_base = static_cast<std::byte*>(part.iov_base) + step;
+    part.iov_len -= step;
+    sent -= step;
+    if (part.iov_len == 0) ++first;
+  }
+}
 
 PageServer::PageServer(PageSource& source, Pacer pacer)
     : source_(source),
       pacer_(std::move(pacer)),
       in_(std::make_unique_for_overwrite<std::byte[]>(kReadBytes)),
-      page_data_(std::make_unique_for_overwrite<std::byte[]>(kMaxWirePages * kPageSize)) {}
+      answer_(1),
+      pushed_(kPushPages) {}
 
 absl::StatusOr<PageServer::Left*> PageServer::left_of(uint64_t space) {
   if (!source_.has(space))
@@ -71,12 +87,13 @@ PageRange PageServer::take(Left& left, uint64_t address, uint64_t most) {
   return taken;
 }
 
-absl::Status PageServer::append(uint64_t space, PageRange range) {
+absl::Status PageServer::append(uint64_t space, PageRange range, Parcel& to) {
   FAULT_POINT("pages.serve");
-  absl::Status read = source_.read(space, range, {page_data_.get(), range.pages() * kPageSize});
+  std::byte* at = to.data.get() + to.pages * kPageSize;
+  absl::Status read = source_.read(space, range, {at, range.pages() * kPageSize});
   if (absl::IsDataLoss(read) && range.pages() > 1) {
     for (uint64_t page = range.start; page < range.end; page += kPageSize)
-      GW_RETURN_IF_ERROR(append(space, {page, page + kPageSize}));
+      GW_RETURN_IF_ERROR(append(space, {page, page + kPageSize}, to));
     return absl::OkStatus();
   }
   if (absl::IsDataLoss(read)) {
@@ -84,16 +101,21 @@ absl::Status PageServer::append(uint64_t space, PageRange range) {
     return absl::OkStatus();
   }
   GW_RETURN_IF_ERROR(read);
-  const std::byte* at = page_data_.get();
+  to.pages += range.pages();
   for (uint64_t page = range.start; page < range.end;) {
     const bool zero = is_zero_page(at);
     uint32_t count = 1;
     while (page + count * kPageSize < range.end && is_zero_page(at + count * kPageSize) == zero)
       ++count;
-    const std::span<const std::byte> data(at, zero ? 0 : count * kPageSize);
-    append_header(out_, page_header(zero ? PageMessage::kZeros : PageMessage::kPages, space, page,
-                                    count, data));
-    out_.insert(out_.end(), data.begin(), data.end());
+    const PageMessage type = zero      ? PageMessage::kZeros
+                             : proven_ ? PageMessage::kPagesProven
+                                       : PageMessage::kPages;
+    const iovec data{at, zero ? 0 : count * kPageSize};
+    to.headers.push_back(page_header(type, space, page, count,
+                                     {at, type == PageMessage::kPages ? data.iov_len : 0}));
+    to.parts.push_back({&to.headers.back(), sizeof(PageHeader)});
+    if (!zero) to.parts.push_back(data);
+    to.bytes += sizeof(PageHeader) + data.iov_len;
     (zero ? figures_.zeros : figures_.given) += count;
     page += count * kPageSize;
     at += count * kPageSize;
@@ -109,9 +131,9 @@ absl::Status PageServer::answer(uint64_t space, uint64_t address) {
   cursor_ = address + kPageSize;
   const PageRange page = take(*left, address, 1);
   if (page.start == page.end) return absl::OkStatus();  // on its way
-  out_.clear();
-  GW_RETURN_IF_ERROR(append(space, page));
-  return send_all(*faults_, out_);
+  answer_.clear();
+  GW_RETURN_IF_ERROR(append(space, page, answer_));
+  return faults_->write_all(answer_.parts, kSendPatience);
 }
 
 absl::Status PageServer::obey(const PageHeader& header) {
@@ -136,6 +158,7 @@ absl::Status PageServer::obey(const PageHeader& header) {
     }
     case PageMessage::kListEnd:
       listed_ = true;
+      proven_ = header.count == kTakesProven && faults_->encrypted() && push_->encrypted();
       return absl::OkStatus();
     case PageMessage::kRequest:
       return answer(header.space, header.address);
@@ -201,28 +224,23 @@ bool PageServer::fill_push() {
 absl::StatusOr<bool> PageServer::push_some() {
   if (push_->unsent() && push_->flush() != 0)
     return errno == EAGAIN ? absl::StatusOr<bool>(false) : lost("send(pages)", errno);
-  if (pushed_ == half_.size()) {
-    out_.clear();
-    // Small runs go together; a big one alone.
-    while (out_.size() < kMaxWirePages * kPageSize && fill_push()) {
-      const uint64_t room = kMaxWirePages - out_.size() / kPageSize;
-      const PageRange run = take(spaces_.at(cursor_space_), cursor_, room);
+  if (pushed_.rest().empty()) {
+    pushed_.clear();
+    // Small runs go together.
+    for (uint64_t room = kPushPages; room > 0 && fill_push();) {
+      const uint64_t most = std::min<uint64_t>(room, kMaxWirePages);
+      const PageRange run = take(spaces_.at(cursor_space_), cursor_, most);
       cursor_ = run.end;
-      GW_RETURN_IF_ERROR(append(cursor_space_, run));
-      if (out_.size() + kPageSize > kMaxWirePages * kPageSize) break;
+      GW_RETURN_IF_ERROR(append(cursor_space_, run, pushed_));
+      room -= run.pages();
     }
     // None of them can be had.
-    if (out_.empty()) return true;
-    std::swap(half_, out_);
-    pushed_ = 0;
-    pacer_.charge(half_.size());
+    if (pushed_.parts.empty()) return true;
+    pacer_.charge(pushed_.bytes);
   }
-  // All of it had gone with the last call, and nothing is left.
-  if (pushed_ == half_.size()) return true;
-  const iovec rest{half_.data() + pushed_, half_.size() - pushed_};
-  const ssize_t n = push_->writev({&rest, 1});
+  const ssize_t n = push_->writev(pushed_.rest());
   if (n < 0 && errno != EAGAIN && errno != EINTR) return lost("send(pages)", errno);
-  if (n > 0) pushed_ += static_cast<size_t>(n);
+  if (n > 0) pushed_.advance(static_cast<size_t>(n));
   return n > 0;
 }
 
@@ -232,7 +250,7 @@ absl::Status PageServer::serve(tls::Channel& faults, tls::Channel& push,
                                absl::FunctionRef<void(const PageServerFigures&)> told) {
   faults_ = &faults;
   push_ = &push;
-  push.write_ahead((kMaxWirePages + 1) * kPageSize);
+  push.write_ahead(kPushPages * (kPageSize + sizeof(PageHeader)));
   absl::Status served = run(told);
   // A destination that has all says so and closes both; which of them shows it first is chance.
   const Deadline deadline = Deadline::in(kLastWords);
@@ -248,10 +266,9 @@ absl::Status PageServer::serve(tls::Channel& faults, tls::Channel& push,
 
 absl::Status PageServer::run(absl::FunctionRef<void(const PageServerFigures&)> told) {
   wire_before_ = wire_bytes();
-  listed_ = complete_ = false;
+  listed_ = complete_ = proven_ = false;
   in_bytes_ = 0;
-  half_.clear();
-  pushed_ = 0;
+  pushed_.clear();
   figures_ = {};
   spaces_.clear();
   int64_t told_at = 0;
@@ -266,13 +283,14 @@ absl::Status PageServer::run(absl::FunctionRef<void(const PageServerFigures&)> t
     if (now - alive_at > kAliveEveryNs) {
       alive_at = now;
       const PageHeader alive = page_header(PageMessage::kAlive, 0, 0, 0);
-      GW_RETURN_IF_ERROR(send_all(*faults_, std::as_bytes(std::span(&alive, 1))));
+      const iovec all{const_cast<PageHeader*>(&alive), sizeof alive};
+      GW_RETURN_IF_ERROR(faults_->write_all({&all, 1}, kSendPatience));
     }
     // What is waited for goes before each piece of the rest.
     GW_RETURN_IF_ERROR(take_in());
     if (complete_) return absl::OkStatus();
     const bool to_push =
-        push_->unsent() || pushed_ < half_.size() || (listed_ && figures_.left > 0);
+        push_->unsent() || !pushed_.rest().empty() || (listed_ && figures_.left > 0);
     const int64_t wait_ns = to_push ? pacer_.wait_ns() : 0;
     bool full = false;
     if (to_push && wait_ns == 0) {

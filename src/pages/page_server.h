@@ -6,7 +6,8 @@
 #ifndef GODWIT_PAGES_PAGE_SERVER_H_
 #define GODWIT_PAGES_PAGE_SERVER_H_
 
-#include <atomic>
+#include <sys/uio.h>
+
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -53,7 +54,21 @@ class PageServer {
   absl::Status answer(uint64_t space, uint64_t address);
   // At most `most` pages from `address` on that are left, in one run.
   PageRange take(Left& left, uint64_t address, uint64_t most);
-  absl::Status append(uint64_t space, PageRange range);
+  // Messages on their way out: headers, and the data that was read for them.
+  struct Parcel {
+    explicit Parcel(size_t pages);
+    void clear();
+    void advance(size_t sent);
+    std::span<const iovec> rest() const { return std::span(parts).subspan(first); }
+
+    std::unique_ptr<std::byte[]> data;  // room for so many pages
+    size_t pages = 0;                   // read
+    std::vector<PageHeader> headers;    // never moved: one for each page is reserved
+    std::vector<iovec> parts;
+    size_t first = 0;  // of `parts`, that is not yet sent
+    size_t bytes = 0;
+  };
+  absl::Status append(uint64_t space, PageRange range, Parcel& to);
   bool fill_push();
   absl::StatusOr<bool> push_some();
   uint64_t wire_bytes() const;
@@ -66,13 +81,12 @@ class PageServer {
   tls::Channel* push_ = nullptr;
   uint64_t wire_before_ = 0;  // this serve()
   bool listed_ = false;
+  bool proven_ = false;  // data needs no checksum
   bool complete_ = false;
   std::unique_ptr<std::byte[]> in_;  // of the connection for faults
   size_t in_bytes_ = 0;              // not yet understood
-  std::vector<std::byte> out_;       // what append() makes
-  std::vector<std::byte> half_;      // sent up to pushed_
-  size_t pushed_ = 0;
-  std::unique_ptr<std::byte[]> page_data_;
+  Parcel answer_;
+  Parcel pushed_;
   uint64_t cursor_space_ = 0;
   uint64_t cursor_ = 0;
   PageServerFigures figures_;

@@ -18,15 +18,19 @@ enum class PageMessage : uint32_t {
   kInvalid = 0,
   // Destination, on the connection for faults.
   kMissing = 1,   // `count` pages are to come
-  kListEnd = 2,   // all that is missing was named: push
+  kListEnd = 2,   // all that is missing was named: push. `count`: kTakesProven, or 0
   kRequest = 3,   // the program waits for this one
   kGone = 4,      // not needed any more: dropped or unmapped there
   kComplete = 5,  // nothing is missing: the source may go
   // Source, on both.
-  kPages = 16,  // data follows, `count` pages
-  kZeros = 17,  // these read as zero
-  kAlive = 18,  // had nothing to send
+  kPages = 16,        // data follows, `count` pages
+  kZeros = 17,        // these read as zero
+  kAlive = 18,        // had nothing to send
+  kPagesProven = 19,  // as kPages, with data that no checksum is over: TLS proves it
 };
+
+// The destination knows kPagesProven, and its connections are under TLS.
+inline constexpr uint32_t kTakesProven = 1;
 
 struct PageHeader {
   uint32_t type = 0;
