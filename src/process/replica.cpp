@@ -52,6 +52,7 @@ const std::string* Replica::wanted(std::string_view kind, uint64_t id) const {
 
 absl::Status Replica::apply(const stream::Frame& frame) {
   FAULT_POINT("replica.apply");
+  if (!std::holds_alternative<stream::Pages>(frame)) GW_RETURN_IF_ERROR(pages_placed());
   if (const auto* begin = std::get_if<stream::EpochBegin>(&frame)) {
     in_epoch_ = true;
     final_ = begin->final;

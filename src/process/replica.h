@@ -157,6 +157,9 @@ class Replica {
   absl::Status restore_last();
   void hurry();
   absl::Status apply_pages(const stream::Pages& pages);
+  absl::Status place(pages::PageApplier& applier, const stream::Pages& pages);
+  // Waits for those that are being placed.
+  absl::Status pages_placed();
   absl::Status drop_pages(const stream::PagesDropped& dropped);
   absl::Status miss_pages(const stream::PagesMissing& missing);
   absl::Status make_userfaultfd(Husk& husk);
@@ -206,6 +209,8 @@ class Replica {
   std::unique_ptr<WakefulCpus> cpus_;
   std::unique_ptr<Hurry> hurry_;
   Spans spans_;
+  // Places pages while the next ones are received; ends before what it uses.
+  std::unique_ptr<Background> placer_;
 };
 
 }  // namespace godwit::process

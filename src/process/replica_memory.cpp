@@ -8,6 +8,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/slice.h"
 #include "kernel/syscalls.h"
 #include "process/replica.h"
 #include "resource/memory_map/memory_map.h"
@@ -18,6 +19,8 @@ namespace godwit::process {
 namespace {
 
 using resource::MappingState;
+
+constexpr size_t kWorthHandingOver = size_t{256} << 10;
 
 tracee::Batch::Data path_data(const std::string& path, tracee::Batch& batch) {
   return batch.data(std::as_bytes(std::span(path.c_str(), path.size() + 1)));
@@ -272,8 +275,25 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
   if (fresh) applier->second.allow_huge(huge_ranges(*husk));
   if (const auto missing = missing_.find(husk->pid().value); missing != missing_.end())
     missing->second.pages.subtract(pages::page_set_of(pages.runs));
-  return applier->second.apply(pages);
+  return place(applier->second, pages);
 }
+
+absl::Status Replica::place(pages::PageApplier& applier, const stream::Pages& pages) {
+  // One after the other: two frames may have the same page.
+  GW_RETURN_IF_ERROR(pages_placed());
+  // In a freeze after rounds little is left, and a hand-over takes longer than that.
+  const bool alone = pages.keep == nullptr || (final_ && epoch_ > 0);
+  if (alone || pages.data.size() < kWorthHandingOver) return applier.apply(pages);
+  if (!placer_) placer_ = std::make_unique<Background>(Background::Urgency::kOrdinary);
+  placer_->start([&applier, keep = pages.keep, runs = pages.runs, data = pages.data] {
+    const absl::Status applied = applier.apply(runs, data);
+    kernel::let_others_run();
+    return applied;
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Replica::pages_placed() { return placer_ ? placer_->wait() : absl::OkStatus(); }
 
 absl::Status Replica::drop_pages(const stream::PagesDropped& dropped) {
   if ((dropped.space & stream::kSharedSpace) != 0) {
