@@ -1,5 +1,6 @@
 // State of tasks: everything that is neither memory nor descriptor.
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include <cstring>
@@ -13,6 +14,7 @@
 #include "process/replica.h"
 #include "process/replica_context.h"
 #include "process/timeouts.h"
+#include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
 #include "resource/signals/actions.h"
 
@@ -106,6 +108,11 @@ absl::Status Replica::add_task_calls(Restoring& one) {
   using resource::Phase;
   using resource::Scope;
   Husk& husk = *one.husk;
+  // Nothing is mapped here any more, and the process may be about to lose the privilege.
+  if (const uint32_t locks = husk.memory_map.future_locks(); locks != 0)
+    one.batches[0].call(SYS_mlockall,
+                        {MCL_FUTURE | ((locks & resource::kMapLockOnFault) != 0 ? MCL_ONFAULT : 0)},
+                        true);
   for (const resource::TaskResource* resource : resource::task_resources()) {
     if (resource->phase() == Phase::kLast) continue;
     for (size_t i = 0; i < husk.tasks().size(); ++i) {

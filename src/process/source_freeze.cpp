@@ -169,6 +169,7 @@ absl::Status Source::capture_memory_of(SourceProcess& process) {
                         "maps and smaps do not agree on what is mapped below {:x}", unknown);
   }
   process.memory_map = std::move(state);
+  process.memory_map.set_future_locks(process.future_locks);
   process.maps_text = std::move(text);
   return absl::OkStatus();
 }

@@ -37,6 +37,7 @@ struct SourceProcess {
   std::string maps_text;
   // The same with vm_flags, as last read from smaps: when, and how long that took.
   std::vector<kernel::Mapping> flagged;
+  uint32_t future_locks = 0;  // as the stub's area, once smaps has shown it
   int64_t flags_read_ns = 0;
   int64_t flags_cost_ns = 0;
   std::vector<int> fds;                 // descriptors, as last read

@@ -149,7 +149,9 @@ absl::Status Source::read_flags_below(SourceProcess& process, uint64_t address) 
 void Source::cut_out_area(SourceProcess& process) {
   if (!process.area) return;
   const uint64_t at = process.area->address().value;
-  resource::leave_out({at, at + process.area->size()}, process.maps);
+  const resource::AddressRange own{at, at + process.area->size()};
+  if (const auto locks = resource::future_locks(own, process.maps)) process.future_locks = *locks;
+  resource::leave_out(own, process.maps);
 }
 
 // What belongs to the capsule's ipc namespace.
@@ -188,6 +190,7 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
         GW_ASSIGN_OR_RETURN(
             process.memory_map,
             resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown));
+        process.memory_map.set_future_locks(process.future_locks);
         process.maps_text = std::move(text);
         return absl::OkStatus();
       }();

@@ -69,6 +69,8 @@ std::string difference(const MemoryMapState& sent, MemoryMapState shown) {
   // /proc knows the break by its page only.
   if ((sent.brk() + kPage - 1) / kPage == (shown.brk() + kPage - 1) / kPage)
     shown.set_brk(sent.brk());
+  // No mapping shows it yet: the husk's stub was there before.
+  shown.set_future_locks(sent.future_locks());
   MemoryMapState fields = sent;
   fields.clear_mappings();
   shown.clear_mappings();

@@ -179,6 +179,13 @@ void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps) {
   maps = std::move(rest);
 }
 
+std::optional<uint32_t> future_locks(AddressRange own, std::span<const kernel::Mapping> maps) {
+  for (const kernel::Mapping& mapping : maps)
+    if (own.overlaps(mapping.start, mapping.end) && !mapping.vm_flags.empty())
+      return flags_of(mapping) & (kMapLocked | kMapLockOnFault);
+  return std::nullopt;
+}
+
 absl::StatusOr<MemoryMapState> capture_memory_map(HostPid pid,
                                                   std::span<const kernel::Mapping> maps,
                                                   const MemoryMapState* before,

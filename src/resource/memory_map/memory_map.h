@@ -9,6 +9,7 @@
 #define GODWIT_RESOURCE_MEMORY_MAP_MEMORY_MAP_H_
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,6 +41,9 @@ enum MapFlag : uint32_t {
 
 // Takes the stub's area out, which the kernel may have merged with a neighbour.
 void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps);
+// How the kernel locks new mappings of the process (mlockall(2), MCL_FUTURE): nothing tells but one
+// that has been made, as the stub's. `maps` of smaps; nullopt: they do not show it.
+std::optional<uint32_t> future_locks(AddressRange own, std::span<const kernel::Mapping> maps);
 
 absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping);
 absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::string_view process,

@@ -113,9 +113,14 @@ void add_advice(const Piece& piece, tracee::Batch& batch) {
   if ((changed & kMapHugePage) != 0 && (now & kMapHugePage) != 0) advise(MADV_HUGEPAGE);
   if ((changed & kMapNoHugePage) != 0 && (now & kMapNoHugePage) != 0) advise(MADV_NOHUGEPAGE);
   if ((changed & kMapLocked) != 0) {
+    // What cannot be touched, for its protection or behind the end of its file, is locked all the
+    // same, with an error (__mlock_posix_error_return(), mm/mlock.c); mlockall(2) locks it without.
+    const bool all_there = piece.mapping->kind() == MappingState::KIND_ANONYMOUS &&
+                           piece.mapping->protection() != PROT_NONE;
     if ((now & kMapLocked) != 0)
       batch.call(SYS_mlock2,
-                 {piece.start, length, (now & kMapLockOnFault) != 0 ? MLOCK_ONFAULT : 0}, true);
+                 {piece.start, length, (now & kMapLockOnFault) != 0 ? MLOCK_ONFAULT : 0},
+                 all_there);
     else
       batch.call(SYS_munlock, {piece.start, length}, true);
   }

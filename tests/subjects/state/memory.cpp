@@ -88,6 +88,45 @@ Check mapping_check() {
           }};
 }
 
+// A child that locks what it maps from now on says how it is: 'l' locked, 'f' on the first fault.
+Check future_locks_check() {
+  struct Child {
+    int ask = -1, answer = -1;
+    char wanted = 0;
+  };
+  const auto start = [](int flags, char wanted) {
+    int ask[2], answer[2];
+    must(::pipe(ask), "pipe");
+    must(::pipe(answer), "pipe");
+    if (must(::fork(), "fork") == 0) {
+      must(::mlockall(flags), "mlockall");
+      ::close(ask[1]);
+      for (char asked = 0; ::read(ask[0], &asked, 1) == 1;) {
+        char* fresh = map(2, PROT_READ | PROT_WRITE, 0);
+        unsigned char there = 0;
+        must(::mincore(fresh, kPage, &there), "mincore");
+        const std::string seen = look_up(fresh).flags;
+        ::munmap(fresh, 2 * kPage);
+        const bool locked = seen.find(" lo ") != std::string::npos;
+        const char said = !locked ? '-' : (there & 1) != 0 ? 'l' : 'f';
+        must(::write(answer[1], &said, 1), "write");
+      }
+      ::_exit(0);
+    }
+    return Child{ask[1], answer[0], wanted};
+  };
+  const Child children[] = {start(MCL_FUTURE, 'l'), start(MCL_FUTURE | MCL_ONFAULT, 'f'),
+                            start(MCL_CURRENT, '-')};
+  return {"locks of what is mapped later", [children] {
+            for (const Child& child : children) {
+              char said = 0;
+              must(::write(child.ask, "?", 1), "write");
+              must(::read(child.answer, &said, 1), "read");
+              report().equal("a new mapping", said, child.wanted);
+            }
+          }};
+}
+
 // The stack of main has used little yet: after the move it must still grow by itself.
 __attribute__((noinline)) void go_deep(size_t pages) {
   auto* memory = static_cast<volatile char*>(__builtin_alloca(pages * kPage));
@@ -193,6 +232,7 @@ Check removed_files_check() {
 
 void add_memory_checks(std::vector<Check>& checks) {
   checks.push_back(mapping_check());
+  checks.push_back(future_locks_check());
   checks.push_back(growing_check());
   checks.push_back(heap_check());
   checks.push_back(removed_files_check());
