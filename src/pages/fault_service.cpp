@@ -330,6 +330,7 @@ void FaultService::fill_zeros(uint64_t space, PageRange range) {
     wake(uffd, range);  // there by now, or about to change: the thread looks again
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): source_ may let go of it meanwhile.
 absl::Status FaultService::receive(std::shared_ptr<tls::Channel> from, Incoming& in) {
   do {
     const iovec room{in.bytes.data() + in.filled,

@@ -35,8 +35,9 @@ enum class Direct { kEncrypt, kDecrypt };
 std::unique_ptr<Gcm> make_gcm(std::span<const unsigned char, kGcmKey> key, Direct direct);
 std::unique_ptr<Gcm> make_openssl_gcm(std::span<const unsigned char, kGcmKey> key, Direct direct);
 // Null: not on this CPU, or the library is not installed, or this was built without its header. The
-// first call in a process takes half a millisecond and 3 MiB of the library's pages, which processes
-// share. It loads what it finds: not from a thread that is inside a capsule's file system.
+// first call in a process takes half a millisecond and 3 MiB of the library's pages, which
+// processes share. It loads what it finds: not from a thread that is inside a capsule's file
+// system.
 std::unique_ptr<Gcm> make_vector_gcm(std::span<const unsigned char, kGcmKey> key, Direct direct);
 
 }  // namespace godwit::tls

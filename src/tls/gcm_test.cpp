@@ -85,8 +85,9 @@ TEST(Gcm, GivesTheKnownAnswer) {
 TEST(Gcm, BothMakeTheSameAndOpenEachOthers) {
   if (!have_vector()) GTEST_SKIP() << "no intel-ipsec-mb, or a CPU without VAES";
   const Bytes nonce = bytes_of(kGcmNonce, 3);
-  for (const size_t size : {1, 2, 15, 16, 17, 255, 256, 257, 4095, 4097, 16384, 16385}) {
-    for (const size_t piece : {1, 13, 16, 100, 4096, 16384}) {
+  using Sizes = std::vector<size_t>;
+  for (const size_t size : Sizes{1, 2, 15, 16, 17, 255, 256, 257, 4095, 4097, 16384, 16385}) {
+    for (const size_t piece : Sizes{1, 13, 16, 100, 4096, 16384}) {
       const Bytes additional = bytes_of(5, static_cast<unsigned>(size));
       const Message plain{.bytes = bytes_of(size, 1)};
       const Message one = run(make_openssl_gcm, Direct::kEncrypt, plain, nonce, additional, piece);
