@@ -202,7 +202,10 @@ absl::StatusOr<Btf::Field> Btf::field(std::string_view structure, std::string_vi
     rest = dot == std::string_view::npos ? std::string_view() : rest.substr(dot + 1);
   }
   field.size = size_of(id);
-  if (field.size == 0) return none();
+  // An array at a structure's end may have no length of its own.
+  const btf_type* last = type(resolve(id));
+  if (field.size == 0 && (last == nullptr || BTF_INFO_KIND(last->info) != BTF_KIND_ARRAY))
+    return none();
   return field;
 }
 

@@ -27,7 +27,7 @@ class Btf {
 
   struct Field {
     uint32_t offset = 0;  // bytes from the beginning of the outermost structure
-    uint32_t size = 0;    // bytes of the whole member, an array included
+    uint32_t size = 0;    // bytes of the whole member, an array included; 0: one without a length
   };
   // "sk_backlog.len" of "sock": through structures and unions inside, named or not, never through
   // pointers. kNotFound: this kernel has no such member. No bit fields.
