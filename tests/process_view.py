@@ -151,6 +151,8 @@ def _fdinfo(line):
         return "flags: %o" % (int(flags.group(1), 8) & ~O_LARGEFILE)
     if line.startswith("lock:"):  # the file's device and inode are the machine's
         line = re.sub(r" [0-9a-f]+:[0-9a-f]+:\d+ ", " ", line)
+    if line.startswith("inotify"):  # a file's handle is its file system's
+        line = re.sub(r"fhandle-bytes.*", "", line)
     line = re.sub(r"\b(ino|sdev):\s*[0-9a-f]+", "", line).strip()
     return re.sub(r"\bevents:\s*([0-9a-f]+)",
                   lambda m: "events: %x" % (int(m.group(1), 16) | EPOLL_ALWAYS), line)

@@ -58,6 +58,7 @@ absl::StatusOr<std::unique_ptr<ServiceReplica>> ServiceReplica::open(
     return thread->run(action);
   };
   for (size_t i = 0; i < 3; ++i) host.stdio.at(i) = self->stdio_.pipe.at(i).get();
+  host.take_terminal = [&capsule](int master) { return capsule.set_terminal(master); };
   host.apply_file_blocks = [&target = *self->layer_](const stream::FileBlocks& blocks) {
     return target.apply(blocks.state, blocks.data);
   };

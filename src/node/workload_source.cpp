@@ -70,6 +70,8 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(
   };
   for (int i = 0; i < 3 && i < info.stdio_inode_size(); ++i)
     host.stdio_inodes.at(static_cast<size_t>(i)) = info.stdio_inode(i);
+  GW_ASSIGN_OR_RETURN(self->stdio_, capsule.stdio());
+  host.terminal = self->stdio_.terminal.get();
   host.tracks = [source = self.get()](HostPid pid, int fd) { source->on_uffd_(pid, fd); };
   GW_ASSIGN_OR_RETURN(self->source_, process::Source::create(std::move(host)));
   GW_ASSIGN_OR_RETURN(

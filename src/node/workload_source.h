@@ -92,6 +92,7 @@ class ServiceSource final : public migration::SourceWorkload {
   absl::Status send_files(stream::Writer& writer, bool frozen);
 
   capsule::Capsule capsule_;
+  capsule::StdioEnds stdio_;
   capsule::LayerSource layer_;
   std::optional<capsule::FileOffers> files_;
   std::function<absl::StatusOr<migration::WantedFiles>()> answer_;

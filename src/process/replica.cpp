@@ -111,6 +111,7 @@ absl::Status Replica::apply_sections() {
   sections_applied_ = true;
   if (final_) spans_.mark("receive state");
   GW_RETURN_IF_ERROR(read_clock());
+  GW_RETURN_IF_ERROR(make_terminals());  // processes are born with them
   GW_RETURN_IF_ERROR(build_tree());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
@@ -124,6 +125,8 @@ absl::Status Replica::apply_sections() {
   if (final_) spans_.mark("descriptor tables");
   GW_RETURN_IF_ERROR(build_threads());
   if (!final_) return learn_tasks();
+  GW_RETURN_IF_ERROR(complete_terminals());
+  GW_RETURN_IF_ERROR(make_ipc());
   GW_RETURN_IF_ERROR(restore_tasks());
   spans_.mark("tasks");
   GW_RETURN_IF_ERROR(complete_descriptions());
@@ -152,6 +155,7 @@ absl::Status Replica::make_ready() {
   objects_.clear();
   const auto close_duplicates = [this] {
     descriptions_.clear();
+    terminals_.clear();
     return absl::OkStatus();
   };
   if (completer_)
@@ -204,6 +208,7 @@ void Replica::discard() {
   if (completer_) completer_->wait().IgnoreError();
   compared_.clear();
   descriptions_.clear();
+  terminals_.clear();
   objects_.clear();
 }
 

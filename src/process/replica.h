@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -40,6 +41,7 @@
 #include "process/verify.h"
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
+#include "resource/terminal/terminal.h"
 #include "stream/stream.h"
 
 namespace godwit::process {
@@ -53,6 +55,8 @@ struct ReplicaHost {
   // See CaptureContext::in_capsule.
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
   std::array<int, 3> stdio = {-1, -1, -1};
+  // Of the service's own terminal: the master, to be kept by whoever had it at the source.
+  std::function<absl::Status(int master)> take_terminal;
   // A change of the file layer, from a kFileBlocks frame.
   std::function<absl::Status(const stream::FileBlocks&)> apply_file_blocks;
   // Of a clone: its own addresses. Empty: it takes the source's place.
@@ -127,6 +131,12 @@ class Replica {
   absl::Status read_clock();
   absl::Status build_tree();
   absl::Status build_threads();
+  absl::Status make_terminals();
+  absl::Status take_terminal(Husk& husk, uint32_t wanted);
+  absl::Status check_controlling_terminals(const resource::ProcessTreeState& tree) const;
+  absl::Status set_foreground(const resource::Terminal& terminal);
+  absl::Status complete_terminals();
+  absl::Status make_ipc();
   absl::Status run_step(const resource::TreeStep& step);
   absl::Status remove_ended(const std::set<int32_t>& wanted);
   int descriptor_of_object(uint64_t object) const;
@@ -180,6 +190,11 @@ class Replica {
   std::set<stream::SectionKey> changed_;
   std::map<int32_t, Husk> husks_;
   std::set<int32_t> zombies_;
+  std::map<uint32_t, resource::Terminal> terminals_;  // by index
+  // Since it was first needed; null: this kernel does not show it.
+  std::optional<std::unique_ptr<kernel::KernelMemory>> kernel_memory_;
+  // Sessions' leaders that have taken a controlling terminal: its index, and 1.
+  std::map<int32_t, uint32_t> terminal_of_;
   std::map<uint64_t, Description> descriptions_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<pages::WorkPool> pool_;  // for many descriptions

@@ -41,6 +41,11 @@ class Replica::Context final : public resource::RestoreContext {
   int stdio(int stream) const override {
     return replica_.host_.stdio.at(static_cast<size_t>(stream));
   }
+  const resource::Terminal* terminal(uint32_t index) const override {
+    const auto found = replica_.terminals_.find(index);
+    return found == replica_.terminals_.end() ? nullptr : &found->second;
+  }
+  absl::StatusOr<UniqueFd> open_controlling_terminal(uint32_t index, int flags) override;
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override {
     const auto found = replica_.husks_.find(pid.value);
     if (found == replica_.husks_.end())

@@ -50,7 +50,7 @@ absl::Status Replica::build_tree() {
   GW_ASSIGN_OR_RETURN(const std::vector<resource::TreeStep> steps,
                       resource::plan_process_tree(tree, existing));
   for (const resource::TreeStep& step : steps) GW_RETURN_IF_ERROR(run_step(step));
-  return absl::OkStatus();
+  return check_controlling_terminals(tree);
 }
 
 absl::Status Replica::run_step(const resource::TreeStep& step) {
@@ -105,6 +105,10 @@ absl::Status Replica::run_step(const resource::TreeStep& step) {
       GW_RETURN_IF_ERROR(one->run(batch));
       return annotate(batch.check_all(), fmt::format("process {}", step.pid));
     }
+    case Kind::kTerminal: {
+      GW_ASSIGN_OR_RETURN(Husk * one, husk(step.pid));
+      return annotate(take_terminal(*one, step.terminal), fmt::format("process {}", step.pid));
+    }
     case Kind::kExit: {
       GW_ASSIGN_OR_RETURN(Husk * one, husk(step.pid));
       if (!step.ghost) {
@@ -140,6 +144,7 @@ absl::Status Replica::remove_ended(const std::set<int32_t>& wanted_pids) {
     GW_RETURN_IF_ERROR(husks_.at(pid).kill());
     husks_.erase(pid);
     appliers_.erase(pid);
+    terminal_of_.erase(pid);
   }
   for (auto at = zombies_.begin(); at != zombies_.end();) {
     if (wanted_pids.contains(*at)) {

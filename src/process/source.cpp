@@ -21,7 +21,7 @@
 #include "process/timeouts.h"
 #include "resource/registry.h"
 #include "resource/rseq/rseq.h"
-#include "resource/sysv_ipc/sysv_ipc.h"
+#include "resource/shared_object/shared_object.h"
 #include "resource/tcp_socket/tcp_socket.h"
 #include "tracee/memory.h"
 #include "tracee/remote_syscalls.h"
@@ -166,7 +166,8 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
     else
       GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
   }
-  GW_RETURN_IF_ERROR(host_.in_capsule([&] { return resource::precheck_ipc(refusals); }));
+  GW_RETURN_IF_ERROR(precheck_ipc(refusals));
+  GW_RETURN_IF_ERROR(precheck_terminals(refusals));
   count_descriptors();
   note_open_files();
   descriptors_.reset();

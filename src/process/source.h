@@ -22,6 +22,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
+#include "kernel/kernel_memory.h"
 #include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/object_sender.h"
@@ -39,6 +41,8 @@
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
 #include "resource/shared_object/shared_object.pb.h"
+#include "resource/sysv_ipc/sysv_ipc.pb.h"
+#include "resource/terminal/terminal.h"
 #include "stream/stream.h"
 #include "tracee/freeze.h"
 
@@ -56,6 +60,7 @@ struct SourceHost {
   std::function<absl::Status()> look_at_files;
   std::function<absl::Status(absl::FunctionRef<absl::Status()>)> in_capsule;
   std::array<ino_t, 3> stdio_inodes = {0, 0, 0};
+  int terminal = -1;  // the master of the service's own, if it has one
   // resource::CaptureContext::options_changed().
   std::function<bool(uint64_t, uint16_t, uint16_t)> options_changed = [](uint64_t, uint16_t,
                                                                          uint16_t) { return true; };
@@ -186,7 +191,15 @@ class Source {
   absl::Status end_sections(stream::Writer& writer);
   absl::Status tree_section(stream::Writer& writer);
   absl::Status read_ipc();
+  absl::Status read_semaphores(std::vector<resource::SemaphoreSetState>& sets);
+  absl::Status precheck_ipc(std::vector<resource::Refusal>& refusals);
+  absl::Status refuse_named_queues(std::vector<resource::Refusal>& refusals) const;
   absl::Status segment_sections(stream::Writer& writer);
+  std::map<uint32_t, resource::TerminalEnds> terminals() const;
+  absl::StatusOr<const kernel::KernelMemory*> kernel_memory() const;
+  absl::Status capture_terminals();
+  absl::Status terminal_sections(stream::Writer& writer);
+  absl::Status precheck_terminals(std::vector<resource::Refusal>& refusals);
   absl::Status memory_sections(stream::Writer& writer);
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
@@ -248,6 +261,11 @@ class Source {
   Spans spans_;
   pages::SendControl control_;
   std::map<uint64_t, std::unique_ptr<ObjectSender>> objects_;
+  mutable std::mutex kernel_memory_mutex_;
+  mutable std::unique_ptr<kernel::KernelMemory> kernel_memory_;         // since it was first needed
+  std::vector<std::pair<stream::SectionKey, std::string>> ipc_states_;  // of the last epoch
+  UniqueFd queue_folder_;  // of the capsule's POSIX message queues
+  std::vector<std::pair<uint32_t, std::string>> terminal_states_;
   std::vector<resource::SharedObjectState> segments_;  // of System V, of this pass
   std::unique_ptr<WakefulCpus> cpus_;                  // from the end of the first round on
   std::unique_ptr<Hurry> hurry_;                       // from freeze() to thaw() or finish()

@@ -26,6 +26,9 @@ class Source::Context final : public resource::CaptureContext {
     return source_.host_.in_capsule(action);
   }
   HostPid init_pid() const override { return source_.host_.init; }
+  absl::StatusOr<const kernel::KernelMemory*> kernel_memory() const override {
+    return source_.kernel_memory();
+  }
   bool options_changed(uint64_t netns_cookie, uint16_t local_port,
                        uint16_t remote_port) const override {
     return source_.host_.options_changed(netns_cookie, local_port, remote_port);

@@ -14,8 +14,7 @@
 #include "resource/file_description.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/registry.h"
-#include "resource/shared_object/shared_object.pb.h"
-#include "resource/sysv_ipc/sysv_ipc.h"
+#include "resource/shared_object/shared_object.h"
 #include "resource/tcp_socket/tcp_socket.pb.h"
 
 namespace godwit::process {
@@ -154,16 +153,6 @@ void Source::cut_out_area(SourceProcess& process) {
   resource::leave_out(own, process.maps);
 }
 
-// What belongs to the capsule's ipc namespace.
-absl::Status Source::read_ipc() {
-  std::vector<resource::Refusal> refusals;
-  GW_RETURN_IF_ERROR(host_.in_capsule([&]() -> absl::Status {
-    GW_ASSIGN_OR_RETURN(segments_, resource::read_segments());
-    return resource::precheck_ipc(refusals);
-  }));
-  return final_ ? resource::refused_now(refusals) : absl::OkStatus();
-}
-
 // Attached by somebody or not.
 absl::Status Source::segment_sections(stream::Writer& writer) {
   for (resource::SharedObjectState& state : segments_) {
@@ -176,6 +165,9 @@ absl::Status Source::segment_sections(stream::Writer& writer) {
         }
     GW_RETURN_IF_ERROR(section(writer, "shared_object", state.id(), state.SerializeAsString()));
   }
+  for (auto& [key, state] : ipc_states_)
+    GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
+  ipc_states_.clear();
   return absl::OkStatus();
 }
 
@@ -328,7 +320,7 @@ absl::Status Source::capture_descriptions() {
     }
     file_states_.push_back({{std::string(all[i].kind->name()), file.id}, *std::move(states[i])});
   }
-  return absl::OkStatus();
+  return capture_terminals();
 }
 
 // The gate is closed: what is seen now stays.
@@ -355,6 +347,7 @@ absl::Status Source::descriptor_sections(stream::Writer& writer) {
     GW_RETURN_IF_ERROR(descriptors_->read_close_on_exec(holders()));
     GW_RETURN_IF_ERROR(capture_descriptions());
   }
+  GW_RETURN_IF_ERROR(terminal_sections(writer));
   for (auto& [key, state] : file_states_)
     GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
   for (const stream::SectionKey& key : same_states_) sent_.at(key).seen = pass_;

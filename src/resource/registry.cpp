@@ -7,10 +7,12 @@
 #include "resource/epoll/epoll.h"
 #include "resource/eventfd/eventfd.h"
 #include "resource/identity/identity.h"
+#include "resource/inotify/inotify.h"
 #include "resource/itimers/itimers.h"
 #include "resource/memfd/memfd.h"
 #include "resource/netlink_socket/netlink_socket.h"
 #include "resource/pipe/pipe.h"
+#include "resource/posix_mqueue/posix_mqueue.h"
 #include "resource/posix_timers/posix_timers.h"
 #include "resource/registers/registers.h"
 #include "resource/regular_file/regular_file.h"
@@ -22,6 +24,7 @@
 #include "resource/signalfd/signalfd.h"
 #include "resource/signals/signals.h"
 #include "resource/tcp_socket/tcp_socket.h"
+#include "resource/terminal/terminal.h"
 #include "resource/timerfd/timerfd.h"
 #include "resource/udp_socket/udp_socket.h"
 #include "resource/unix_socket/unix_socket.h"
@@ -60,9 +63,10 @@ std::span<const TaskResource* const> task_resources() {
 // Those whose restore needs others stand after them: epoll watches all.
 std::span<const FileKind* const> file_kinds() {
   static const std::vector<const FileKind*> list = {
-      &device_kind(),     &regular_file_kind(), &pipe_kind(),           &eventfd_kind(),
-      &signalfd_kind(),   &timerfd_kind(),      &memfd_kind(),          &unix_socket_kind(),
-      &tcp_socket_kind(), &udp_socket_kind(),   &netlink_socket_kind(), &epoll_kind(),
+      &device_kind(),         &terminal_kind(),    &posix_mqueue_kind(), &regular_file_kind(),
+      &pipe_kind(),           &eventfd_kind(),     &signalfd_kind(),     &timerfd_kind(),
+      &memfd_kind(),          &unix_socket_kind(), &tcp_socket_kind(),   &udp_socket_kind(),
+      &netlink_socket_kind(), &inotify_kind(),     &epoll_kind(),
   };
   return list;
 }

@@ -26,12 +26,15 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "base/unique_fd.h"
+#include "kernel/kernel_memory.h"
 #include "resource/clone_addresses.h"
 #include "resource/fd_table/file_view.h"
 #include "tracee/batch.h"
 #include "tracee/task.h"
 
 namespace godwit::resource {
+
+struct Terminal;  // terminal/terminal.h
 
 // Why something cannot move, and the way out.
 struct Refusal {
@@ -152,6 +155,11 @@ class CaptureContext {
   virtual absl::Status in_capsule(absl::FunctionRef<absl::Status()> action) const = 0;
   // pid 1 of the capsule: /proc/<init>/root is its root.
   virtual HostPid init_pid() const = 0;
+  // The kernel's memory, for what no call tells; made at the first call and kept. An error: this
+  // kernel does not show it.
+  virtual absl::StatusOr<const kernel::KernelMemory*> kernel_memory() const {
+    return absl::UnimplementedError("the kernel's memory is not read here");
+  }
   // False only if it is known that since the first round began nobody called setsockopt(2) for the
   // TCP connection between these ports in the network namespace with this SO_NETNS_COOKIE, nor for
   // a socket without a peer there, and nobody wrote a sysctl.
@@ -177,6 +185,12 @@ class RestoreContext {
   virtual UniqueFd take(std::string_view name) = 0;
   // The destination shim's stdio: a descriptor to duplicate, -1 if it has none.
   virtual int stdio(int stream) const = 0;
+  // A pseudoterminal, which was made before the processes; null if there is none of that index.
+  virtual const Terminal* terminal(uint32_t /*index*/) const { return nullptr; }
+  // "/dev/tty" of a process that has it as its controlling terminal.
+  virtual absl::StatusOr<UniqueFd> open_controlling_terminal(uint32_t /*index*/, int /*flags*/) {
+    return absl::NotFoundError("no process has it");
+  }
   // Of a restored process here.
   virtual absl::StatusOr<HostPid> host_pid(ImagePid pid) const = 0;
   // CLOCK_MONOTONIC of the source when it captured the final epoch; before that any time.

@@ -20,6 +20,7 @@
 #include "kernel/syscalls.h"
 #include "resource/raw_sockets.h"
 #include "resource/resource.h"
+#include "resource/terminal/terminal.h"
 
 namespace godwit::resource::testing {
 
@@ -69,8 +70,15 @@ class FakeCaptureContext final : public CaptureContext {
     return action();
   }
   HostPid init_pid() const override { return {::getpid()}; }
+  absl::StatusOr<const kernel::KernelMemory*> kernel_memory() const override {
+    if (!memory_) {
+      GW_ASSIGN_OR_RETURN(memory_, kernel::KernelMemory::open());
+    }
+    return memory_.get();
+  }
 
  private:
+  mutable std::unique_ptr<kernel::KernelMemory> memory_;
   std::vector<std::unique_ptr<OpenFile>> files_;
 };
 
@@ -80,6 +88,7 @@ class FakeRestoreContext final : public RestoreContext {
   bool is_final = true;
   std::map<uint64_t, UniqueFd> made;
   int stdio_fds[3] = {-1, -1, -1};
+  std::map<uint32_t, Terminal> terminals;
   std::map<int32_t, HostPid> pids;  // others: the same number here
 
   bool final() const override { return is_final; }
@@ -104,6 +113,14 @@ class FakeRestoreContext final : public RestoreContext {
     return fd;
   }
   int stdio(int stream) const override { return stdio_fds[stream]; }
+  const Terminal* terminal(uint32_t index) const override {
+    const auto found = terminals.find(index);
+    return found == terminals.end() ? nullptr : &found->second;
+  }
+  // Only for a test whose own terminal it is.
+  absl::StatusOr<UniqueFd> open_controlling_terminal(uint32_t, int flags) override {
+    return kernel::open("/dev/tty", flags);
+  }
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override {
     const auto found = pids.find(pid.value);
     return found == pids.end() ? HostPid{pid.value} : found->second;

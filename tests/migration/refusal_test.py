@@ -12,12 +12,24 @@ import godwit_lab  # noqa: E402
 from godwit_lab import Failure  # noqa: E402
 
 COUNT = 'i=0; while :; do i=$((i+1)); echo $i > /tmp/alive; sleep 0.02; done'
+# A program that does something and stays.
+HOLD = ('python3 -c "import ctypes, fcntl, os, time; {}; open(\'/tmp/held\', \'w\'); '
+        'time.sleep(1e5)" & until test -e /tmp/held; do sleep 0.01; done')
 # By name: what it does first, options of `run`, the codes that it is refused with. {shared} is a
 # folder on this machine.
 CASES = {
     "locks": ("exec 9>>{shared}/file; flock 9", ["--bind", "{shared}"], ["fd.lock"]),
-    "semaphores": ("ipcmk -S 3", [], ["ipc.semaphores"]),
-    "queues": ("ipcmk -Q", [], ["ipc.queues"]),
+    "fanotify": (HOLD.format("ctypes.CDLL(None).fanotify_init(0, 0)"), [], ["fd.unknown"]),
+    # F_NOTIFY makes its process the owner of the folder's signals.
+    "dnotify": (HOLD.format("fcntl.fcntl(os.open('/etc', os.O_RDONLY), fcntl.F_NOTIFY, "
+                            "fcntl.DN_CREATE | fcntl.DN_MULTISHOT)"), [], ["fd.async"]),
+    "queue": (HOLD.format("ctypes.CDLL('librt.so.1').mq_unlink(b'/q') and "
+                          "ctypes.CDLL('librt.so.1').mq_open(b'/q', os.O_CREAT, 0o600, None)"), [],
+              ["mqueue.open", "mqueue.named"]),
+    "unnamed": (HOLD.format("[os.mkdir('/tmp/w'), i := ctypes.CDLL(None).inotify_init(), "
+                            "ctypes.CDLL(None).inotify_add_watch(i, b'/tmp/w', 2), "
+                            "os.open('/tmp/w', os.O_RDONLY), os.rmdir('/tmp/w')]"), [],
+                ["inotify.unnamed", "fd.deleted"]),
 }
 
 

@@ -1,5 +1,5 @@
 // Character devices without state of their own: major 1 of devices.txt (mem(4), null(4), full(4),
-// random(4)). Terminals are known, to be refused with a reason.
+// random(4)). Terminals of hardware are known, to be refused with a reason.
 #include <fmt/format.h>
 #include <sys/sysmacros.h>
 
@@ -19,10 +19,11 @@ bool stateless(dev_t dev) {
   return m == 3 || m == 5 || m == 7 || m == 8 || m == 9;  // null, zero, full, random, urandom
 }
 
-// tty and serial lines, /dev/tty and console, both sides of pseudoterminals.
+// Virtual consoles, serial lines, /dev/console and their like. Pseudoterminals, and /dev/tty, are
+// another kind.
 bool terminal(dev_t dev) {
   const unsigned m = major(dev);
-  return m == 4 || m == 5 || (m >= 136 && m <= 143);
+  return m == 4 || (m == 5 && minor(dev) != 0 && minor(dev) != 2);
 }
 
 }  // namespace

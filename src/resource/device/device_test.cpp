@@ -42,15 +42,18 @@ TEST(Device, EachRoundTripsWithItsFlags) {
 TEST(Device, TerminalsAndOtherFilesAreTold) {
   const FileKind& kind = device_kind();
   const FakeCaptureContext source;
-  const UniqueFd pty(::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC));
-  ASSERT_TRUE(pty);
-  const OpenFile file = open_file(pty.get());
+  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  OpenFile file = open_file(null.get());
+  file.stat.st_rdev = makedev(4, 64);  // ttyS0, which machines need not have
   ASSERT_TRUE(kind.recognise(file));
   std::vector<Refusal> refusals;
   ASSERT_TRUE(kind.precheck(file, source, refusals).ok());
   ASSERT_EQ(refusals.size(), 1U);
   EXPECT_EQ(refusals[0].code, "fd.terminal");
   EXPECT_FALSE(kind.capture(file, source).ok());
+  const UniqueFd pty(::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_TRUE(pty);
+  EXPECT_FALSE(kind.recognise(open_file(pty.get())));
   const UniqueFd folder(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   EXPECT_FALSE(kind.recognise(open_file(folder.get())));
   const UniqueFd place(::open("/dev/null", O_PATH | O_CLOEXEC));

@@ -13,6 +13,7 @@
 #include "kernel/proc/status.h"
 #include "kernel/syscalls.h"
 #include "resource/process_tree/process_tree.h"
+#include "resource/terminal/terminal.h"
 
 namespace godwit::resource {
 namespace {
@@ -99,6 +100,8 @@ struct Builder {
       state.set_wait_status(stat.exit_code);
       state.set_name(status.name);
     } else {
+      const auto terminal = terminal_of_device(static_cast<uint32_t>(stat.tty_nr));
+      if (terminal) state.set_terminal(*terminal + 1);
       for (HostPid tid : tasks) {
         GW_ASSIGN_OR_RETURN(const ImagePid image, translate(tid));
         if (image.value == 0) {  // has just ended

@@ -19,6 +19,7 @@ struct Node {
   bool zombie = false;
   int32_t wait_status = 0;
   std::string name;
+  uint32_t terminal = 0;
   bool ghost = false;
   bool existing = false;
   // Who forks it, and whether before that one's setsid.
@@ -40,6 +41,7 @@ class Planner {
       node.zombie = p.zombie();
       node.wait_status = p.wait_status();
       node.name = p.name();
+      node.terminal = p.terminal();
       node.existing = std::find(existing.begin(), existing.end(), p.pid()) != existing.end();
       node.forked = node.existing;
       nodes_[node.pid] = node;
@@ -47,6 +49,7 @@ class Planner {
   }
 
   absl::StatusOr<std::vector<TreeStep>> plan() {
+    GW_RETURN_IF_ERROR(check_terminals());
     add_ghosts();
     for (auto& [pid, node] : nodes_) GW_RETURN_IF_ERROR(choose_creator(node));
     for (auto& [pid, node] : nodes_)
@@ -74,6 +77,21 @@ class Planner {
   }
   // Sessions of init and of outside are the one that init's children are born into.
   int32_t normal(int32_t session) const { return session == kInit ? 0 : session; }
+
+  // Who is born into a session whose leader has a controlling terminal has it as well.
+  absl::Status check_terminals() const {
+    for (const auto& [pid, node] : nodes_) {
+      if (node.zombie || leader_of_session(node)) continue;
+      const auto leader = nodes_.find(node.session);
+      const bool lives = leader != nodes_.end() && !leader->second.zombie;
+      if (node.terminal != (lives ? leader->second.terminal : 0))
+        return make_error(absl::StatusCode::kInvalidArgument,
+                          "process tree: process {} has another controlling terminal than its "
+                          "session's leader",
+                          pid);
+    }
+    return absl::OkStatus();
+  }
 
   void add_ghost(int32_t pid, int32_t session, int32_t group, int32_t parent) {
     Node ghost;
@@ -154,6 +172,10 @@ class Planner {
       fork_children(node, true);
       if (leader_of_session(node))
         steps_.push_back({TreeStep::Kind::kSetsid, node.pid, 0, 0, 0, 0, node.ghost});
+      if (leader_of_session(node) && node.terminal != 0) {
+        steps_.push_back({TreeStep::Kind::kTerminal, node.pid});
+        steps_.back().terminal = node.terminal;
+      }
     }
     fork_children(node, false);
   }

@@ -57,6 +57,9 @@ struct Machine {
           process.session = process.group = step.pid;
           break;
         }
+        case Kind::kTerminal:
+          ASSERT_EQ(all.at(step.pid).session, step.pid) << "a terminal for no session's leader";
+          break;
         case Kind::kSetpgid: {
           Process& process = all.at(step.pid);
           ASSERT_NE(process.session, step.pid) << "setpgid by a session leader";
@@ -158,6 +161,30 @@ TEST(PlanTest, HostileTreesAreRefused) {
   ProcessTreeState without_leader = tree_of({{2, 1, 2, 2}});
   without_leader.mutable_processes(0)->set_threads(0, 3);
   EXPECT_FALSE(plan_process_tree(without_leader, {}).ok());
+}
+
+TEST(ProcessTreePlan, ASessionsLeaderTakesItsTerminalBeforeItsChildrenAreBorn) {
+  // 12 was born before 10 began its session.
+  ProcessTreeState tree = tree_of({{10, 1, 10, 10}, {11, 10, 11, 10}, {12, 10, 1, 0}});
+  tree.mutable_processes(0)->set_terminal(4);
+  tree.mutable_processes(1)->set_terminal(4);
+  const auto steps = plan_process_tree(tree, {});
+  ASSERT_TRUE(steps.ok()) << steps.status();
+  std::map<std::pair<Kind, int32_t>, size_t> at;
+  for (size_t i = 0; i < steps->size(); ++i) at[{(*steps)[i].kind, (*steps)[i].pid}] = i;
+  const size_t taken = at.at({Kind::kTerminal, 10});
+  EXPECT_EQ((*steps)[taken].terminal, 4U);
+  EXPECT_LT(at.at({Kind::kSetsid, 10}), taken);
+  EXPECT_LT(taken, at.at({Kind::kFork, 11}));
+  EXPECT_LT(at.at({Kind::kFork, 12}), at.at({Kind::kSetsid, 10}));
+  // It is there already.
+  const int32_t existing[] = {10, 12};
+  const auto later = plan_process_tree(tree, existing);
+  ASSERT_TRUE(later.ok()) << later.status();
+  for (const TreeStep& step : *later) EXPECT_NE(step.kind, Kind::kTerminal);
+  // Nobody can be without a terminal that the others of the session have.
+  tree.mutable_processes(1)->set_terminal(0);
+  EXPECT_FALSE(plan_process_tree(tree, {}).ok());
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // Facts: /proc/PID/status gives NSpid, NSpgid and NSsid (proc_pid_status(5)); a zombie keeps its
 // numbers until it is reaped; cgroup.procs does not list zombies (cgroups(7)), so they are found in
 // the capsule's own /proc. Sessions and groups outlive their leaders (setsid(2), setpgid(2)):
-// to be born into one, a process must be forked by a member.
+// to be born into one, a process must be forked by a member. So it is with a session's controlling
+// terminal: its leader takes it, others are born with it.
 #ifndef GODWIT_RESOURCE_PROCESS_TREE_PROCESS_TREE_H_
 #define GODWIT_RESOURCE_PROCESS_TREE_PROCESS_TREE_H_
 
@@ -61,11 +62,12 @@ absl::StatusOr<ProcessTree> capture_process_tree(std::span<const HostPid> member
 struct TreeStep {
   enum class Kind {
     kInvalid,
-    kFork,     // `pid` is forked by `by` (1: init) with `exit_signal`
-    kSetsid,   // by `pid`
-    kSetpgid,  // `pid` joins `group`
-    kExit,     // `pid` exits (ghosts: status 0; zombies: their wait status), stays a zombie
-    kReap,     // `by` waits for `pid`, a ghost
+    kFork,      // `pid` is forked by `by` (1: init) with `exit_signal`
+    kSetsid,    // by `pid`
+    kTerminal,  // `pid`, a session's leader, takes `terminal`
+    kSetpgid,   // `pid` joins `group`
+    kExit,      // `pid` exits (ghosts: status 0; zombies: their wait status), stays a zombie
+    kReap,      // `by` waits for `pid`, a ghost
   };
   Kind kind = Kind::kInvalid;
   int32_t pid = 0;
@@ -78,6 +80,7 @@ struct TreeStep {
   std::string name = {};
   // kFork: by a helper that `by` forks and that ends at once, so that init inherits `pid`.
   bool through_helper = false;
+  uint32_t terminal = 0;  // kTerminal: its index, and 1
 };
 
 // Steps for those of `wanted` that are not in `existing` (pids already built, with their final

@@ -1,26 +1,18 @@
 #include "resource/sysv_ipc/sysv_ipc.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ipc.h>
-#include <sys/msg.h>
-#include <sys/sem.h>
 #include <sys/shm.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "absl/cleanup/cleanup.h"
 #include "base/status.h"
-#include "kernel/syscalls.h"
+#include "resource/sysv_ipc/permissions.h"
 
 namespace godwit::resource {
 namespace {
 
-// <linux/shm.h>, <linux/msg.h>: where the C library has them, it needs _GNU_SOURCE.
+// <linux/shm.h>: where the C library has them, it needs _GNU_SOURCE.
 constexpr int kShmInfo = 14;
 constexpr int kShmStatAny = 15;
-constexpr int kSemInfo = 19;
-constexpr int kMsgInfo = 12;
 constexpr uint32_t kShmDest = 01000;
 constexpr uint32_t kShmLocked = 02000;
 
@@ -58,23 +50,6 @@ SharedObjectState state_of(int shmid, const shmid_ds& ds) {
   return state;
 }
 
-// A segment's creator is who makes it, and cannot be changed. Only this thread's ids
-// (the C library's calls would change every thread's).
-absl::StatusOr<int> make_as(const SharedObjectState& state, int key, int flags) {
-  const SharedObjectState::Segment& segment = state.segment();
-  if (::syscall(SYS_setresgid, -1, segment.creator_gid(), -1) != 0)
-    return errno_status(errno, fmt::format("setresgid({})", segment.creator_gid()));
-  absl::Cleanup group = [] { ::syscall(SYS_setresgid, -1, ::getgid(), -1); };
-  if (::syscall(SYS_setresuid, -1, segment.creator_uid(), -1) != 0)
-    return errno_status(errno, fmt::format("setresuid({})", segment.creator_uid()));
-  absl::Cleanup user = [] { ::syscall(SYS_setresuid, -1, ::getuid(), -1); };
-  const int made = ::shmget(key, state.size(), flags);
-  if (made < 0)
-    return errno_status(errno, fmt::format("shmget({:#x}, {}, {:#o})", static_cast<unsigned>(key),
-                                           state.size(), flags));
-  return made;
-}
-
 }  // namespace
 
 bool is_segment_name(std::string_view path) { return path.starts_with(kPrefix); }
@@ -95,25 +70,6 @@ absl::StatusOr<std::vector<SharedObjectState>> read_segments() {
   return all;
 }
 
-absl::Status precheck_ipc(std::vector<Refusal>& refusals) {
-  seminfo semaphores{};
-  if (::semctl(0, 0, kSemInfo, &semaphores) < 0) return errno_status(errno, "semctl(SEM_INFO)");
-  if (semaphores.semusz > 0)
-    refusals.push_back(
-        {"ipc.semaphores", fmt::format("{} sets of System V semaphores", semaphores.semusz),
-         "the kernel does not tell what it would undo when a process ends (SEM_UNDO)",
-         "let the program use POSIX semaphores, or remove unused sets (ipcrm)"});
-  msginfo queues{};
-  if (::msgctl(0, kMsgInfo, reinterpret_cast<msqid_ds*>(&queues)) < 0)
-    return errno_status(errno, "msgctl(MSG_INFO)");
-  if (queues.msgpool > 0)
-    refusals.push_back({"ipc.queues", fmt::format("{} System V message queues", queues.msgpool),
-                        "they are not carried",
-                        "let the program use sockets or pipes, or remove "
-                        "unused queues (ipcrm)"});
-  return absl::OkStatus();
-}
-
 absl::StatusOr<void*> attach_segment(int shmid, bool read_only) {
   void* memory = ::shmat(shmid, nullptr, attach_flags(!read_only, false));
   // shmat(2): (void*)-1
@@ -130,15 +86,14 @@ absl::Status make_segment(const SharedObjectState& state) {
   const SharedObjectState::Segment& segment = state.segment();
   // One that is marked for removal has the name of the key that it had.
   GW_ASSIGN_OR_RETURN(const int key, key_of(state.path()));
-  GW_ASSIGN_OR_RETURN(const UniqueFd next,
-                      kernel::open("/proc/sys/kernel/shm_next_id", O_WRONLY | O_CLOEXEC));
-  const std::string number = std::to_string(segment.shmid());
-  if (::write(next.get(), number.data(), number.size()) != static_cast<ssize_t>(number.size()))
-    return errno_status(errno, fmt::format("write({}) to shm_next_id", number));
-  GW_ASSIGN_OR_RETURN(const int made,
-                      make_as(state, key,
-                              IPC_CREAT | IPC_EXCL | static_cast<int>(segment.mode() & 0777U) |
-                                  (segment.no_reserve() ? SHM_NORESERVE : 0)));
+  GW_ASSIGN_OR_RETURN(
+      const int made,
+      make_numbered(
+          "shm_next_id", segment.shmid(), segment.creator_uid(), segment.creator_gid(), [&] {
+            return ::shmget(key, state.size(),
+                            IPC_CREAT | IPC_EXCL | static_cast<int>(segment.mode() & 0777U) |
+                                (segment.no_reserve() ? SHM_NORESERVE : 0));
+          }));
   if (made == segment.shmid()) return absl::OkStatus();
   ::shmctl(made, IPC_RMID, nullptr);
   return make_error(absl::StatusCode::kInternal, "segment {} became number {}", segment.shmid(),

@@ -28,9 +28,6 @@ bool is_segment_name(std::string_view path);
 // 0 for one that is marked for removal.
 absl::StatusOr<std::vector<SharedObjectState>> read_segments();
 
-// What the caller's ipc namespace has and is not carried: semaphores, message queues.
-absl::Status precheck_ipc(std::vector<Refusal>& refusals);
-
 // Where the kernel likes; munmap(2) or shmdt(2) detaches it.
 absl::StatusOr<void*> attach_segment(int shmid, bool read_only);
 // For a call of shmat(2).

@@ -82,6 +82,9 @@ void add_memory_checks(std::vector<Check>& checks);
 void add_signal_checks(std::vector<Check>& checks);
 void add_lock_checks(std::vector<Check>& checks);
 void add_segment_checks(std::vector<Check>& checks);
+void add_ipc_checks(std::vector<Check>& checks);
+void add_terminal_checks(std::vector<Check>& checks);
+void add_watch_checks(std::vector<Check>& checks);
 void add_thread_checks(std::vector<Check>& checks);
 
 }  // namespace state

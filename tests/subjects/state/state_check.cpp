@@ -46,9 +46,12 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   std::vector<state::Check> checks;
   state::add_process_checks(checks);  // before there are threads: it forks
+  state::add_terminal_checks(checks);
+  state::add_ipc_checks(checks);
   state::add_memory_checks(checks);
   state::add_descriptor_checks(checks);
   state::add_lock_checks(checks);
+  state::add_watch_checks(checks);
   state::add_segment_checks(checks);
   state::add_signal_checks(checks);
   const int listener = static_cast<int>(state::must(::socket(AF_INET, SOCK_STREAM, 0), "socket"));
