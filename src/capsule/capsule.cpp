@@ -277,11 +277,18 @@ absl::StatusOr<Attached> Capsule::attach() {
   ShimRequest request;
   request.set_attach(true);
   GW_ASSIGN_OR_RETURN(Answer answer, call(request));
-  if (answer.fds.empty()) return absl::InternalError("attach: no descriptor");
+  if (answer.fds.size() < 2) return absl::InternalError("attach: too few descriptors");
   Attached attached;
-  attached.io = std::move(answer.fds[0]);
-  if (answer.fds.size() > 1) attached.err = std::move(answer.fds[1]);
+  attached.io = std::move(answer.fds.front());
+  attached.returned = std::move(answer.fds.back());
+  if (answer.fds.size() > 2) attached.err = std::move(answer.fds[1]);
   return attached;
+}
+
+absl::Status Capsule::hold_input(bool hold) {
+  ShimRequest request;
+  request.set_hold_input(hold);
+  return call(request).status();
 }
 
 absl::Status Capsule::close_stdin() {

@@ -67,8 +67,9 @@ struct StdioEnds {
 };
 
 struct Attached {
-  UniqueFd io;   // stream socket: input in (shutdown: end of file), stdout or terminal out
-  UniqueFd err;  // stderr; none with a terminal
+  UniqueFd io;        // stream socket: input in (shutdown: end of file), stdout or terminal out
+  UniqueFd err;       // stderr; none with a terminal
+  UniqueFd returned;  // input that was held when the capsule ended (hold_input()), and then the end
 };
 
 // One thread at a time; other threads open() their own.
@@ -100,6 +101,9 @@ class Capsule {
   absl::Status signal(int number, ImagePid pid = {0});
   absl::StatusOr<Attached> attach();
   absl::Status close_stdin();
+  // Before a freeze (true), and when the service runs on here after all. What was held at the
+  // capsule's end comes back to those who sent it: Attached::returned.
+  absl::Status hold_input(bool hold);
   absl::Status resize(unsigned rows, unsigned columns);
   // Blocks, on a connection of its own, until the last process has gone. A shim that dies
   // meanwhile counts as the end.

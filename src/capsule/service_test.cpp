@@ -325,6 +325,43 @@ TEST(ServiceTest, ATerminalIsTheCapsulesOwn) {
   EXPECT_EQ(capsule->wait_exit(soon())->exit_code(), 2);
 }
 
+TEST(ServiceTest, InputThatIsHeldGoesOnOrComesBack) {
+  TestService service;
+  service.spec().set_interactive(true);
+  auto capsule = service.sh("while read -r x; do echo got $x; done");
+  ASSERT_STATUS_OK(capsule.status());
+  auto attached = capsule->attach();
+  ASSERT_STATUS_OK(attached.status());
+  auto other = capsule->attach();
+  ASSERT_STATUS_OK(other.status());
+  ASSERT_STATUS_OK(capsule->hold_input(true));
+  ASSERT_EQ(::write(attached->io.get(), "one\n", 4), 4);
+  pollfd polled{attached->io.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&polled, 1, 50), 0);
+  ASSERT_STATUS_OK(capsule->hold_input(false));
+  EXPECT_EQ(read_until(attached->io.get(), "\n"), "got one\n");
+  ASSERT_STATUS_OK(capsule->hold_input(true));
+  ASSERT_EQ(::write(attached->io.get(), "two\n", 4), 4);
+  ASSERT_EQ(::write(other->io.get(), "three\n", 6), 6);
+  ASSERT_STATUS_OK(capsule->kill());
+  EXPECT_EQ(read_until(attached->returned.get(), "\n"), "two\n");
+  EXPECT_EQ(read_until(other->returned.get(), "\n"), "three\n");
+  char c = 0;
+  EXPECT_EQ(::read(attached->returned.get(), &c, 1), 0);
+}
+
+TEST(ServiceTest, NothingComesBackOfAServiceThatEnds) {
+  TestService service;
+  service.spec().set_interactive(true);
+  auto capsule = service.sh("exit 3");
+  ASSERT_STATUS_OK(capsule.status());
+  auto attached = capsule->attach();
+  ASSERT_STATUS_OK(attached.status());
+  EXPECT_EQ(capsule->wait_exit(soon())->exit_code(), 3);
+  char c = 0;
+  EXPECT_EQ(::read(attached->returned.get(), &c, 1), 0);
+}
+
 TEST(ServiceTest, ExecWithATerminalTakesControlC) {
   TestService service;
   auto capsule = service.sh("exec sleep 1000");

@@ -25,13 +25,8 @@ namespace {
 constexpr absl::Duration kInitTimeout = absl::Seconds(30);
 
 void set_exit(int wait_status, int32_t& code, int32_t& number) {
-  if (WIFSIGNALED(wait_status)) {
-    number = WTERMSIG(wait_status);
-    code = 128 + number;
-  } else {
-    number = 0;
-    code = WEXITSTATUS(wait_status);
-  }
+  number = WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0;
+  code = number != 0 ? 128 + number : WEXITSTATUS(wait_status);
 }
 
 absl::Status pidfd_send_signal(int pidfd, int number) {
@@ -44,6 +39,7 @@ absl::Status pidfd_send_signal(int pidfd, int number) {
 ShimServer::ShimServer(ServerParts parts, StdioHub stdio)
     : parts_(std::move(parts)), stdio_(std::move(stdio)) {
   info_.set_state(parts_.replica ? CAPSULE_REPLICA : CAPSULE_CREATED);
+  if (parts_.replica) stdio_.expect_followers();
   info_.set_shim_pid(::getpid());
   info_.set_init_pid(parts_.init_pid.value);
   info_.set_tty(parts_.spec.tty());
@@ -167,6 +163,9 @@ absl::Status ShimServer::dispatch(Client& client, const ShimRequest& request,
       return stdio_.resize(request.resize().rows(), request.resize().columns());
     case ShimRequest::kCloseStdin:
       stdio_.close_stdin();
+      return absl::OkStatus();
+    case ShimRequest::kHoldInput:
+      stdio_.hold_input(request.hold_input());
       return absl::OkStatus();
     case ShimRequest::kSetTerminal:
       if (fds.size() != 1) return absl::InvalidArgumentError("set_terminal: one descriptor");
@@ -323,6 +322,7 @@ absl::Status ShimServer::adopt(Client& client) {
   GW_ASSIGN_OR_RETURN(const Answer answer, call_init(request, {}));
   GW_RETURN_IF_ERROR(get_status(answer.reply));
   client.owner = false;
+  stdio_.begin_running();
   info_.set_state(CAPSULE_RUNNING);
   info_.set_started_unix_ns(clock_ns(CLOCK_REALTIME));
   publish();

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <ctime>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -23,6 +24,9 @@ namespace {
 // all for kStuck is let go.
 constexpr size_t kHoldBack = size_t{256} << 10;
 constexpr int64_t kStuck = 10'000'000'000;
+// Followers come when they have seen that the source has none for them any more.
+constexpr int64_t kFollow = 10'000'000'000;
+constexpr size_t kMostForFollowers = size_t{1} << 20;
 
 int64_t unix_ns() { return clock_ns(CLOCK_REALTIME); }
 
@@ -102,8 +106,33 @@ absl::StatusOr<std::vector<UniqueFd>> StdioHub::attach() {
     attachment->err = std::move(err.first);
     client.push_back(std::move(err.second));
   }
+  GW_ASSIGN_OR_RETURN(SocketPair returned, socket_pair(SOCK_STREAM));
+  GW_RETURN_IF_ERROR(set_nonblocking(returned.first.get()));
+  const int room = 1 << 20;  // for what `io` can hold, and what was taken from it already
+  if (::setsockopt(returned.first.get(), SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
+    return errno_status(errno, "setsockopt(SO_SNDBUFFORCE)");
+  attachment->returned = std::move(returned.first);
+  client.push_back(std::move(returned.second));
+  if (keeps_for_followers()) {
+    attachment->pending_io = out_for_followers_;
+    if (attachment->err) attachment->pending_err = err_for_followers_;
+    push(*attachment);
+  }
   attachments_.push_back(std::move(attachment));
   return client;
+}
+
+void StdioHub::begin_running() {
+  if (followed_) followed_until_ns_ = monotonic_ns() + kFollow;
+}
+
+bool StdioHub::keeps_for_followers() {
+  if (followed_ && followed_until_ns_ != 0 && monotonic_ns() > followed_until_ns_) {
+    followed_ = false;
+    out_for_followers_ = {};
+    err_for_followers_ = {};
+  }
+  return followed_;
 }
 
 bool StdioHub::held_back() const {
@@ -119,14 +148,15 @@ void StdioHub::add_polls(std::vector<pollfd>& polls) const {
     }
   }
   short terminal_events = held_back() ? 0 : POLLIN;
-  if (!pending_input_.empty()) {
+  if (!pending_input_.empty() && !held_) {
     terminal_events |= POLLOUT;
     if (in_) polls.push_back({in_.get(), POLLOUT, 0});
   }
   if (terminal_ && terminal_events != 0) polls.push_back({terminal_.get(), terminal_events, 0});
   for (const auto& a : attachments_) {
-    short events = POLLRDHUP;
-    if (a->input_open && pending_input_.empty()) events |= POLLIN;
+    if (held_ && a->pending_io.empty() && a->pending_err.empty()) continue;
+    short events = held_ ? 0 : POLLRDHUP;
+    if (a->input_open && pending_input_.empty() && !held_) events |= POLLIN;
     if (!a->pending_io.empty()) events |= POLLOUT;
     polls.push_back({a->io.get(), events, 0});
     if (a->err) {
@@ -153,7 +183,9 @@ void StdioHub::handle(const pollfd& event) {
   }
   for (auto& a : attachments_) {
     if (event.fd != a->io.get() && event.fd != a->err.get()) continue;
-    if (event.fd == a->io.get() && (event.revents & (POLLIN | POLLRDHUP | POLLHUP)) != 0) {
+    const bool told = (event.revents & (POLLIN | POLLRDHUP | POLLHUP)) != 0;
+    // Its end will be seen afterwards.
+    if (event.fd == a->io.get() && told && !held_) {
       take_input(*a, (event.revents & POLLHUP) != 0);
     }
     push(*a);
@@ -170,6 +202,11 @@ bool StdioHub::drain(int fd, int stream) {
   const absl::Status status = log_.append(stream, text, unix_ns());
   if (!status.ok() && !log_broken_) log_error("log: {}", message_of(status));
   log_broken_ = !status.ok();
+  if (keeps_for_followers()) {
+    std::string& kept = stream == 2 ? err_for_followers_ : out_for_followers_;
+    kept += text;
+    if (kept.size() > kMostForFollowers) kept.erase(0, kept.size() - kMostForFollowers);
+  }
   for (auto& a : attachments_) {
     (stream == 2 ? a->pending_err : a->pending_io) += text;
     push(*a);
@@ -194,6 +231,7 @@ void StdioHub::take_input(Attachment& a, bool hung_up) {
 }
 
 void StdioHub::write_input() {
+  if (held_) return;
   const int fd = terminal_ ? terminal_.get() : in_.get();
   if (fd < 0) {
     pending_input_.clear();
@@ -208,6 +246,20 @@ void StdioHub::write_input() {
       return;
     }
     pending_input_.erase(0, static_cast<size_t>(n));
+  }
+}
+
+// The first has what was taken from anybody and not written.
+void StdioHub::give_back_input() {
+  for (auto& a : attachments_) {
+    std::string input = std::exchange(pending_input_, {});
+    // What is written from here on fails, and is not lost.
+    ::shutdown(a->io.get(), SHUT_RD);
+    char bytes[16384];
+    for (ssize_t n = 0; (n = ::read(a->io.get(), bytes, sizeof bytes)) > 0;)
+      input.append(bytes, static_cast<size_t>(n));
+    [[maybe_unused]] const ssize_t n =
+        ::send(a->returned.get(), input.data(), input.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
   }
 }
 
@@ -255,6 +307,7 @@ void StdioHub::finish() {
   if (const absl::Status status = log_.flush(unix_ns()); !status.ok()) {
     log_error("log: {}", message_of(status));
   }
+  if (held_) give_back_input();
   // What a client's socket did not take now goes with the socket's close: the log has it.
   attachments_.clear();
 }

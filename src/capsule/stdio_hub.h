@@ -30,9 +30,15 @@ class StdioHub {
   absl::Status set_terminal(UniqueFd master);
   absl::Status resize(unsigned rows, unsigned columns);
   void close_stdin() { in_.reset(); }
+  // What clients send stays with them, from here on or not any more; finish() gives it back.
+  void hold_input(bool hold) { held_ = hold; }
+  // Of a replica: those who follow their session from the source get what came before they did.
+  void expect_followers() { followed_ = true; }
+  // It runs from now on: they come soon, or not at all.
+  void begin_running();
 
   // A client's ends: one stream socket that carries input in and stdout (or the terminal) out;
-  // without a terminal a second one with stderr.
+  // without a terminal a second one with stderr; and one for what finish() gives back.
   absl::StatusOr<std::vector<UniqueFd>> attach();
 
   void add_polls(std::vector<pollfd>& polls) const;
@@ -44,6 +50,7 @@ class StdioHub {
   struct Attachment {
     UniqueFd io;
     UniqueFd err;
+    UniqueFd returned;
     std::string pending_io;
     std::string pending_err;
     bool input_open = true;
@@ -53,9 +60,11 @@ class StdioHub {
 
   explicit StdioHub(LogWriter log) : log_(std::move(log)) {}
   bool held_back() const;
+  void give_back_input();
   bool drain(int fd, int stream);
   void take_input(Attachment& attachment, bool hung_up);
   void write_input();
+  bool keeps_for_followers();
   static void push(Attachment& attachment);
   void drop_gone();
 
@@ -69,6 +78,11 @@ class StdioHub {
   UniqueFd capsule_err_;
   UniqueFd terminal_;
   std::string pending_input_;
+  bool held_ = false;
+  bool followed_ = false;
+  int64_t followed_until_ns_ = 0;  // 0: for ever
+  std::string out_for_followers_;
+  std::string err_for_followers_;
   std::vector<std::unique_ptr<Attachment>> attachments_;
 };
 

@@ -11,6 +11,7 @@
 #include "api/godwit.grpc.pb.h"
 #include "api/store_service.h"
 #include "node/node.h"
+#include "node/session_input.h"
 
 namespace godwit::node {
 
@@ -69,10 +70,12 @@ class ApiService final : public api::Godwit::Service {
   absl::Status remove_here(const api::RemoveRequest& request);
   absl::Status logs_here(grpc::ServerContext& context, api::LogsRequest& request,
                          grpc::ServerWriter<api::LogsChunk>& out, bool& goes_on_elsewhere);
-  absl::Status exec_here(grpc::ServerContext& context, const api::ExecStart& start,
-                         Session& session);
-  absl::Status attach_here(grpc::ServerContext& context, const api::ExecStart& start,
-                           Session& session);
+  // The exit code. Until the program has ended.
+  absl::StatusOr<int> exec_here(grpc::ServerContext& context, const api::ExecStart& start,
+                                Session& session, SessionInput& input);
+  // kAborted: the service has moved.
+  absl::StatusOr<int> attach_here(grpc::ServerContext& context, const api::ExecStart& start,
+                                  Session& session, SessionInput& input);
 
   Node& node_;
 };
@@ -97,6 +100,8 @@ class PeerService final : public api::StoreService {
 
 // A call of ours on behalf of one that we got: its deadline and cancellation, marked as passed on.
 std::unique_ptr<grpc::ClientContext> pass_on(const grpc::ServerContext& context);
+// By another node.
+bool was_passed_on(const grpc::ServerContext& context);
 absl::Status unreachable(const absl::Status& status, const Peer& peer);
 
 }  // namespace godwit::node

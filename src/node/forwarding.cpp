@@ -14,11 +14,11 @@ constexpr absl::Duration kBusyWait = absl::Seconds(10);
 constexpr absl::Duration kRecoveredWait = absl::Seconds(10);
 // A service can move again while a call follows it.
 
+}  // namespace
+
 bool was_passed_on(const grpc::ServerContext& context) {
   return context.client_metadata().count(kPassedOn) != 0;
 }
-
-}  // namespace
 
 std::unique_ptr<grpc::ClientContext> pass_on(const grpc::ServerContext& context) {
   auto call = grpc::ClientContext::FromServerContext(context);

@@ -16,6 +16,7 @@
 namespace godwit::node {
 namespace {
 
+constexpr absl::Duration kUsersWait = absl::Seconds(2);
 constexpr absl::Duration kDestroyWait = absl::Seconds(30);
 // A bpffs below /sys would be no secret, but sockets and stores of daemons are.
 constexpr const char* kMasked[] = {"/run/godwit", kDefaultState};
@@ -98,10 +99,13 @@ std::string capsule_in(const api::ServiceRecord& record) {
 }
 
 absl::Status Services::destroy_capsule(const std::string& name) const {
-  if (const auto capsule = capsule::Capsule::open(paths_, name); capsule.ok()) {
+  if (auto capsule = capsule::Capsule::open(paths_, name); capsule.ok()) {
     const auto limit = capsule::CpuLimit::find(capsule->work(), cpu_limit_name(paths_, name));
     const absl::Status lifted = limit.ok() ? limit->lift() : absl::OkStatus();
     if (!lifted.ok()) log_warning("{}: {}", name, message_of(lifted));
+    // At the end the shim gives its users back what it holds of their input.
+    if ((capsule->spec().tty() || capsule->spec().interactive()) && capsule->kill().ok())
+      capsule->wait_exit(Deadline::in(kUsersWait)).IgnoreError();
   }
   const absl::Status port = network::Port::remove(name, config_.pin_dir());
   const absl::Status capsule = capsule::Capsule::destroy(paths_, name, Deadline::in(kDestroyWait));
@@ -120,6 +124,7 @@ absl::Status Services::roll_back(const std::string& name, UniqueFd hold) const {
   GW_RETURN_IF_ERROR(take_hold(opened.port, std::move(hold)));
   GW_RETURN_IF_ERROR(opened.port.prepare_announce());
   GW_RETURN_IF_ERROR(opened.port.set_phase(network::PortPhase::kRolledBack));
+  GW_RETURN_IF_ERROR(capsule.hold_input(false));
   GW_RETURN_IF_ERROR(capsule.thaw());
   // Its mover may have limited it. Where nothing can, nothing has.
   const auto limit =

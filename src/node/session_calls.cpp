@@ -6,9 +6,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <thread>
-
 #include "api/rpc_status.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
@@ -21,33 +20,56 @@ namespace {
 
 constexpr absl::Duration kEndWait = absl::Seconds(10);
 constexpr absl::Duration kBusyWait = absl::Seconds(10);
+// A session that ends at once, since its service has moved once more.
+constexpr int64_t kInVain = 1'000'000'000;
+constexpr int kMostInVain = 250;
+// The service goes on on another node.
+constexpr absl::StatusCode kMoved = absl::StatusCode::kAborted;
 
-// Passes a session on to the node that has the service; `first` has been read already.
+// Data that the program has not got: whoever has it next gets it first.
+void give_back(std::string data, SessionInput& input) {
+  if (data.empty()) return;
+  api::ExecInput message;
+  message.set_data(std::move(data));
+  input.put_back(std::move(message));
+}
+
+// Passes a session on to the node that has the service. The message that is its end.
 using PeerSession = grpc::ClientReaderWriter<api::ExecInput, api::ExecOutput>;
-absl::Status relay(ApiService::Session& session, const api::ExecInput& first, PeerSession& there,
-                   const Peer& peer) {
+api::ExecOutput relay(ApiService::Session& session, const api::ExecStart& start,
+                      SessionInput& input, PeerSession& there, const Peer& peer) {
+  api::ExecInput first;
+  *first.mutable_start() = start;
   there.Write(first);
-  std::thread inwards([&] {
-    api::ExecInput input;
-    while (session.Read(&input)) there.Write(input);
-    there.WritesDone();
-  });
+  input.give_to([&there](api::ExecInput& next) { return there.Write(next); });
   api::ExecOutput output;
   bool told = false;
-  while (there.Read(&output)) {
-    session.Write(output);
+  while (!told && there.Read(&output)) {
     told = output.has_exit_code() || output.has_failure();
-    if (told) break;
+    if (!told) session.Write(output);
   }
-  if (!told) {
-    // The other node went away or refused at once: Finish() needs no end of our half.
-    const absl::Status why = unreachable(api::from_grpc(there.Finish()), peer);
-    session.Write(session_end(why.ok() ? absl::UnknownError("the session broke off") : why));
-    inwards.join();
-    return absl::OkStatus();
-  }
-  inwards.join();
-  return api::from_grpc(there.Finish());
+  input.keep();
+  there.WritesDone();
+  std::string unused;
+  for (api::ExecOutput more; there.Read(&more);) unused += more.unused();
+  give_back(std::move(unused), input);
+  const absl::Status end = api::from_grpc(there.Finish());
+  if (told) return output;
+  // The other node went away or refused at once.
+  if (end.ok()) return session_end(absl::UnknownError("the session broke off"));
+  return session_end(unreachable(end, peer));
+}
+
+// Tells the user the end, as the last message, and waits for the call's other half to end.
+grpc::Status tell_end(ApiService::Session& session, SessionInput& input,
+                      const api::ExecOutput& end) {
+  session.Write(end);
+  input.join();
+  return grpc::Status::OK;
+}
+
+bool has_moved(const api::ExecOutput& end) {
+  return end.has_failure() && end.failure().code() == static_cast<int>(kMoved);
 }
 
 struct ExecStreams {
@@ -73,15 +95,6 @@ absl::StatusOr<ExecStreams> make_pipes(bool interactive) {
   return streams;
 }
 
-// The program could not be started: that is the session's end, told like any other.
-absl::Status end_unstarted(ApiService::Session& session, const absl::Status& why) {
-  session.Write(session_end(why));
-  api::ExecInput input;
-  while (session.Read(&input)) {
-  }
-  return absl::OkStatus();
-}
-
 void resize_terminal(int fd, unsigned rows, unsigned columns) {
   winsize size{};
   size.ws_row = static_cast<unsigned short>(rows);
@@ -97,14 +110,17 @@ grpc::Status ApiService::Exec(grpc::ServerContext* context, Session* session) {
     return {grpc::StatusCode::INVALID_ARGUMENT, "the first message must say what to run"};
   const auto peer = locate(*context, first.start().name());
   if (!peer.ok()) return api::to_grpc(peer.status());
-  if (*peer == nullptr) return api::to_grpc(exec_here(*context, first.start(), *session));
+  SessionInput input(*session, first.start());
+  if (*peer == nullptr)
+    return tell_end(*session, input,
+                    session_end(exec_here(*context, first.start(), *session, input)));
   const auto call = pass_on(*context);
   const auto there = (*peer)->user->Exec(call.get());
-  return api::to_grpc(relay(*session, first, *there, **peer));
+  return tell_end(*session, input, relay(*session, first.start(), input, *there, **peer));
 }
 
-absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::ExecStart& start,
-                                   Session& session) {
+absl::StatusOr<int> ApiService::exec_here(grpc::ServerContext& context, const api::ExecStart& start,
+                                          Session& session, SessionInput& input) {
   if (start.argv().empty())
     return make_error(absl::StatusCode::kInvalidArgument, "no program to run was named");
   GW_ASSIGN_OR_RETURN(
@@ -131,10 +147,7 @@ absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::Exec
     given = {streams.in.get(), streams.out.get(), streams.err.get()};
   }
   auto started = capsule.exec(program, given);
-  if (!started.ok()) {
-    hold.release();
-    return end_unstarted(session, started.status());
-  }
+  if (!started.ok()) return started.status();
   capsule::Exec& exec = *started;
   streams.in.reset();
   streams.out.reset();
@@ -150,40 +163,67 @@ absl::Status ApiService::exec_here(grpc::ServerContext& context, const api::Exec
   streams.ours.ended_fd = exec.event_fd();
   const int terminal = exec.terminal().get();
   SessionPump pump(
-      session, std::move(streams.ours),
+      session, input, std::move(streams.ours),
       {[] {},
        [terminal](unsigned rows, unsigned columns) {
          if (terminal >= 0) resize_terminal(terminal, rows, columns);
        },
        [&capsule, &exec](int signal) { capsule.signal(signal, exec.image_pid()).IgnoreError(); }});
-  absl::StatusOr<int> exit_code = 0;
-  const absl::Status pumped = pump.run(context);
-  if (pumped.ok()) {
-    const auto end = exec.wait(Deadline::in(kEndWait));
-    exit_code = end.ok() ? absl::StatusOr<int>(end->code) : end.status();
-  } else {
-    exit_code = pumped;
-  }
-  pump.finish(exit_code);
-  return absl::OkStatus();
+  GW_RETURN_IF_ERROR(pump.run(context));
+  GW_ASSIGN_OR_RETURN(const capsule::ExitStatus end, exec.wait(Deadline::in(kEndWait)));
+  return end.code;
 }
 
 grpc::Status ApiService::Attach(grpc::ServerContext* context, Session* session) {
   api::ExecInput first;
   if (!session->Read(&first) || !first.has_start())
     return {grpc::StatusCode::INVALID_ARGUMENT, "the first message must name the service"};
-  const api::ExecStart& start = first.start();
-  const auto peer =
-      start.has_run() ? other_node(start.run().node()) : locate(*context, start.name());
+  api::ExecStart start = first.start();
+  auto peer = start.has_run() ? other_node(start.run().node()) : locate(*context, start.name());
   if (!peer.ok()) return api::to_grpc(peer.status());
-  if (*peer == nullptr) return api::to_grpc(attach_here(*context, start, *session));
-  const auto call = pass_on(*context);
-  const auto there = (*peer)->user->Attach(call.get());
-  return api::to_grpc(relay(*session, first, *there, **peer));
+  SessionInput input(*session, start);
+  for (int in_vain = 0;;) {
+    const int64_t begin = monotonic_ns();
+    api::ExecOutput end;
+    if (*peer == nullptr) {
+      end = session_end(attach_here(*context, start, *session, input));
+    } else {
+      const auto call = pass_on(*context);
+      const auto there = (*peer)->user->Attach(call.get());
+      end = relay(*session, start, input, *there, **peer);
+    }
+    // The node that the user has called follows, nobody else.
+    in_vain = monotonic_ns() - begin < kInVain ? in_vain + 1 : 0;
+    if (!has_moved(end) || context->IsCancelled() || in_vain > kMostInVain)
+      return tell_end(*session, input, end);
+    if (was_passed_on(*context)) {
+      const grpc::Status told = tell_end(*session, input, end);
+      api::ExecOutput back;
+      back.set_unused(input.take_kept());
+      session->Write(back);
+      return told;
+    }
+    if (input.ended()) {
+      const std::string data = input.take_kept();
+      api::ExecInput last;
+      last.set_end_of_input(true);
+      input.put_back(std::move(last));
+      give_back(data, input);
+    }
+    if (start.has_run()) {
+      start.set_name(start.run().name());
+      start.clear_run();
+    }
+    *start.mutable_window() = input.window();
+    if (in_vain > 0) ::usleep(20'000);
+    peer = locate(*context, start.name());
+    if (!peer.ok()) return tell_end(*session, input, session_end(peer.status()));
+  }
 }
 
-absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::ExecStart& start,
-                                     Session& session) {
+absl::StatusOr<int> ApiService::attach_here(grpc::ServerContext& context,
+                                            const api::ExecStart& start, Session& session,
+                                            SessionInput& input) {
   std::optional<Launch> launch;
   if (start.has_run()) {
     GW_ASSIGN_OR_RETURN(Launch prepared, Launch::prepare(node_, start.run()));
@@ -196,7 +236,7 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
   if (launch) {
     const absl::Status started = launch->start().status();
     launch.reset();
-    if (!started.ok()) return end_unstarted(session, started);
+    GW_RETURN_IF_ERROR(started);
   }
   // There is a terminal only once its program runs.
   if (start.tty() && start.window().rows() > 0)
@@ -208,32 +248,33 @@ absl::Status ApiService::attach_here(grpc::ServerContext& context, const api::Ex
     GW_ASSIGN_OR_RETURN(streams.in, kernel::duplicate(attached.io.get()));
   }
   streams.err = std::move(attached.err);
+  streams.returned = std::move(attached.returned);
   SessionPump pump(
-      session, std::move(streams),
+      session, input, std::move(streams),
       {[&attached] { ::shutdown(attached.io.get(), SHUT_WR); },
        [&capsule](unsigned rows, unsigned columns) { capsule.resize(rows, columns).IgnoreError(); },
        [&capsule](int signal) { capsule.signal(signal).IgnoreError(); }});
-  absl::StatusOr<int> exit_code = 0;
-  const absl::Status pumped = pump.run(context);
-  if (!pumped.ok()) {
-    exit_code = pumped;
-  } else {
-    const auto end = capsule.wait_exit(Deadline::in(kEndWait));
+  GW_RETURN_IF_ERROR(pump.run(context));
+  // Of another node, or in place of this capsule's in another one here.
+  const auto moved = [&](const absl::StatusOr<VersionedService>& now) {
+    return now.ok() && (now->record.owner() != node_.config().name ||
+                        node_.services().capsule_of(name) != joined);
+  };
+  absl::StatusOr<VersionedService> now = node_.records().service(name);
+  absl::StatusOr<capsule::CapsuleInfo> end = capsule::CapsuleInfo();
+  if (!moved(now)) {
+    end = capsule.wait_exit(Deadline::in(kEndWait));
     if (end.ok()) {
       const absl::Status recorded = node_.wait_exit_recorded(name, joined, *end);
       if (!recorded.ok()) log_warning("the end of {}: {}", name, message_of(recorded));
     }
-    const auto record = node_.records().service(name);
-    if (record.ok() && (record->record.owner() != node_.config().name ||
-                        node_.services().capsule_of(name) != joined))
-      exit_code = make_error(absl::StatusCode::kAborted,
-                             "service {} runs on, on {}; join it again with godwit attach {}", name,
-                             record->record.owner(), name);
-    else
-      exit_code = end.ok() ? absl::StatusOr<int>(end->exit_code()) : end.status();
+    now = node_.records().service(name);
   }
-  pump.finish(exit_code);
-  return absl::OkStatus();
+  if (moved(now))
+    return make_error(kMoved, "service {} runs on, on {}; join it again with godwit attach {}",
+                      name, now->record.owner(), name);
+  GW_RETURN_IF_ERROR(end.status());
+  return end->exit_code();
 }
 
 }  // namespace godwit::node

@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kChunk = 32 * 1024;
 // How often the user's disappearance is looked for while the program is silent.
 constexpr int kCancelSliceMs = 500;
+// Between the end of its input and that of its output, when a program has gone.
+constexpr int kEndMs = 200;
 
 void set_nonblocking(int fd) {
   if (fd >= 0) ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
@@ -24,15 +26,17 @@ void set_nonblocking(int fd) {
 
 }  // namespace
 
-SessionPump::SessionPump(Session& session, Streams streams, Actions actions)
-    : session_(session), streams_(std::move(streams)), actions_(std::move(actions)) {
+SessionPump::SessionPump(Session& session, SessionInput& input, Streams streams, Actions actions)
+    : session_(session), given_(input), streams_(std::move(streams)), actions_(std::move(actions)) {
   set_nonblocking(streams_.in.get());
   set_nonblocking(streams_.out.get());
   set_nonblocking(streams_.err.get());
 }
 
-bool SessionPump::write_input(const std::string& data) {
+// `data` becomes what is left.
+bool SessionPump::write_input(std::string& data) {
   size_t done = 0;
+  bool taken = true;
   while (done < data.size()) {
     const ssize_t n = ::write(streams_.in.get(), data.data() + done, data.size() - done);
     if (n > 0) {
@@ -40,28 +44,51 @@ bool SessionPump::write_input(const std::string& data) {
       continue;
     }
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno != EAGAIN) return false;  // it does not read any more
     pollfd polled[] = {{stop_.get(), POLLIN, 0}, {streams_.in.get(), POLLOUT, 0}};
+    if (n < 0 && errno != EAGAIN) {
+      // It does not read any more, because it has closed its end or because it has moved: the
+      // session's end tells which.
+      ::poll(polled, 1, kEndMs);
+      taken = polled[0].revents == 0;
+      open_ = false;
+      break;
+    }
     ::poll(polled, 2, -1);
-    if (polled[0].revents != 0) return false;
+    if (polled[0].revents == 0) continue;
+    taken = false;
+    break;
   }
+  data.erase(0, done);
+  return taken;
+}
+
+bool SessionPump::take_input(api::ExecInput& input) {
+  pollfd stopped{stop_.get(), POLLIN, 0};
+  if (::poll(&stopped, 1, 0) == 1) return false;
+  if (input.has_data() && open_ && streams_.in && !write_input(*input.mutable_data())) return false;
+  if (input.end_of_input() && open_) {
+    open_ = false;
+    actions_.end_of_input();
+    streams_.in.reset();
+  }
+  if (input.has_window()) actions_.resize(input.window().rows(), input.window().columns());
+  if (input.has_signal()) actions_.signal(input.signal());
   return true;
 }
 
-void SessionPump::take_input() {
-  api::ExecInput input;
-  bool open = true;
-  // Ends when the user half-closes the call or goes.
-  while (session_.Read(&input)) {
-    if (input.has_data() && open && streams_.in) open = write_input(input.data());
-    if (input.end_of_input() && open) {
-      open = false;
-      actions_.end_of_input();
-      streams_.in.reset();
-    }
-    if (input.has_window()) actions_.resize(input.window().rows(), input.window().columns());
-    if (input.has_signal()) actions_.signal(input.signal());
+// Whoever has the program next gets it before everything else.
+void SessionPump::take_back() {
+  if (!streams_.returned) return;
+  set_nonblocking(streams_.returned.get());
+  api::ExecInput back;
+  std::string bytes(kChunk, '\0');
+  pollfd polled{streams_.returned.get(), POLLIN, 0};
+  while (::poll(&polled, 1, kEndMs) == 1) {
+    const ssize_t n = ::read(streams_.returned.get(), bytes.data(), bytes.size());
+    if (n <= 0) break;
+    back.mutable_data()->append(bytes, 0, static_cast<size_t>(n));
   }
+  if (back.has_data()) given_.put_back(std::move(back));
 }
 
 bool SessionPump::pass_output(int fd, bool error) {
@@ -84,7 +111,8 @@ bool SessionPump::pass_output(int fd, bool error) {
 absl::Status SessionPump::run(grpc::ServerContext& context) {
   stop_.reset(::eventfd(0, EFD_CLOEXEC));
   if (!stop_) return errno_status(errno, "eventfd()");
-  input_ = std::thread([this] { take_input(); });
+  std::thread giving(
+      [this] { given_.give_to([this](api::ExecInput& input) { return take_input(input); }); });
   bool out_open = static_cast<bool>(streams_.out), err_open = static_cast<bool>(streams_.err);
   bool ended = false;
   while (!ended || out_open || err_open) {
@@ -102,12 +130,10 @@ absl::Status SessionPump::run(grpc::ServerContext& context) {
   }
   const uint64_t one = 1;
   if (::write(stop_.get(), &one, sizeof one) != sizeof one) ::abort();  // cannot fail: eventfd(2)
+  giving.join();
+  given_.keep();
+  take_back();
   return context.IsCancelled() ? absl::CancelledError("the user has gone") : absl::OkStatus();
-}
-
-void SessionPump::finish(const absl::StatusOr<int>& exit_code) {
-  session_.Write(session_end(exit_code));
-  if (input_.joinable()) input_.join();
 }
 
 api::SessionFailure failure_of(const absl::Status& status) {

@@ -5,12 +5,12 @@
 
 #include <functional>
 #include <string>
-#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "api/godwit.grpc.pb.h"
 #include "base/unique_fd.h"
+#include "node/session_input.h"
 
 namespace godwit::node {
 
@@ -22,6 +22,7 @@ class SessionPump {
     UniqueFd in;  // what the user types is written here; may be the same description as `out`
     UniqueFd out;
     UniqueFd err;       // none: with a terminal
+    UniqueFd returned;  // what was written to `in` and comes back at the end; may be none
     int ended_fd = -1;  // borrowed; readable when the program has ended; -1: the end of `out` tells
   };
   struct Actions {
@@ -30,24 +31,25 @@ class SessionPump {
     std::function<void(int signal)> signal;
   };
 
-  SessionPump(Session& session, Streams streams, Actions actions);
+  SessionPump(Session& session, SessionInput& input, Streams streams, Actions actions);
   // Returns when the program has ended and what it wrote has been passed on, or when the user has
-  // gone (kCancelled).
+  // gone (kCancelled). Input is not taken any more then.
   absl::Status run(grpc::ServerContext& context);
-  // Tells the user the end, as the last message, and waits for the call's other half to end.
-  void finish(const absl::StatusOr<int>& exit_code);
 
  private:
-  void take_input();
-  bool write_input(const std::string& data);
+  // False: it, or what is left of it, was not taken, since the end has come.
+  bool take_input(api::ExecInput& input);
+  bool write_input(std::string& data);
+  void take_back();
   // False: nothing more will come.
   bool pass_output(int fd, bool error);
 
   Session& session_;
+  SessionInput& given_;
   Streams streams_;
   Actions actions_;
   UniqueFd stop_;  // eventfd: input is not taken any more
-  std::thread input_;
+  bool open_ = true;
 };
 
 // For a message; the errno is lost.

@@ -60,7 +60,7 @@ absl::StatusOr<std::unique_ptr<ServiceSource>> ServiceSource::open(
   host.init = init;
   host.members = [&capsule] { return capsule.work_pids(); };
   host.hold = [&capsule] { return capsule.request_freeze(); };
-  host.release = [&capsule] { return capsule.thaw(); };
+  host.release = [source = self.get()] { return source->release(); };
   host.look_at_files = [&layer = self->layer_] { return layer.look(); };
   host.in_capsule = [thread = self->thread_.get()](absl::FunctionRef<absl::Status()> action) {
     return thread->run(action);
@@ -274,6 +274,10 @@ absl::Status ServiceSource::freeze() {
   defaults_ = Defaults::kUnknown;
   // Its tasks have to run to say what they are. To move them takes milliseconds, and can wait.
   if (cpu_limit_ && cpus_ != 0) GW_RETURN_IF_ERROR(cpu_limit_->release());
+  if (stdio_.terminal || stdio_.pipe[0]) {
+    GW_RETURN_IF_ERROR(capsule_.hold_input(true));
+    input_held_ = true;
+  }
   GW_RETURN_IF_ERROR(source_->freeze());
   GW_RETURN_IF_ERROR(port_->port.set_phase(network::PortPhase::kSourceFrozen));
   source_->control().lift_limits(true);
@@ -312,10 +316,19 @@ absl::StatusOr<std::vector<std::string>> ServiceSource::take_held_frames() {
   return frames;
 }
 
+absl::Status ServiceSource::release() {
+  absl::Status first;
+  if (input_held_) first.Update(capsule_.hold_input(false));
+  input_held_ = false;
+  first.Update(capsule_.thaw());
+  return first;
+}
+
 absl::Status ServiceSource::thaw() {
   // Before it runs: what it answers at once would be dropped, and sent again only after 200 ms.
   port_->port.gate().set_from(network::GateMode::kPass);
   absl::Status first = source_->thaw();
+  if (input_held_) first.Update(release());  // the freeze has failed half-way
   first.Update(lift_throttle());
   source_->control().lift_limits(false);
   if (!taken_.empty()) {

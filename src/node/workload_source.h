@@ -84,6 +84,7 @@ class ServiceSource final : public migration::SourceWorkload {
       : capsule_(std::move(capsule)), layer_(capsule_.paths()) {}
   absl::Status find_cpu_limit(std::vector<migration::Reason>& reasons);
   absl::Status lift_throttle();
+  absl::Status release();
   absl::Status watch_options();
   bool options_changed(uint64_t netns, uint16_t local_port, uint16_t remote_port);
   absl::StatusOr<migration::RoundFigures> one_round(stream::Writer& writer, bool leave_behind);
@@ -93,6 +94,7 @@ class ServiceSource final : public migration::SourceWorkload {
 
   capsule::Capsule capsule_;
   capsule::StdioEnds stdio_;
+  bool input_held_ = false;  // what users send stays with them
   capsule::LayerSource layer_;
   std::optional<capsule::FileOffers> files_;
   std::function<absl::StatusOr<migration::WantedFiles>()> answer_;
