@@ -1,20 +1,42 @@
 // Linux facts: children of a seized task are not seized by themselves (without PTRACE_O_TRACE*), so
 // the tasks are listed again once all known ones are stopped: a stopped task makes no new one.
+//
+// The parent in vfork(2), or clone(2) with CLONE_VFORK, stops when its child has started a program
+// or ended (wait_for_vfork_done(), kernel/fork.c: killable, not interruptible), and a stopped child
+// does neither: it is let go until then.
 #include "tracee/freeze.h"
 
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <map>
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "base/status.h"
 #include "tracee/ptrace_calls.h"
 
 namespace godwit::tracee {
 namespace {
+
+// Longer than a stop takes on a machine that is not busy.
+constexpr absl::Duration kUsually = absl::Milliseconds(1);
+// For a child that starts a program: the parent stands meanwhile.
+constexpr absl::Duration kVforkWithin = absl::Milliseconds(500);
+
+bool in_vfork(HostPid tid) {
+  if (internal::task_state(tid) != 'D') return false;
+  const auto call = internal::read_proc_file(fmt::format("/proc/{}/syscall", tid.value));
+  if (!call.ok()) return false;
+  constexpr std::array<long, 3> kCalls = {SYS_vfork, SYS_clone, SYS_clone3};
+  return std::any_of(kCalls.begin(), kCalls.end(), [&](long number) {
+    return absl::StartsWith(*call, fmt::format("{} ", number));
+  });
+}
 
 bool gone(const absl::Status& status) { return errno_of(status) == ESRCH; }
 
@@ -56,13 +78,13 @@ class TreeStopper {
     // One that has ended meanwhile is found out by the wait.
     for (Seized& seized : fresh)
       if (absl::Status asked = seized.task.interrupt(); !asked.ok() && !gone(asked)) return asked;
-    for (Seized& seized : fresh) {
-      auto task = std::move(seized.task).wait_stopped(deadline_);
-      if (!task.ok() && gone(task.status())) continue;
-      GW_RETURN_IF_ERROR(task.status());
-      stopped_[seized.pid].push_back(*std::move(task));
+    const bool any = !fresh.empty();
+    while (!fresh.empty()) {
+      Seized seized = std::move(fresh.back());
+      fresh.pop_back();
+      GW_RETURN_IF_ERROR(stop(std::move(seized), fresh));
     }
-    return !fresh.empty();
+    return any;
   }
 
   FrozenTree result(const std::vector<HostPid>& order) && {
@@ -83,6 +105,58 @@ class TreeStopper {
   }
 
  private:
+  absl::Status stop(Seized seized, std::vector<Seized>& others) {
+    if (!internal::stops_until(seized.task.tid(), Deadline::in(kUsually)) &&
+        in_vfork(seized.task.tid())) {
+      GW_RETURN_IF_ERROR(let_children_go(seized.pid, others));
+      if (!internal::stops_until(seized.task.tid(), Deadline::in(kVforkWithin)))
+        return make_error(absl::StatusCode::kFailedPrecondition,
+                          "task {} waits in vfork(2) for a child that does not start its program; "
+                          "try again later",
+                          seized.task.tid().value);
+    }
+    auto task = std::move(seized.task).wait_stopped(deadline_);
+    if (!task.ok() && gone(task.status())) return absl::OkStatus();
+    GW_RETURN_IF_ERROR(task.status());
+    stopped_[seized.pid].push_back(*std::move(task));
+    return absl::OkStatus();
+  }
+
+  // The next pass stops them again.
+  absl::Status let_children_go(HostPid parent, std::vector<Seized>& others) {
+    const auto is_child = [&](HostPid pid) {
+      const auto of = internal::parent_of(pid);
+      return of.ok() && *of == parent;
+    };
+    for (auto at = stopped_.begin(); at != stopped_.end();) {
+      if (!is_child(at->first)) {
+        ++at;
+        continue;
+      }
+      for (StoppedTask& task : at->second) {
+        seen_.erase(task.tid());
+        if (absl::Status let = std::move(task).detach(); !let.ok() && !gone(let)) return let;
+      }
+      at = stopped_.erase(at);
+    }
+    for (size_t i = 0; i < others.size();) {
+      if (!is_child(others[i].pid)) {
+        ++i;
+        continue;
+      }
+      Seized child = std::move(others[i]);
+      others.erase(others.begin() + static_cast<ptrdiff_t>(i));
+      seen_.erase(child.task.tid());
+      // Perhaps in vfork(2) itself.
+      if (!internal::stops_until(child.task.tid(), Deadline::in(kUsually)) &&
+          in_vfork(child.task.tid()))
+        GW_RETURN_IF_ERROR(let_children_go(child.pid, others));
+      if (absl::Status let = std::move(child.task).detach(); !let.ok() && !gone(let)) return let;
+      i = 0;
+    }
+    return absl::OkStatus();
+  }
+
   bool all_stopped(HostPid pid) const {
     const auto found = stopped_.find(pid);
     return found != stopped_.end() && found->second.size() == threads_of(pid);

@@ -118,6 +118,25 @@ absl::StatusOr<Stop> wait_stop(HostPid tid, Deadline deadline) {
   }
 }
 
+bool stops_until(HostPid tid, Deadline deadline) {
+  siginfo_t news{};
+  const int64_t spin_end = monotonic_ns() + kFirstPauseNs;
+  for (;;) {
+    const bool late = deadline.passed();
+    const int done = ::waitid(P_PID, static_cast<id_t>(tid.value), &news,
+                              WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL);
+    // An error is for wait_stop() to tell.
+    if ((done != 0 && errno != EINTR) || news.si_pid != 0) return true;
+    if (late) return false;
+    if (monotonic_ns() < spin_end) {
+      ::sched_yield();
+    } else {
+      const timespec pause{0, kFirstPauseNs};
+      ::nanosleep(&pause, nullptr);
+    }
+  }
+}
+
 absl::Status request(long request, std::string_view name, HostPid tid, uint64_t address,
                      uint64_t data) {
   if (::ptrace(static_cast<__ptrace_request>(request), tid.value, address, data) == 0) {
@@ -197,6 +216,19 @@ absl::StatusOr<uint64_t> stat_field(std::string_view text, int number) {
 }
 
 }  // namespace
+
+absl::StatusOr<HostPid> parent_of(HostPid pid) {
+  GW_ASSIGN_OR_RETURN(const std::string text,
+                      read_proc_file(fmt::format("/proc/{}/stat", pid.value)));
+  // Behind the name: the state's letter, then the parent.
+  const size_t at = text.rfind(") ");
+  HostPid parent;
+  if (at == std::string::npos || at + 4 >= text.size() ||
+      std::from_chars(text.data() + at + 4, text.data() + text.size(), parent.value).ec !=
+          std::errc())
+    return make_error(absl::StatusCode::kInternal, "/proc/{}/stat has no parent", pid.value);
+  return parent;
+}
 
 // Of the thread, not the process, whose stat adds up the times of all its threads. Half of what
 // status takes.

@@ -33,6 +33,9 @@ constexpr uint64_t kAllSignals = ~uint64_t{0};
 // zombie leader of threads that still run. kDeadlineExceeded names the state it hangs in.
 absl::StatusOr<Stop> wait_stop(HostPid tid, Deadline deadline);
 
+// Whether wait_stop() has something to return by `deadline`; it is still there for it.
+bool stops_until(HostPid tid, Deadline deadline);
+
 // A ptrace request whose result is only success. `name` is for the message.
 absl::Status request(long request, std::string_view name, HostPid tid, uint64_t address,
                      uint64_t data);
@@ -59,6 +62,9 @@ struct SignalSets {
   uint64_t caught = 0;
 };
 absl::StatusOr<SignalSets> signal_sets(HostPid tid);
+
+// In our pid namespace.
+absl::StatusOr<HostPid> parent_of(HostPid pid);
 
 // The task's tid in its own pid namespace: the last of NSpid (Linux 4.1).
 absl::StatusOr<ImagePid> innermost_tid(HostPid tid);

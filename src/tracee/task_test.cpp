@@ -1,12 +1,15 @@
 #include "tracee/task.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <array>
 #include <cstring>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -219,6 +222,45 @@ TEST(FreezeTest, StopsATreeThatMakesThreads) {
     EXPECT_EQ(child.word(0).load(), at);
     release_tree(*std::move(tree));
     EXPECT_TRUE(child.wait_word(0, at + 3));
+  }
+}
+
+// A stopped child neither starts a program nor ends, and its parent does not stop before.
+TEST(FreezeTest, StopsAParentInVfork) {
+  Child child([](Shared& shared) {
+    for (;;) {
+      shared.word[0].fetch_add(1);
+      const pid_t pid = static_cast<pid_t>(::syscall(SYS_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0, 0));
+      if (pid == 0) {
+        ::usleep(3000);
+        ::execl("/bin/true", "true", nullptr);
+        ::_exit(1);
+      }
+      ::waitpid(pid, nullptr, 0);
+    }
+    return 0;
+  });
+  ASSERT_TRUE(child.wait_word(0, 2));
+  const auto members = [&]() -> absl::StatusOr<std::vector<HostPid>> {
+    GW_ASSIGN_OR_RETURN(
+        const std::string text,
+        internal::read_proc_file(fmt::format("/proc/{0}/task/{0}/children", child.pid().value)));
+    std::vector<HostPid> pids{child.pid()};
+    std::istringstream numbers(text);
+    for (HostPid each; numbers >> each.value;) pids.push_back(each);
+    return pids;
+  };
+  for (int round = 0; round < 100; ++round) {
+    const int64_t begin = monotonic_ns();
+    auto tree = stop_tree(members, soon());
+    GW_ASSERT_OK(tree.status());
+    EXPECT_LT(monotonic_ns() - begin, 5'000'000'000);
+    const uint64_t at = child.word(0).load();
+    ::usleep(500);
+    EXPECT_EQ(child.word(0).load(), at);
+    release_tree(*std::move(tree));
+    ASSERT_TRUE(child.wait_word(0, at + 1));
+    ::usleep(static_cast<useconds_t>(round * 40));
   }
 }
 
