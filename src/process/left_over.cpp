@@ -73,7 +73,10 @@ absl::StatusOr<LeftOver> find_left_over(HostPid pid, std::span<const UniqueFd> t
   GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_maps(pid));
   for (const kernel::Mapping& mapping : maps)
     if (ours(mapping.start)) found.areas.push_back(mapping);
-  GW_ASSIGN_OR_RETURN(found.home, StubArea::used_home(pid));
+  const auto home = StubArea::used_home(pid);
+  // No vDSO: it is starting a program, in new memory that nobody has been in.
+  if (!home.ok() && !absl::IsNotFound(home.status())) return home.status();
+  found.home = home.value_or(false);
   GW_ASSIGN_OR_RETURN(found.descriptors, userfaultfds_of(pid));
   std::erase_if(found.descriptors, [&](int number) {
     return !is_stray(pid, number) && !is_copy(trackers, pid, number);
