@@ -72,7 +72,8 @@ TEST(ProvenStreamTest, IsNeitherWrittenNorReadWhereNothingProvesIt) {
   const absl::Status refused = read_all(stream(kVersionProven), false);
   EXPECT_TRUE(absl::IsDataLoss(refused));
   EXPECT_THAT(std::string(refused.message()), HasSubstr("prove"));
-  MemoryFeed feed(stream(kVersionProven));
+  const std::string bytes = stream(kVersionProven);
+  MemoryFeed feed(bytes);
   EXPECT_TRUE(absl::IsDataLoss(Reader(feed).next().status()));
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import godwit_lab  # noqa: E402
@@ -74,14 +75,15 @@ def main():
         # By its pid it is the same; by its name from another node as well.
         again = check(lab.godwit, lab.inspect("svc")["pid"], 0)
         expect("the same", again["descriptors"] == seen["descriptors"], [seen, again])
-        lab("run", "--name", "sem", "--node", "n2", "-d", "--", "/bin/sh", "-c",
-            "ipcmk -S 1; exec sleep 1000")
-        godwit_lab.wait_for("its semaphores", lambda: "sem" in [
-            line.split()[0] for line in lab("ps").stdout.splitlines()[1:]] and
-            "1" in lab("exec", "sem", "--", "ipcs", "-s", "-u", check=False).stdout)
-        seen = check(lab.godwit, "sem", 3)
-        expect("a service elsewhere", [each["code"] for each in seen["refusals"]] ==
-               ["ipc.semaphores"], seen)
+        shared = lab.cleanup.enter_context(tempfile.TemporaryDirectory(prefix="godwit-test-"))
+        lab("run", "--name", "locks", "--node", "n2", "-d", "--bind", shared, "--", "/bin/sh", "-c",
+            "exec 9>>%s/file; flock 9; echo > /tmp/locked; exec sleep 1000" % shared)
+        godwit_lab.wait_for("its lock", lambda: lab(
+            "exec", "locks", "--", "test", "-e", "/tmp/locked", check=False).returncode == 0)
+        seen = check(lab.godwit, "locks", 3)
+        expect("a service elsewhere", [each["code"] for each in seen["refusals"]] == ["fd.lock"],
+               seen)
+        lab("rm", "-f", "locks")
         expect("no such service", "nobody" in check(lab.godwit, "nobody", 1), "")
     print("services and processes: right")
     return 0

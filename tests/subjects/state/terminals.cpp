@@ -35,11 +35,11 @@ int open_slave(int master, int flags) {
 
 void put(int fd, const std::string& text) { must(::write(fd, text.data(), text.size()), "write"); }
 
-// What comes until `end` does, or for a second.
+// What comes until `end` does; nothing for as long as nobody waits for a busy machine ends it.
 std::string take_until(int fd, const std::string& end) {
   std::string text;
   pollfd polled{fd, POLLIN, 0};
-  while (text.find(end) == std::string::npos && ::poll(&polled, 1, 1000) == 1) {
+  while (text.find(end) == std::string::npos && ::poll(&polled, 1, 20000) == 1) {
     char bytes[512];
     const ssize_t n = ::read(fd, bytes, sizeof bytes);
     if (n <= 0) break;
