@@ -11,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/proc/stat.h"
@@ -56,6 +57,27 @@ absl::StatusOr<std::unique_ptr<Source>> Source::create(SourceHost host) {
   GW_RETURN_IF_ERROR(source->read_tree());
   return source;
 }
+
+namespace {
+
+constexpr uint64_t kForkedNotExeced = 0x40;  // PF_FORKNOEXEC, include/linux/sched.h
+constexpr absl::Duration kExecsWithin = absl::Milliseconds(50);
+
+// A child that has just been forked mostly starts another program at once: what was put into its
+// memory would be lost with it, or be in its parent's, which has the same in vfork(2). One that
+// stays is found by the next round, or by the freeze.
+bool about_to_exec(HostPid pid) {
+  const auto stat = kernel::read_task_stat(pid);
+  if (!stat.ok() || (stat->flags & kForkedNotExeced) == 0) return false;
+  const auto ticks_a_second = static_cast<uint64_t>(::sysconf(_SC_CLK_TCK));
+  const uint64_t now =
+      static_cast<uint64_t>(clock_ns(CLOCK_BOOTTIME)) / 1000 * ticks_a_second / 1'000'000;
+  const auto young =
+      static_cast<uint64_t>(absl::ToInt64Milliseconds(kExecsWithin)) * ticks_a_second / 1000;
+  return now < stat->start_time_ticks + young;
+}
+
+}  // namespace
 
 absl::Status Source::read_tree() {
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> members, host_.members());
@@ -241,7 +263,7 @@ absl::Status Source::start_tracking() {
 
 absl::Status Source::track_new_processes() {
   for (auto& [pid, process] : processes_) {
-    if (process.tracker) continue;
+    if (process.tracker || about_to_exec(process.host_pid)) continue;
     const absl::Status opened = open_tracker(process);
     // A process that ends right now is missing in the next reading of the tree.
     if (!opened.ok() && errno_of(opened) != ESRCH && errno_of(opened) != ENOENT)
@@ -303,6 +325,7 @@ absl::StatusOr<UniqueFd> Source::take_userfaultfd(SourceProcess& process,
   GW_RETURN_IF_ERROR(map_area(process, task));
   // One that is stopped alone cannot have a child meanwhile.
   GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
+  process.start_stack = stat.start_stack;
   // User mode only: a process that is not root may have no other (userfaultfd(2), sysctl
   // vm.unprivileged_userfaultfd). WP_ASYNC handles no fault in user space, so that writes by system
   // calls are tracked all the same.

@@ -10,6 +10,7 @@
 
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "process/left_over.h"
 #include "process/source.h"
@@ -340,6 +341,12 @@ absl::Status Source::withdraw() {
     if (process.tracker) first.Update(process.tracker->stop(pages::ScanMode::kRunning));
     process.tracker.reset();
     if (!process.area) continue;
+    // Another program: the area went with the memory of the one before.
+    const auto stat = kernel::read_task_stat(process.host_pid);
+    if (stat.ok() && stat->start_stack != process.start_stack) {
+      process.area.reset();
+      continue;
+    }
     absl::Status removed = [&]() -> absl::Status {
       GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
       GW_RETURN_IF_ERROR(seized.interrupt());

@@ -30,6 +30,9 @@ struct SourceProcess {
   std::unique_ptr<pages::DirtyTracker> tracker;
   pages::WorkingSet working_set;              // by the tracker's scans while it ran
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
+  // Of the program that is tracked: where its stack begins (/proc/PID/stat). Another one's does
+  // elsewhere.
+  uint64_t start_stack = 0;
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
   std::vector<kernel::Mapping> maps;  // as last read, without the area
