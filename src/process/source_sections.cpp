@@ -186,7 +186,11 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
         process.maps_text = std::move(text);
         return absl::OkStatus();
       }();
-      if (errno_of(read) != 0) continue;  // has just ended
+      if (errno_of(read) != 0) {
+        // Has just ended; the replica is not told of mappings, and gets no pages for them.
+        process.maps.clear();
+        continue;
+      }
       GW_RETURN_IF_ERROR(read);
     }
     // The capture knows the end of the heap's last page only; a round the value as of the start.
