@@ -45,10 +45,11 @@ absl::Status Replica::build_tree() {
   std::set<int32_t> pids;
   for (const auto& process : tree.processes()) pids.insert(process.pid());
   GW_RETURN_IF_ERROR(remove_ended(pids));
-  std::vector<int32_t> existing(zombies_.begin(), zombies_.end());
+  const std::vector<int32_t> ended(zombies_.begin(), zombies_.end());
+  std::vector<int32_t> existing;
   for (const auto& [pid, husk] : husks_) existing.push_back(pid);
   GW_ASSIGN_OR_RETURN(const std::vector<resource::TreeStep> steps,
-                      resource::plan_process_tree(tree, existing));
+                      resource::plan_process_tree(tree, existing, ended));
   for (const resource::TreeStep& step : steps) GW_RETURN_IF_ERROR(run_step(step));
   return check_controlling_terminals(tree);
 }
@@ -120,6 +121,8 @@ absl::Status Replica::run_step(const resource::TreeStep& step) {
       }
       GW_RETURN_IF_ERROR(one->exit(step.wait_status));
       husks_.erase(step.pid);
+      appliers_.erase(step.pid);
+      terminal_of_.erase(step.pid);
       if (!step.ghost) zombies_.insert(step.pid);
       return absl::OkStatus();
     }

@@ -22,6 +22,7 @@ struct Node {
   uint32_t terminal = 0;
   bool ghost = false;
   bool existing = false;
+  bool ended = false;  // and existing, as a zombie
   // Who forks it, and whether before that one's setsid.
   int32_t creator = kInit;
   bool before_setsid = false;
@@ -30,7 +31,11 @@ struct Node {
 
 class Planner {
  public:
-  Planner(const ProcessTreeState& wanted, std::span<const int32_t> existing) {
+  Planner(const ProcessTreeState& wanted, std::span<const int32_t> existing,
+          std::span<const int32_t> ended) {
+    const auto among = [](std::span<const int32_t> pids, int32_t pid) {
+      return std::find(pids.begin(), pids.end(), pid) != pids.end();
+    };
     for (const auto& p : wanted.processes()) {
       Node node;
       node.pid = p.pid();
@@ -42,7 +47,8 @@ class Planner {
       node.wait_status = p.wait_status();
       node.name = p.name();
       node.terminal = p.terminal();
-      node.existing = std::find(existing.begin(), existing.end(), p.pid()) != existing.end();
+      node.ended = among(ended, p.pid());
+      node.existing = node.ended || among(existing, p.pid());
       node.forked = node.existing;
       nodes_[node.pid] = node;
     }
@@ -200,7 +206,7 @@ class Planner {
 
   void end_all() {
     for (const auto& [pid, node] : nodes_) {
-      if (node.existing || (!node.zombie && !node.ghost)) continue;
+      if (node.ended || (!node.zombie && !node.ghost)) continue;
       steps_.push_back(
           {TreeStep::Kind::kExit, pid, node.parent, 0, 0, node.wait_status, node.ghost, node.name});
       if (node.ghost && node.parent != kInit)
@@ -215,13 +221,14 @@ class Planner {
 }  // namespace
 
 absl::StatusOr<std::vector<TreeStep>> plan_process_tree(const ProcessTreeState& wanted,
-                                                        std::span<const int32_t> existing) {
+                                                        std::span<const int32_t> existing,
+                                                        std::span<const int32_t> ended) {
   for (const auto& process : wanted.processes())
     if (!process.zombie() && std::find(process.threads().begin(), process.threads().end(),
                                        process.pid()) == process.threads().end())
       return make_error(absl::StatusCode::kInvalidArgument,
                         "process tree: process {} is not among its threads", process.pid());
-  return Planner(wanted, existing).plan();
+  return Planner(wanted, existing, ended).plan();
 }
 
 }  // namespace godwit::resource

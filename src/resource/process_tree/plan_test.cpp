@@ -143,6 +143,19 @@ TEST(PlanTest, AZombieEndsUnderItsName) {
   EXPECT_EQ(steps->back().name, "\xff odd");
 }
 
+// It lived when a round was built, and has ended since.
+TEST(PlanTest, OneThatLivedBecomesAZombie) {
+  const auto tree = tree_of({{2, 1, 2, 2}, {3, 2, 2, 2, true}, {4, 2, 2, 2, true}});
+  const int32_t existing[] = {2, 3};
+  const int32_t ended[] = {4};
+  const auto steps = plan_process_tree(tree, existing, ended);
+  ASSERT_TRUE(steps.ok()) << steps.status();
+  ASSERT_EQ(steps->size(), 1u);
+  EXPECT_EQ(steps->front().kind, Kind::kExit);
+  EXPECT_EQ(steps->front().pid, 3);
+  EXPECT_EQ(steps->front().wait_status, 0x300);
+}
+
 TEST(PlanTest, OnlyWhatIsMissingIsMade) {
   const auto tree = tree_of({{2, 1, 2, 2}, {3, 2, 2, 2}});
   const int32_t existing[] = {2};

@@ -83,10 +83,12 @@ struct TreeStep {
   uint32_t terminal = 0;  // kTerminal: its index, and 1
 };
 
-// Steps for those of `wanted` that are not in `existing` (pids already built, with their final
-// session and group). kInvalidArgument for a tree that no sequence of forks can make, with why.
+// Steps for those of `wanted` that are not there yet: `existing` are pids that live, with their
+// final session and group, `ended` zombies. One that lives and is a zombie in `wanted` ends.
+// kInvalidArgument for a tree that no sequence of forks can make, with why.
 absl::StatusOr<std::vector<TreeStep>> plan_process_tree(const ProcessTreeState& wanted,
-                                                        std::span<const int32_t> existing);
+                                                        std::span<const int32_t> existing,
+                                                        std::span<const int32_t> ended = {});
 
 }  // namespace godwit::resource
 
