@@ -210,7 +210,7 @@ class LazyRestore(PostCopy):
         self.save()
         self.faults.arm(point, "kill")
         done = self.lab("restore", self.file, "--node", NODE, "--lazy", check=False)
-        hit = self.faults.was_hit()
+        hit = self.faults.hit_by_now()
         self.faults.disarm()
         if not hit or done.returncode == 0:
             raise Failure("%s was not hit, or it was restored all the same" % point)

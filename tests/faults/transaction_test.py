@@ -250,7 +250,7 @@ class Transactions:
             self.faults.arm(point, action)
             options = ["--verify"] if point in VERIFYING else []
             outcome, _ = self.finish_migration(self.start_migration(destination, *options))
-            if not self.faults.was_hit():
+            if not self.faults.hit_by_now():
                 raise Failure("%s was not reached: %s" % (point, outcome))
             return outcome
         daemon = {"node.marked": "source", "node.before_mover": "source"}.get(point, "destination") \
@@ -265,7 +265,7 @@ class Transactions:
             time.sleep(1)  # it sends for eight seconds
             process.send_signal(signal.SIGINT)
             outcome, _ = self.finish_migration(process)
-            if not self.faults.was_hit():
+            if not self.faults.hit_by_now():
                 raise Failure("%s was not reached: %s" % (THAW_STEP, outcome))
             return outcome
         self.case("cancel, %s=%s" % (THAW_STEP, action), "source", act, SOON_US)
@@ -280,7 +280,7 @@ class Transactions:
             for pid in movers(self.daemon_pid(source)):
                 os.kill(pid, signal.SIGKILL)
             outcome, _ = self.finish_migration(process)
-            if not self.faults.was_hit():
+            if not self.faults.hit_by_now():
                 raise Failure("%s was not reached: %s" % (then, outcome))
             return outcome
         self.case("%s: mover killed, %s=kill" % (point, then), "source", act, SOON_US,

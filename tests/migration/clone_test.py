@@ -192,7 +192,7 @@ def killed(lab, faults):
         for point, there in STEPS:
             faults.arm(point, "kill")
             result = clone(lab, "svc", "copy", "--node", node, check=False)
-            hit = faults.was_hit()
+            hit = faults.hit_by_now()
             faults.disarm()
             expect("%s was not hit: %s" % (point, result), hit)
             what = "%s killed, clone on %s" % (point, node)

@@ -120,7 +120,7 @@ def killed(lab, faults, times):
         before = capsules(lab, "n1")
         faults.arm(point, "kill")
         result = rejuvenate(lab, "svc")
-        hit = faults.was_hit()
+        hit = faults.hit_by_now()
         faults.disarm()
         expect("%s was not hit: %s" % (point, result), hit)
 
