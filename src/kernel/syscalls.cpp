@@ -162,6 +162,13 @@ absl::Status kcmp_same_file(HostPid a, int fd_a, HostPid b, int fd_b, bool& same
   return absl::OkStatus();
 }
 
+absl::Status kcmp_same_memory(HostPid a, HostPid b, bool& same) {
+  const long order = ::syscall(SYS_kcmp, a.value, b.value, KCMP_VM, 0, 0);
+  if (order < 0) return errno_status(errno, fmt::format("kcmp({}, {}, KCMP_VM)", a.value, b.value));
+  same = order == 0;
+  return absl::OkStatus();
+}
+
 absl::Status send_with_fds(int socket, std::string_view bytes, const std::vector<int>& fds) {
   // A stream socket carries descriptors only beside at least one byte (unix(7)).
   if (bytes.empty()) {

@@ -42,6 +42,8 @@ absl::StatusOr<int> fcntl_int(int fd, int command, int argument = 0);
 absl::StatusOr<UniqueFd> memfd_create(const std::string& name, unsigned flags);
 // kcmp(KCMP_FILE): do both descriptors refer to one open file description?
 absl::Status kcmp_same_file(HostPid a, int fd_a, HostPid b, int fd_b, bool& same);
+// kcmp(KCMP_VM): do both processes have one memory?
+absl::Status kcmp_same_memory(HostPid a, HostPid b, bool& same);
 
 // Sends or receives one message with descriptors over a unix socket (SCM_RIGHTS). At most 253.
 absl::Status send_with_fds(int socket, std::string_view bytes, const std::vector<int>& fds);

@@ -1,8 +1,10 @@
 #include "kernel/syscalls.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <string>
@@ -36,6 +38,21 @@ TEST(Syscalls, DescriptorsTravelOverASocketWithTheirDescription) {
   EXPECT_FALSE(same);
   received->fds.clear();
   EXPECT_EQ(receive_with_fds(a.get(), 16).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+TEST(Syscalls, OneMemoryOrTwo) {
+  const HostPid self{::getpid()};
+  bool same = false;
+  ASSERT_TRUE(kcmp_same_memory(self, self, same).ok());
+  EXPECT_TRUE(same);
+  const pid_t child = ::fork();
+  if (child == 0)
+    for (;;) ::pause();
+  EXPECT_TRUE(kcmp_same_memory(self, {child}, same).ok());
+  EXPECT_FALSE(same);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  EXPECT_EQ(errno_of(kcmp_same_memory(self, {child}, same)), ESRCH);
 }
 
 TEST(Syscalls, MessageThatIsTooLongIsAnErrorNotACut) {

@@ -78,6 +78,8 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       if (start.role() == migration::ROLE_CHECKPOINT) (*source)->carry_spec();
       if (start.with_files()) (*source)->carry_all_files();
       if (start.verify()) (*source)->verify_pages();
+      if (start.role() == migration::ROLE_SOURCE && start.stream_version() < stream::kReadsPrograms)
+        (*source)->replica_keeps_programs();
       // The daemon has looked at the name.
       (*source)->compress_pages(
           pages::compress_named(start.compress()).value_or(pages::Compress::kNone));

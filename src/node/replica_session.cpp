@@ -193,7 +193,7 @@ absl::Status ReplicaSession::start_mover() {
   reply_.set_host(node_.config().listen_host);
   reply_.set_port(first->listening());
   reply_.set_token(token);
-  reply_.set_stream_version(stream::kVersionProven);
+  reply_.set_stream_version(stream::kReadsPrograms);
   return absl::OkStatus();
 }
 

@@ -46,6 +46,7 @@ class ServiceSource final : public migration::SourceWorkload {
 
   // Every page is to be compared with the replica's.
   void verify_pages() { source_->verify_pages(); }
+  void replica_keeps_programs() { source_->replica_keeps_programs(); }
 
   // Before precheck(), which refuses where its CPU time cannot be limited.
   void may_throttle() { may_throttle_ = true; }

@@ -41,6 +41,13 @@ absl::Status PageApplier::write_forced(PageRange range, const std::byte* from) {
       continue;
     }
     if (n < 0 && errno == EINTR) continue;
+    // Not mapped, or behind the end of its file.
+    if (n < 0 && errno == EIO && pass_over_) {
+      const uint64_t page = at / kPageSize * kPageSize;
+      unplaced_.add({page, page + kPageSize});
+      at = page + kPageSize;
+      continue;
+    }
     if (n == 0) return errno_status(ESRCH, fmt::format("pwrite(/proc/{}/mem)", husk_.value));
     return errno_status(errno, fmt::format("pwrite(/proc/{}/mem, {:#x})", husk_.value, at));
   }
@@ -196,6 +203,7 @@ absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
     return make_error(absl::StatusCode::kInvalidArgument, "page applier: {} bytes for {} of pages",
                       data.size(), bytes);
   if (!huge_.empty()) GW_RETURN_IF_ERROR(make_huge(runs, data));
+  unplaced_.subtract(pages);
   PageSet holes = pages.intersect(uffd_ranges_);
   holes.subtract(filled_);
 
@@ -223,7 +231,9 @@ absl::Status PageApplier::apply(std::span<const stream::PageRun> runs,
 }
 
 void PageApplier::drop(std::span<const stream::PageRun> pages) {
-  to_drop_.add(page_set_of(pages).intersect(filled_));
+  const PageSet dropped = page_set_of(pages);
+  to_drop_.add(dropped.intersect(filled_));
+  unplaced_.subtract(dropped);
 }
 
 void PageApplier::dropped() {
@@ -246,6 +256,7 @@ absl::Status PageApplier::write_zeros() {
 void PageApplier::forget(PageRange range) {
   filled_.subtract(range);
   to_drop_.subtract(range);
+  unplaced_.subtract(range);
   uffd_ranges_.subtract(range);
   huge_.subtract(range);
 }

@@ -52,6 +52,11 @@ class PageApplier {
   absl::Status apply(const stream::Pages& frame) { return apply(frame.runs, frame.data); }
   absl::Status apply(std::span<const stream::PageRun> runs, std::span<const std::byte> data);
 
+  // From here on a page that nothing mapped there can take is no error but unplaced(), until it
+  // comes again, is dropped or forgotten.
+  void pass_over_what_has_no_place(bool pass_over) { pass_over_ = pass_over; }
+  const PageSet& unplaced() const { return unplaced_; }
+
   // Notes that these are unpopulated at the source. Pages that this applier never filled need
   // nothing; the others wait in to_drop().
   void drop(std::span<const stream::PageRun> pages);
@@ -90,6 +95,8 @@ class PageApplier {
   int huge_failures_ = 0;
   PageSet filled_;
   PageSet to_drop_;
+  PageSet unplaced_;
+  bool pass_over_ = false;
   std::vector<Piece> pieces_;
   std::vector<iovec> local_;
   std::vector<iovec> remote_;

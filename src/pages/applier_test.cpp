@@ -155,6 +155,25 @@ TEST(PageApplier, AddressesWithoutAMappingAreErrorsAtOnce) {
   }
 }
 
+TEST(PageApplier, PagesWithoutAPlaceCanWaitUntilTheyComeAgain) {
+  Puppet husk;
+  husk.map(B, 4 * P);
+  PageApplier applier(husk.pid());
+  applier.pass_over_what_has_no_place(true);
+  ASSERT_TRUE(apply(applier, {{B + 3 * P, 4}}, text_of('a', 4)).ok());
+  EXPECT_EQ(read(husk, 3), std::string(P, 'a'));
+  EXPECT_EQ(applier.unplaced(), (PageSet{{B + 4 * P, B + 7 * P}}));
+  const std::vector<stream::PageRun> dropped = {{B + 4 * P, 1}};
+  applier.drop(dropped);
+  applier.forget({B + 5 * P, B + 6 * P});
+  EXPECT_EQ(applier.unplaced(), (PageSet{{B + 6 * P, B + 7 * P}}));
+  husk.map(B + 4 * P, 4 * P);
+  ASSERT_TRUE(apply(applier, {{B + 6 * P, 1}}, text_of('b', 1)).ok());
+  EXPECT_TRUE(applier.unplaced().empty());
+  applier.pass_over_what_has_no_place(false);
+  EXPECT_FALSE(apply(applier, {{B + 8 * P, 1}}, text_of('c', 1)).ok());
+}
+
 TEST(PageApplier, DropsAreOnlyAskedForWhatWasFilled) {
   Puppet husk;
   husk.map(B, 16 * P);

@@ -70,6 +70,11 @@ absl::Status Husk::empty() {
   GW_RETURN_IF_ERROR(batch.check_all());
   // The vDSO goes as well: from here on the stub has the only `syscall` instruction.
   area_.set_syscall_instruction(area_.own_syscall_instruction());
+  GW_RETURN_IF_ERROR(empty_memory());
+  return area_.keep_signal_sets(leader());
+}
+
+absl::Status Husk::empty_memory() {
   tracee::RemoteSyscalls remote(leader(), area_.syscall_instruction());
   const uint64_t start = area_.address().value;
   const uint64_t end = start + area_.size();
@@ -77,7 +82,7 @@ absl::Status Husk::empty() {
   GW_RETURN_IF_ERROR(remote.must(SYS_munmap, {end, kTaskSize - end, 0, 0, 0, 0}).status());
   GW_RETURN_IF_ERROR(remote.finish());
   memory_map.Clear();
-  return area_.keep_signal_sets(leader());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Husk> Husk::fork(ImagePid pid, int exit_signal) {

@@ -64,6 +64,9 @@ class Husk {
 
   ImagePid pid() const { return pid_; }
   HostPid host_pid() const { return tasks_.front().task.tid(); }
+  // Nothing is mapped but the stub's area.
+  absl::Status empty_memory();
+
   std::vector<HuskTask>& tasks() { return tasks_; }
   const std::vector<HuskTask>& tasks() const { return tasks_; }
   tracee::StoppedTask& leader() { return tasks_.front().task; }

@@ -146,6 +146,7 @@ class Replica {
   using Lent = std::map<std::pair<uint64_t, bool>, int>;
   absl::StatusOr<Lent> lend_objects(Husk& husk, const resource::MemoryMapState& state);
   absl::Status map_memory_of(Husk& husk);
+  absl::Status empty_memory_of(Husk& husk);
   absl::Status set_exe(Husk& husk, const resource::MemoryMapState& state);
   absl::Status make_descriptions();
   bool stands(const resource::FileKind& kind, uint64_t id, const std::string& state) const;

@@ -190,6 +190,7 @@ absl::Status Replica::map_memory_of(Husk& husk) {
     return make_error(absl::StatusCode::kDataLoss, "not a valid state");
   GW_ASSIGN_OR_RETURN(const Lent lent, lend_objects(husk, state));
 
+  if (state.program() != husk.memory_map.program()) GW_RETURN_IF_ERROR(empty_memory_of(husk));
   if (husk.memory_map.exe().empty()) GW_RETURN_IF_ERROR(set_exe(husk, state));
   tracee::Batch batch;
   FilesInHusk files(batch);
@@ -212,10 +213,21 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   resource::add_mm_fields_call(state, -1, fields);
   GW_RETURN_IF_ERROR(husk.run(fields));
   GW_RETURN_IF_ERROR(fields.check_all());
-  husk.memory_map = std::move(state);
   const auto applier = appliers_.find(husk.pid().value);
+  if (applier != appliers_.end())
+    for (const auto& range : resource::replaced_ranges(husk.memory_map, state))
+      applier->second.forget({range.start, range.end});
+  husk.memory_map = std::move(state);
   if (applier != appliers_.end()) applier->second.allow_huge(huge_ranges(husk));
   return absl::OkStatus();
+}
+
+absl::Status Replica::empty_memory_of(Husk& husk) {
+  if (husk.memory_map.mappings().empty()) return absl::OkStatus();
+  appliers_.erase(husk.pid().value);
+  if (const auto missing = missing_.find(husk.pid().value); missing != missing_.end())
+    missing->second.pages = pages::PageSet();
+  return husk.empty_memory();
 }
 
 // Before anything is mapped: the link changes only while nothing of the old executable is
@@ -278,7 +290,10 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
   return place(applier->second, pages);
 }
 
+// A program changes its mappings while it runs. What a round finds where maps have shown something
+// else before may have no place here; the next epoch, which tells of the mapping, has it again.
 absl::Status Replica::place(pages::PageApplier& applier, const stream::Pages& pages) {
+  applier.pass_over_what_has_no_place(!final_);
   // One after the other: two frames may have the same page.
   GW_RETURN_IF_ERROR(pages_placed());
   // In a freeze after rounds little is left, and a hand-over takes longer than that.
@@ -332,6 +347,13 @@ absl::Status Replica::run_drops() {
     GW_RETURN_IF_ERROR(annotate(batch.check_all(), fmt::format("drop pages of process {}", pid)));
     applier.dropped();
   }
+  if (!final_) return absl::OkStatus();
+  for (const auto& [pid, applier] : appliers_)
+    if (!applier.unplaced().empty())
+      return make_error(absl::StatusCode::kDataLoss,
+                        "process {}: page {:x} came when nothing that could take it was mapped "
+                        "there, and did not come again",
+                        pid, applier.unplaced().ranges().front().start);
   return absl::OkStatus();
 }
 

@@ -69,6 +69,9 @@ constexpr absl::Duration kExecsWithin = absl::Milliseconds(50);
 bool about_to_exec(HostPid pid) {
   const auto stat = kernel::read_task_stat(pid);
   if (!stat.ok() || (stat->flags & kForkedNotExeced) == 0) return false;
+  // In its parent's memory it is for nothing else, however long a busy machine lets it take.
+  bool shared = false;
+  if (kernel::kcmp_same_memory(pid, stat->ppid, shared).ok() && shared) return true;
   const auto ticks_a_second = static_cast<uint64_t>(::sysconf(_SC_CLK_TCK));
   const uint64_t now =
       static_cast<uint64_t>(clock_ns(CLOCK_BOOTTIME)) / 1000 * ticks_a_second / 1'000'000;
@@ -99,6 +102,7 @@ absl::Status Source::read_tree() {
     known.pid = process.pid;
     known.host_pid = process.host_pid;
     known.comm = process.comm;
+    known.program = ++programs_;
     std::tie(known.group, known.session) = groups[process.host_pid];
     auto pidfd = kernel::pidfd_open(process.host_pid);
     if (!pidfd.ok()) {
@@ -110,6 +114,27 @@ absl::Status Source::read_tree() {
     known.pidfd = *std::move(pidfd);
   }
   std::erase_if(processes_, [&](const auto& entry) { return !alive.contains(entry.first); });
+  return absl::OkStatus();
+}
+
+// Has it started another program since its memory is tracked? What is known is of memory that is
+// gone, and the next one is a new process's.
+absl::Status Source::forget_old_program(SourceProcess& process) {
+  if (!process.tracker || process.has_tracked_memory()) return absl::OkStatus();
+  if (!replica_follows_programs_)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "process {} ({}) has started another program, and the destination's Godwit "
+                      "is too old to follow it: move it again, or update that node",
+                      process.pid.value, process.comm);
+  SourceProcess anew;
+  anew.pid = process.pid;
+  anew.host_pid = process.host_pid;
+  anew.comm = std::move(process.comm);
+  anew.pidfd = std::move(process.pidfd);
+  anew.group = process.group;
+  anew.session = process.session;
+  anew.program = ++programs_;
+  process = std::move(anew);
   return absl::OkStatus();
 }
 
@@ -263,6 +288,7 @@ absl::Status Source::start_tracking() {
 
 absl::Status Source::track_new_processes() {
   for (auto& [pid, process] : processes_) {
+    GW_RETURN_IF_ERROR(forget_old_program(process));
     if (process.tracker || about_to_exec(process.host_pid)) continue;
     const absl::Status opened = open_tracker(process);
     // A process that ends right now is missing in the next reading of the tree.
@@ -325,7 +351,6 @@ absl::StatusOr<UniqueFd> Source::take_userfaultfd(SourceProcess& process,
   GW_RETURN_IF_ERROR(map_area(process, task));
   // One that is stopped alone cannot have a child meanwhile.
   GW_ASSIGN_OR_RETURN(const kernel::TaskStat stat, kernel::read_task_stat(process.host_pid));
-  process.start_stack = stat.start_stack;
   // User mode only: a process that is not root may have no other (userfaultfd(2), sysctl
   // vm.unprivileged_userfaultfd). WP_ASYNC handles no fault in user space, so that writes by system
   // calls are tracked all the same.

@@ -123,6 +123,8 @@ class Source {
   absl::StatusOr<RoundResult> final_pages(stream::Writer& writer);
   // final_pages() also sends the hash of every page (verify.h).
   void verify_pages() { verify_ = true; }
+  // The replica is of a version that does not know MemoryMapState.program.
+  void replica_keeps_programs() { replica_follows_programs_ = false; }
 
   // After final_pages(): what is left to do is the replica's.
   void rest() { hurry_.reset(); }
@@ -160,6 +162,7 @@ class Source {
   absl::Status read_frozen_tree();
   bool tree_stands() const;
   void count_tree();
+  absl::Status forget_old_program(SourceProcess& process);
   absl::Status track_new_processes();
   absl::Status open_tracker(SourceProcess& process);
   absl::StatusOr<UniqueFd> take_userfaultfd(SourceProcess& process, tracee::StoppedTask& task);
@@ -201,6 +204,7 @@ class Source {
   absl::Status terminal_sections(stream::Writer& writer);
   absl::Status precheck_terminals(std::vector<resource::Refusal>& refusals);
   absl::Status memory_sections(stream::Writer& writer);
+  static void forget_replaced(SourceProcess& process);
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
   void note_open_files();
@@ -230,6 +234,7 @@ class Source {
   std::unique_ptr<resource::PidTranslator> translate_;
   resource::ProcessTree tree_;
   std::map<int32_t, SourceProcess> processes_;
+  uint64_t programs_ = 0;  // SourceProcess::program
   struct Sent {
     std::string state;
     uint64_t seen = 0;  // in which pass
@@ -254,6 +259,7 @@ class Source {
   bool final_ = false;
   bool holding_ = false;
   bool verify_ = false;
+  bool replica_follows_programs_ = true;
   bool leaving_behind_ = false;
   int64_t longest_stop_ns_ = 0;
   SourceCounts counts_;

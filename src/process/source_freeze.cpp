@@ -77,7 +77,8 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
     frozen.stopped = std::move(process);
     frozen_.push_back(std::move(frozen));
     FrozenProcess& kept = frozen_.back();
-    // Born since the last round, or frozen without any round.
+    GW_RETURN_IF_ERROR(forget_old_program(*kept.process));
+    // New since the last round, or frozen without any round.
     if (!kept.process->tracker) {
       GW_RETURN_IF_ERROR(close_inherited(*kept.process, kept.stopped.tasks.front()));
       GW_RETURN_IF_ERROR(attach_tracker(*kept.process, kept.stopped.tasks.front()));
@@ -170,6 +171,7 @@ absl::Status Source::capture_memory_of(SourceProcess& process) {
                         "maps and smaps do not agree on what is mapped below {:x}", unknown);
   }
   process.memory_map = std::move(state);
+  forget_replaced(process);
   process.memory_map.set_future_locks(process.future_locks);
   process.maps_text = std::move(text);
   return absl::OkStatus();
@@ -341,19 +343,16 @@ absl::Status Source::withdraw() {
     if (process.tracker) first.Update(process.tracker->stop(pages::ScanMode::kRunning));
     process.tracker.reset();
     if (!process.area) continue;
-    // Another program: the area went with the memory of the one before.
-    const auto stat = kernel::read_task_stat(process.host_pid);
-    if (stat.ok() && stat->start_stack != process.start_stack) {
-      process.area.reset();
-      continue;
-    }
     absl::Status removed = [&]() -> absl::Status {
       GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
       GW_RETURN_IF_ERROR(seized.interrupt());
       GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
                           std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
-      GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
-      GW_RETURN_IF_ERROR(process.area->unmap(task));
+      // Another program: the area went with the memory of the one before.
+      if (process.area->stands(process.host_pid)) {
+        GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
+        GW_RETURN_IF_ERROR(process.area->unmap(task));
+      }
       return std::move(task).detach();
     }();
     process.area.reset();

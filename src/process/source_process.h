@@ -30,9 +30,8 @@ struct SourceProcess {
   std::unique_ptr<pages::DirtyTracker> tracker;
   pages::WorkingSet working_set;              // by the tracker's scans while it ran
   std::unique_ptr<pages::PageSender> sender;  // of this stream's writer
-  // Of the program that is tracked: where its stack begins (/proc/PID/stat). Another one's does
-  // elsewhere.
-  uint64_t start_stack = 0;
+  // Of this source: which memory this is; another program (execve(2)) has another number.
+  uint64_t program = 0;
   // Mapped in the stop that prepare needs anyway, and kept until the end.
   std::optional<tracee::StubArea> area;
   std::vector<kernel::Mapping> maps;  // as last read, without the area
@@ -47,10 +46,15 @@ struct SourceProcess {
   pages::ScanResult last_scan;          // of the freeze
   pages::PageSet left_behind;           // post-copy: what the replica will run without at first
   resource::MemoryMapState memory_map;  // as last sent
+  // The same as of the section that was sent last.
+  resource::MemoryMapState sent_map;
   // As numbered here, read before the tree was.
   pid_t group = 0;
   pid_t session = 0;
   uint64_t brk = 0;  // brk(2) as it said last: /proc does not tell
+
+  // Not if it has ended or started another program: the area is in no other memory.
+  bool has_tracked_memory() const { return area && area->stands(host_pid); }
 };
 
 struct FrozenProcess {

@@ -171,6 +171,17 @@ absl::Status Source::segment_sections(stream::Writer& writer) {
   return absl::OkStatus();
 }
 
+// The replica loses what it has of mappings that it unmaps or maps anew. They may have been scanned
+// since they became what they are now: another mapping can be at the place of the one that maps
+// have shown when a scan looks.
+void Source::forget_replaced(SourceProcess& process) {
+  if (!process.tracker || process.sent_map.mappings().empty()) return;
+  pages::PageSet replaced;
+  for (const auto& range : resource::replaced_ranges(process.sent_map, process.memory_map))
+    replaced.add({range.start, range.end});
+  process.tracker->forget(replaced);
+}
+
 absl::Status Source::memory_sections(stream::Writer& writer) {
   if (!final_) GW_RETURN_IF_ERROR(read_ipc());
   std::set<uint64_t> objects;
@@ -184,18 +195,27 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
             resource::capture_memory_map(process.host_pid, process.maps, nullptr, &unknown));
         process.memory_map.set_future_locks(process.future_locks);
         process.maps_text = std::move(text);
-        return absl::OkStatus();
+        // All of it was read of one program?
+        return process.tracker && process.has_tracked_memory()
+                   ? absl::OkStatus()
+                   : errno_status(ESRCH, "the memory that is tracked");
       }();
       if (errno_of(read) != 0) {
-        // Has just ended; the replica is not told of mappings, and gets no pages for them.
+        // Has just ended, or starts a program: the replica is not told of mappings, and gets no
+        // pages for them.
         process.maps.clear();
+        process.maps_text.clear();
+        process.memory_map.Clear();
         continue;
       }
       GW_RETURN_IF_ERROR(read);
+      forget_replaced(process);
+      process.sent_map = process.memory_map;
     }
     // The capture knows the end of the heap's last page only; a round the value as of the start.
     if (final_ || process.memory_map.brk() - process.brk < kPage)
       process.memory_map.set_brk(process.brk);
+    process.memory_map.set_program(process.program);
     for (const MappingState& mapping : process.memory_map.mappings()) {
       if (mapping.object() == 0 || resource::is_segment(mapping.object()) ||
           !objects.insert(mapping.object()).second)

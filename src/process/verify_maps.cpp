@@ -71,6 +71,7 @@ std::string difference(const MemoryMapState& sent, MemoryMapState shown) {
     shown.set_brk(sent.brk());
   // No mapping shows it yet: the husk's stub was there before.
   shown.set_future_locks(sent.future_locks());
+  shown.set_program(sent.program());
   MemoryMapState fields = sent;
   fields.clear_mappings();
   shown.clear_mappings();

@@ -41,6 +41,8 @@ inline constexpr uint32_t kVersionCompressed = 2;
 // As 2, but pages' contents are in no checksum: only where what carries the stream proves all bytes
 // itself, as TLS does. Nobody else reads it.
 inline constexpr uint32_t kVersionProven = 3;
+// Of a reader, not of a stream: it obeys MemoryMapState.program as well.
+inline constexpr uint32_t kReadsPrograms = 4;
 inline constexpr size_t kPageSize = 4096;
 inline constexpr size_t kMaxSectionBytes = size_t{64} << 20;
 inline constexpr size_t kMaxPagesPerFrame = 1024;  // 4 MiB

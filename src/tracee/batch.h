@@ -145,6 +145,9 @@ class StubArea {
   StubArea& operator=(StubArea&&) noexcept = default;
 
   RemoteAddress address() const { return address_; }
+  // Is it still in `pid`'s memory? Not if that has started another program. (Nothing of a program's
+  // own is at such an address.)
+  bool stands(HostPid pid) const;
   uint64_t size() const { return size_; }
   RemoteAddress syscall_instruction() const { return vdso_syscall_; }
   // After the vDSO was moved (husks): where its `syscall` is now. A husk without a vDSO uses the

@@ -248,6 +248,11 @@ absl::Status StubArea::finish_unmap_below(StoppedTask& task, Deadline deadline) 
                     uint64_t{now.rip}, uint64_t{now.rax});
 }
 
+bool StubArea::stands(HostPid pid) const {
+  std::array<std::byte, 1> first{};
+  return read_memory(pid, address_, first).ok();
+}
+
 absl::StatusOr<bool> StubArea::used_home(HostPid pid) {
   GW_ASSIGN_OR_RETURN(const VdsoImage vdso, read_vdso(pid));
   return look_at_home(vdso.bytes) == Home::kUsedBefore;

@@ -69,10 +69,13 @@ struct Backing {
 };
 using BackingOf = absl::FunctionRef<absl::StatusOr<Backing>(const MappingState&)>;
 
+// What add_memory_map_calls() unmaps or maps anew: a husk has nothing there afterwards. Some are
+// named twice.
+std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const MemoryMapState& wanted);
+
 // Adds the calls that bring a husk from `now` to `wanted`; mappings are equal modulo merging.
-// `backing` may add calls to the batch. Unmaps first.
-// Pages of ranges that are mapped anew are gone: the source sends them again, since a new mapping
-// is unregistered there.
+// `backing` may add calls to the batch. Unmaps first. Pages of ranges that are mapped anew are
+// gone.
 absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
                                   BackingOf backing, tracee::Batch& batch);
 

@@ -86,6 +86,22 @@ TEST(MemoryMapTest, AnotherFileOrOffsetIsMappedAnew) {
   EXPECT_EQ(calls(now, map_of({mapping(0x2000, 0x3000, kFile, PROT_READ, 0, "/a", 0x2000)})), 1U);
 }
 
+TEST(MemoryMapTest, WhatIsUnmappedOrMappedAnewIsReplaced) {
+  const auto now =
+      map_of({mapping(0x1000, 0x3000, kAnon, kRw), mapping(0x4000, 0x6000, kFile, kRw, 0, "/a", 0),
+              mapping(0x8000, 0x9000, kAnon, kRw)});
+  EXPECT_TRUE(replaced_ranges(now, now).empty());
+  // Another protection keeps what is there, a part that is gone or of another file does not.
+  const auto wanted =
+      map_of({mapping(0x1000, 0x2000, kAnon, PROT_READ), mapping(0x4000, 0x6000, kAnon, kRw),
+              mapping(0x8000, 0x9000, kAnon, kRw)});
+  bool hit[10] = {};
+  for (const AddressRange& range : replaced_ranges(now, wanted))
+    for (uint64_t page = range.start; page < range.end; page += 0x1000) hit[page / 0x1000] = true;
+  const bool expected[10] = {false, false, true, false, true, true};
+  for (size_t page = 0; page < 10; ++page) EXPECT_EQ(hit[page], expected[page]) << page;
+}
+
 TEST(MemoryMapTest, AdviceAndLocksAreCalls) {
   const auto now = map_of({mapping(0x1000, 0x3000, kAnon, kRw)});
   const auto wanted = map_of({mapping(0x1000, 0x3000, kAnon, kRw, kMapDontFork | kMapLocked)});

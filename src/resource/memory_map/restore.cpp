@@ -181,6 +181,13 @@ absl::Status add_map(const Piece& piece, BackingOf backing_of, tracee::Batch& ba
 
 }  // namespace
 
+std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const MemoryMapState& wanted) {
+  Difference difference = compare(now, wanted);
+  for (const Piece& piece : difference.pieces)
+    if (piece.action == Action::kMap) difference.unmap.push_back({piece.start, piece.end});
+  return difference.unmap;
+}
+
 absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
                                   BackingOf backing, tracee::Batch& batch) {
   const Difference difference = compare(now, wanted);
