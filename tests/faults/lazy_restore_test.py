@@ -25,6 +25,8 @@ from godwit_lab import Failure, wait_for  # noqa: E402
 from post_copy_test import MIB, PORT, SERVICE, SLOW, PostCopy  # noqa: E402
 
 NODE = "n2"
+# Where nothing is to happen before the last page is there.
+FASTER = ("--bandwidth", "20MiB")
 
 
 class LazyRestore(PostCopy):
@@ -78,7 +80,7 @@ class LazyRestore(PostCopy):
 
     def undisturbed(self, compress):
         self.save("--compress", compress)
-        self.begin()
+        self.begin(limit=FASTER)
         result = self.result()
         if result["outcome"] != "restored" or result["error"] or \
                 result["pages_left_behind"] < MIB * 128:
@@ -216,7 +218,7 @@ class LazyRestore(PostCopy):
             raise Failure("%s was not hit, or it was restored all the same" % point)
         self.stop_clients()
         self.clean(NODE, 0)
-        self.begin()
+        self.begin(limit=FASTER)
         self.settled()
         self.result()
 

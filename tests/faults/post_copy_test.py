@@ -25,7 +25,7 @@ from godwit_lab import Failure, lab_name, wait_for  # noqa: E402
 SERVICE, PORT = "svc", 7000
 MIB = 64
 # What is pushed; what the service waits for comes at once. 64 MiB take some ten seconds.
-SLOW = ("--bandwidth", "6MiB")
+SLOW = ("--bandwidth", "9MiB")
 
 
 def other(node):
