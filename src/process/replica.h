@@ -122,8 +122,9 @@ class Replica {
   struct Restoring {
     Husk* husk;
     std::vector<tracee::Batch> batches;  // of its tasks, in their order
-    std::vector<std::pair<size_t, std::function<absl::Status(const tracee::Batch&)>>> checks;
+    std::vector<std::pair<size_t, std::function<absl::Status(const tracee::Batch&)>>> checks = {};
     tracee::Batch::Data fault_action = {};  // SIGSEGV's, as it is in the end
+    resource::ProcessNotes notes = {};
   };
 
   explicit Replica(ReplicaHost host);

@@ -69,7 +69,7 @@ absl::Status Replica::restore_tasks() {
   std::set<uint64_t> finished;
   for (auto& [pid, husk] : husks_) {
     Restoring& one =
-        all.emplace_back(Restoring{&husk, std::vector<tracee::Batch>(husk.tasks().size()), {}, {}});
+        all.emplace_back(Restoring{&husk, std::vector<tracee::Batch>(husk.tasks().size()), {}});
     GW_RETURN_IF_ERROR(annotate(add_finish_calls(one, finished), fmt::format("process {}", pid)));
     GW_RETURN_IF_ERROR(annotate(add_task_calls(one), fmt::format("process {}", pid)));
   }
@@ -125,6 +125,7 @@ absl::Status Replica::add_task_calls(Restoring& one) {
         if (known->second == *state) continue;
         view.known = known->second;
       }
+      view.notes = &one.notes;
       auto check = resource->restore(*state, view, one.batches[i]);
       if (!check.ok()) return annotate(check.status(), resource->name());
       if (*check)

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -15,8 +16,10 @@
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "kernel/proc/stat.h"
+#include "kernel/proc/status.h"
 #include "kernel/syscalls.h"
 #include "pages/uffd_tracker.h"
+#include "pages/whole_tracker.h"
 #include "process/left_over.h"
 #include "process/source_context.h"
 #include "process/timeouts.h"
@@ -298,25 +301,32 @@ absl::Status Source::track_new_processes() {
   return absl::OkStatus();
 }
 
-absl::Status Source::open_tracker(SourceProcess& process) {
-  GW_ASSIGN_OR_RETURN(const std::vector<int> inherited, inherited_by(process));
-  const int64_t begin = monotonic_ns();
+// Stops the first task of a process, which makes calls of ours then, or all of them: where one that
+// ran could put something else under a descriptor's number, and under seccomp, where it could put
+// other calls in the place of ours, which go past the filters.
+absl::StatusOr<std::vector<tracee::StoppedTask>> Source::stop_for_calls(HostPid pid, bool whole) {
+  GW_ASSIGN_OR_RETURN(const kernel::TaskStatus status, kernel::read_task_status(pid));
   std::vector<tracee::StoppedTask> tasks;
-  if (inherited.empty()) {
-    GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
+  if (!whole && status.seccomp == 0) {
+    GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(pid));
     GW_RETURN_IF_ERROR(seized.interrupt());
     GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
                         std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
     tasks.push_back(std::move(task));
-  } else {
-    // All of it: a thread that ran could put something else under that number.
-    GW_ASSIGN_OR_RETURN(tracee::FrozenTree tree,
-                        tracee::stop_tree([&] { return std::vector<HostPid>{process.host_pid}; },
-                                          Deadline::in(kTargetTimeout)));
-    if (tree.processes.empty())
-      return errno_status(ESRCH, fmt::format("stop process {}", process.host_pid.value));
-    tasks = std::move(tree.processes.front().tasks);
+    return tasks;
   }
+  GW_ASSIGN_OR_RETURN(
+      tracee::FrozenTree tree,
+      tracee::stop_tree([&] { return std::vector<HostPid>{pid}; }, Deadline::in(kTargetTimeout)));
+  if (tree.processes.empty()) return errno_status(ESRCH, fmt::format("stop process {}", pid.value));
+  return std::move(tree.processes.front().tasks);
+}
+
+absl::Status Source::open_tracker(SourceProcess& process) {
+  GW_ASSIGN_OR_RETURN(const std::vector<int> inherited, inherited_by(process));
+  const int64_t begin = monotonic_ns();
+  GW_ASSIGN_OR_RETURN(std::vector<tracee::StoppedTask> tasks,
+                      stop_for_calls(process.host_pid, !inherited.empty()));
   GW_RETURN_IF_ERROR(resource::leave_critical_section(tasks.front()).status());
   if (!inherited.empty()) GW_RETURN_IF_ERROR(close_inherited(process, tasks.front()));
   GW_RETURN_IF_ERROR(attach_tracker(process, tasks.front()));
@@ -374,11 +384,33 @@ absl::StatusOr<UniqueFd> Source::take_userfaultfd(SourceProcess& process,
 // Registered in the stop: where maps have changed meanwhile, a mapping that is new would be cut in
 // two, and mremap(2) of it fail.
 absl::Status Source::attach_tracker(SourceProcess& process, tracee::StoppedTask& task) {
-  GW_ASSIGN_OR_RETURN(UniqueFd uffd, take_userfaultfd(process, task));
-  host_.tracks(process.host_pid, uffd.get());
-  GW_ASSIGN_OR_RETURN(process.tracker, pages::UffdTracker::make(std::move(uffd), process.host_pid));
+  auto uffd = take_userfaultfd(process, task);
+  if (errno_of(uffd.status()) == EMFILE) return go_without_tracker(process);
+  GW_RETURN_IF_ERROR(uffd.status());
+  host_.tracks(process.host_pid, uffd->get());
+  GW_ASSIGN_OR_RETURN(process.tracker,
+                      pages::UffdTracker::make(*std::move(uffd), process.host_pid));
   GW_RETURN_IF_ERROR(read_maps_of(process, false).status());
   return process.tracker->start(pages::private_mappings(process.maps));
+}
+
+// A process that may open nothing more (RLIMIT_NOFILE), as sandboxes do it, or which has used up
+// its numbers.
+absl::Status Source::go_without_tracker(SourceProcess& process) {
+  constexpr uint64_t kMostPages = (uint64_t{64} << 20) / 4096;  // they are sent in the freeze
+  GW_ASSIGN_OR_RETURN(
+      const std::string text,
+      kernel::read_file(fmt::format("/proc/{}/statm", process.host_pid.value), 4096));
+  uint64_t size = 0;
+  uint64_t resident = 0;
+  if (std::sscanf(text.c_str(), "%lu %lu", &size, &resident) != 2 || resident > kMostPages)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "it has no number left for another descriptor, and its memory, {} MiB, is "
+                      "too much to be sent in the freeze: raise its limit of open files "
+                      "(prlimit --nofile)",
+                      resident >> 8);
+  GW_ASSIGN_OR_RETURN(process.tracker, pages::WholeTracker::make(process.host_pid));
+  return absl::OkStatus();
 }
 
 absl::Status Source::map_area(SourceProcess& process, tracee::StoppedTask& task) {

@@ -164,11 +164,13 @@ class Source {
   void count_tree();
   absl::Status forget_old_program(SourceProcess& process);
   absl::Status track_new_processes();
+  static absl::StatusOr<std::vector<tracee::StoppedTask>> stop_for_calls(HostPid pid, bool whole);
   absl::Status open_tracker(SourceProcess& process);
   absl::StatusOr<UniqueFd> take_userfaultfd(SourceProcess& process, tracee::StoppedTask& task);
   absl::StatusOr<std::vector<int>> inherited_by(const SourceProcess& process) const;
   absl::Status close_inherited(SourceProcess& process, tracee::StoppedTask& task);
   absl::Status attach_tracker(SourceProcess& process, tracee::StoppedTask& task);
+  absl::Status go_without_tracker(SourceProcess& process);
   absl::Status map_area(SourceProcess& process, tracee::StoppedTask& task);
   absl::StatusOr<bool> adopt_inherited_area(SourceProcess& process);
   // The text that `maps` was read from, for maps_text when the memory map has been captured; empty

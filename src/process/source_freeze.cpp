@@ -344,16 +344,14 @@ absl::Status Source::withdraw() {
     process.tracker.reset();
     if (!process.area) continue;
     absl::Status removed = [&]() -> absl::Status {
-      GW_ASSIGN_OR_RETURN(tracee::SeizedTask seized, tracee::SeizedTask::seize(process.host_pid));
-      GW_RETURN_IF_ERROR(seized.interrupt());
-      GW_ASSIGN_OR_RETURN(tracee::StoppedTask task,
-                          std::move(seized).wait_stopped(Deadline::in(kTargetTimeout)));
+      GW_ASSIGN_OR_RETURN(std::vector<tracee::StoppedTask> tasks,
+                          stop_for_calls(process.host_pid, false));
       // Another program: the area went with the memory of the one before.
       if (process.area->stands(process.host_pid)) {
-        GW_RETURN_IF_ERROR(resource::leave_critical_section(task).status());
-        GW_RETURN_IF_ERROR(process.area->unmap(task));
+        GW_RETURN_IF_ERROR(resource::leave_critical_section(tasks.front()).status());
+        GW_RETURN_IF_ERROR(process.area->unmap(tasks.front()));
       }
-      return std::move(task).detach();
+      return std::move(tasks.front()).detach();
     }();
     process.area.reset();
     // A process that has ended meanwhile took it along.

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -38,7 +39,7 @@ struct Terminal;  // terminal/terminal.h
 
 // Why something cannot move, and the way out.
 struct Refusal {
-  std::string code;    // stable, for scripts: "fd.unknown", "seccomp.filter"
+  std::string code;    // stable, for scripts: "fd.unknown", "seccomp.notify"
   std::string object;  // "process 12 (nginx), descriptor 7 -> /dev/kvm"
   std::string reason;
   std::string way_out;
@@ -49,6 +50,10 @@ struct AddressRange {
   uint64_t end = 0;
   bool overlaps(uint64_t s, uint64_t e) const { return s < end && start < e; }
 };
+
+class TaskResource;
+// What a resource's restore() for the first task of a process leaves for its other tasks.
+using ProcessNotes = std::map<const TaskResource*, std::string>;
 
 // One task of the source or of a husk, stopped.
 struct TaskView {
@@ -62,6 +67,7 @@ struct TaskView {
   tracee::StoppedTask* task = nullptr;
   // For restore(): the state that the husk's task has, where it is known.
   std::optional<std::string_view> known;
+  ProcessNotes* notes = nullptr;  // for restore()
 };
 
 enum class Scope { kInvalid, kProcess, kTask };
@@ -191,7 +197,7 @@ class RestoreContext {
   virtual absl::StatusOr<UniqueFd> open_controlling_terminal(uint32_t /*index*/, int /*flags*/) {
     return absl::NotFoundError("no process has it");
   }
-  // Of a restored process here.
+  // Of a restored process here, or a zombie.
   virtual absl::StatusOr<HostPid> host_pid(ImagePid pid) const = 0;
   // CLOCK_MONOTONIC of the source when it captured the final epoch; before that any time.
   virtual int64_t source_clock_ns() const = 0;

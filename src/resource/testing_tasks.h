@@ -118,6 +118,17 @@ class StoppedChild {
     return check ? check(batch) : absl::OkStatus();
   }
 
+  // It runs, waiting, until stop().
+  void let_go() { task_.reset(); }
+  void stop() {
+    absl::StatusOr<tracee::SeizedTask> seized = tracee::SeizedTask::seize({pid_});
+    if (!seized.ok() || !seized->interrupt().ok()) std::abort();
+    absl::StatusOr<tracee::StoppedTask> stopped =
+        std::move(*seized).wait_stopped(Deadline::in(absl::Seconds(20)));
+    if (!stopped.ok()) std::abort();
+    task_.emplace(*std::move(stopped));
+  }
+
   // Lets it go on; the exit status of its check, or minus the signal that ended it.
   int finish() {
     // First: a husk with another's registers never reads it, and ends when it likes.
@@ -130,15 +141,6 @@ class StoppedChild {
   }
 
  private:
-  void stop() {
-    absl::StatusOr<tracee::SeizedTask> seized = tracee::SeizedTask::seize({pid_});
-    if (!seized.ok() || !seized->interrupt().ok()) std::abort();
-    absl::StatusOr<tracee::StoppedTask> stopped =
-        std::move(*seized).wait_stopped(Deadline::in(absl::Seconds(20)));
-    if (!stopped.ok()) std::abort();
-    task_.emplace(*std::move(stopped));
-  }
-
   pid_t pid_ = 0;
   UniqueFd go_;
   std::optional<tracee::StoppedTask> task_;

@@ -1,5 +1,7 @@
-// Linux facts: ptrace(2). PTRACE_O_SUSPEND_SECCOMP (4.3) needs CAP_SYS_ADMIN and a tracer without
-// a filter of its own; it is on only while the task is stopped by us or runs our calls.
+// Linux facts: ptrace(2). PTRACE_O_SUSPEND_SECCOMP (4.3, CONFIG_CHECKPOINT_RESTORE) needs
+// CAP_SYS_ADMIN and a tracer without a filter of its own. It is on only from a stop of ours to the
+// end of that stop: a program that runs is never without its filters. When the tracer dies it is
+// off at once, also in the middle of a batch.
 #include "tracee/task.h"
 
 #include <elf.h>
@@ -34,13 +36,7 @@ absl::Status set_ptrace_options(HostPid tid, unsigned long options) {
 // --- SeizedTask
 
 absl::StatusOr<SeizedTask> SeizedTask::seize(HostPid tid) {
-  unsigned long options = internal::kBaseOptions | PTRACE_O_SUSPEND_SECCOMP;
-  absl::Status status = request(PTRACE_SEIZE, "PTRACE_SEIZE", tid, 0, options);
-  if (errno_of(status) == EINVAL || errno_of(status) == EPERM) {
-    // No such option in this kernel, or not for us: filters stay on.
-    options = internal::kBaseOptions;
-    status = request(PTRACE_SEIZE, "PTRACE_SEIZE", tid, 0, options);
-  }
+  const absl::Status status = request(PTRACE_SEIZE, "PTRACE_SEIZE", tid, 0, internal::kBaseOptions);
   if (errno_of(status) == EPERM) {
     // A task that has ended but is not reaped gives EPERM, too (kernel/ptrace.c, ptrace_attach).
     const char state = internal::task_state(tid);
@@ -49,7 +45,7 @@ absl::StatusOr<SeizedTask> SeizedTask::seize(HostPid tid) {
     }
   }
   GW_RETURN_IF_ERROR(status);
-  return SeizedTask(tid, options);
+  return SeizedTask(tid, internal::kBaseOptions);
 }
 
 SeizedTask::SeizedTask(SeizedTask&& other) noexcept
@@ -87,12 +83,8 @@ absl::StatusOr<StoppedTask> SeizedTask::wait_stopped(Deadline deadline) && {
     const uint64_t rax = registers.rax;
     repair_interrupted_syscall(registers);
     if (registers.rax != rax) GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
-    if ((options_ & PTRACE_O_SUSPEND_SECCOMP) == 0) {
-      // Taken away by resume(); refused again where it was refused at first.
-      if (set_ptrace_options(tid, options_ | PTRACE_O_SUSPEND_SECCOMP).ok()) {
-        task.options_ |= PTRACE_O_SUSPEND_SECCOMP;
-      }
-    }
+    if (set_ptrace_options(tid, options_ | PTRACE_O_SUSPEND_SECCOMP).ok())
+      task.options_ |= PTRACE_O_SUSPEND_SECCOMP;
     return task;
   }
 }

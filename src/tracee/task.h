@@ -45,7 +45,6 @@ class StoppedTask;
 
 class SeizedTask {
  public:
-  // PTRACE_SEIZE with PTRACE_O_SUSPEND_SECCOMP where the kernel has it.
   static absl::StatusOr<SeizedTask> seize(HostPid tid);
   SeizedTask(SeizedTask&&) noexcept;
   SeizedTask& operator=(SeizedTask&&) noexcept;
@@ -83,6 +82,10 @@ class StoppedTask {
   static absl::StatusOr<StoppedTask> adopt_new_child(HostPid tid, Deadline deadline);
 
   HostPid tid() const { return tid_; }
+
+  // Its seccomp filters and its strict mode do not hinder calls of ours. False: this kernel, or
+  // what we may do, does not give us that, and they hinder them all.
+  bool seccomp_suspended() const { return (options_ & PTRACE_O_SUSPEND_SECCOMP) != 0; }
 
   absl::StatusOr<Registers> registers() const;
   absl::Status set_registers(const Registers& registers);

@@ -55,17 +55,12 @@ absl::StatusOr<TaskResource::Collect> TaskIdentityResource::capture(const TaskVi
   return Collect([=, tid = view.tid](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     for (const size_t call : {get_name, get_death, get_tsc, personality, mce_kill})
       GW_RETURN_IF_ERROR(done.check(call));
-    if (value_in<int>(done, tsc_mode) != PR_TSC_ENABLE)
-      // Its own vDSO would end it: the clock reads the TSC. Nobody but a tracer does that.
-      return make_error(absl::StatusCode::kFailedPrecondition,
-                        "task {} gets SIGSEGV for reading the TSC (PR_SET_TSC): it cannot move",
-                        tid.value);
     TaskIdentityState state;
     const auto chars = value_in<std::array<char, kNameSize>>(done, comm);
     state.set_name(chars.data(), ::strnlen(chars.data(), chars.size()));
     state.set_parent_death_signal(static_cast<uint32_t>(value_in<int>(done, death_signal)));
     state.set_personality(static_cast<uint32_t>(done.result(personality)));
-    state.set_tsc_mode(PR_TSC_ENABLE);
+    state.set_tsc_mode(static_cast<uint32_t>(value_in<int>(done, tsc_mode)));
     state.set_mce_kill_policy(static_cast<uint32_t>(done.result(mce_kill)));
     state.set_cpuid_faults(or_default(done, cpuid, 1) == 0);
     for (const size_t call : speculation) state.add_speculation(or_default(done, call, 0));

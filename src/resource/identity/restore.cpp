@@ -47,6 +47,7 @@ absl::StatusOr<TaskResource::Check> TaskIdentityResource::restore(std::string_vi
   std::vector<size_t> calls;
   calls.push_back(batch.call(SYS_prctl, {PR_SET_NAME, batch.data(bytes_of(comm)), 0, 0, 0}));
   calls.push_back(batch.call(SYS_prctl, {PR_SET_PDEATHSIG, state.parent_death_signal(), 0, 0, 0}));
+  calls.push_back(batch.call(SYS_prctl, {PR_SET_TSC, state.tsc_mode(), 0, 0, 0}));
   const size_t personality = batch.call(SYS_personality, {state.personality()});
   calls.push_back(
       batch.call(SYS_prctl, {PR_MCE_KILL, PR_MCE_KILL_SET, state.mce_kill_policy(), 0, 0}));

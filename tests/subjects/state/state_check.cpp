@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   std::vector<state::Check> checks;
   state::add_process_checks(checks);  // before there are threads: it forks
+  state::add_seccomp_checks(checks);
   state::add_terminal_checks(checks);
   state::add_ipc_checks(checks);
   state::add_memory_checks(checks);
