@@ -13,7 +13,7 @@ build="g++ cmake ninja-build make pkg-config ccache mold
  libnl-3-dev libnl-route-3-dev libxxhash-dev liblz4-dev libzstd-dev libgtest-dev libgmock-dev libbenchmark-dev
  libipsec-mb-dev"
 run="redis-server redis-tools nginx-light memcached python3-minimal python3 wrk iperf3 iproute2"
-test="postgresql nodejs clang-format clang-tidy clang libclang-rt-dev spin"
+test="postgresql nodejs openssh-server openssh-client clang-format clang-tidy clang libclang-rt-dev spin"
 
 case "${1:-run}" in
   build) wanted="$build" ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Programs on terminals move: tmux with a shell in it, script(1), and a service that has a terminal
-of its own (`run -it`), whose user goes on typing.
+"""Programs on terminals move: tmux with a shell in it, script(1), a service that has a terminal
+of its own (`run -it`), whose user goes on typing, and sshd, somebody being logged in.
 
   terminals_test.py build/godwit
 """
@@ -8,10 +8,13 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
+import subprocess
 import sys
+import tempfile
 import termios
 import time
 
@@ -88,14 +91,15 @@ def script(lab):
 
 
 class User:
-    """Somebody at a terminal who runs godwit."""
+    """Somebody at a terminal who runs a command."""
 
-    def __init__(self, lab, *arguments):
+    def __init__(self, *command):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execv(lab.godwit, [lab.godwit, *arguments])
+            os.execv(command[0], command)
         self.size(30, 100)
         self.seen = ""
+        self.all = ""
 
     def size(self, rows, columns):
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -111,7 +115,9 @@ class User:
             more = os.read(self.fd, 65536)
         except OSError:
             return False
-        self.seen += more.decode(errors="replace")
+        text = more.decode(errors="replace")
+        self.seen += text
+        self.all += text
         return bool(more)
 
     def sees(self, text, timeout=20):
@@ -134,7 +140,7 @@ class User:
             if done:
                 self.pid = 0
                 return os.waitstatus_to_exitcode(status)
-        raise Failure("godwit does not end: %r" % self.seen[-600:])
+        raise Failure("the command does not end: %r" % self.seen[-600:])
 
     def close(self):
         if self.pid:
@@ -146,7 +152,7 @@ class User:
 
 def interactive(lab):
     """`godwit run -it`: the user's terminal goes on over the moves."""
-    user = User(lab, "run", "--name", "shell", "--node", "n1", "-it", "--", "/bin/bash", "--norc")
+    user = User(lab.godwit, "run", "--name", "shell", "--node", "n1", "-it", "--", "/bin/bash", "--norc")
     lab.cleanup.callback(user.close)
     user.sees("# ")
     user.type("PS1='now> '; cd /tmp; n=1; stty size\r")
@@ -179,10 +185,104 @@ def interactive(lab):
     print("run -it: typed on over %d moves" % len(MOVES), flush=True)
 
 
+SSHD = """
+Port 2222
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+PidFile none
+UsePAM no
+UseDNS no
+StrictModes no
+LoginGraceTime 300
+"""
+# Begins to log in (RFC 4253), and goes on when a line comes. The child that sshd has for it is in a
+# sandbox: seccomp, no more descriptors, chroot. The answer is signed by another process of sshd's.
+STRANGER = """
+import os, socket, struct, sys
+peer = socket.create_connection((sys.argv[1], 2222), 20)
+answers = peer.makefile("rb")
+def text(value):
+    return struct.pack(">I", len(value)) + value
+def send(payload):
+    padding = 8 - (len(payload) + 5) % 8 + 8
+    peer.sendall(struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding))
+def expect(message):
+    length, = struct.unpack(">I", answers.read(4))
+    packet = answers.read(length)
+    if packet[1] != message:
+        sys.exit("message %d: %r" % (packet[1], packet))
+peer.sendall(b"SSH-2.0-Stranger_1\\r\\n")
+answers.readline()
+expect(20)  # SSH_MSG_KEXINIT
+print("begun", flush=True)
+sys.stdin.readline()
+send(bytes([20]) + os.urandom(16) + b"".join(map(text, (
+    b"curve25519-sha256", b"ssh-ed25519", b"aes128-ctr", b"aes128-ctr", b"hmac-sha2-256",
+    b"hmac-sha2-256", b"none", b"none", b"", b""))) + bytes(5))
+send(bytes([30]) + text(os.urandom(32)))  # SSH_MSG_KEX_ECDH_INIT
+expect(31)
+print("answered", flush=True)
+"""
+
+
+def sshd(lab):
+    """Its user's shell goes on, line by line; so does the login that somebody else has begun."""
+    with tempfile.TemporaryDirectory(prefix="godwit-test-") as folder:
+        os.chmod(folder, 0o755)
+        for key in ("host", "user"):
+            godwit_lab.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f",
+                           os.path.join(folder, key))
+        with open(os.path.join(folder, "config"), "w") as config:
+            config.write(SSHD.format(folder=folder))
+        address = lab.start("sshd", "/bin/sh", "-c", "mkdir -p /run/sshd; "
+                            "usermod -p '*' postgres; exec /usr/sbin/sshd -D -e -f %s/config"
+                            % folder, port=2222)
+        # No root: then sshd has a monitor, and a child that is the user's. (One whose password is
+        # "!" may not log in.)
+        user = User(*lab.client_command(
+            "ssh", "-F", "none", "-tt", "-p", "2222", "-i", os.path.join(folder, "user"), "-o",
+            "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "postgres@" + address,
+            "exec /bin/bash --norc"))
+        lab.cleanup.callback(user.close)
+        user.sees("$ ")
+        user.type("PS1='now> '; n=0; stty size\r")
+        user.sees("30 100")
+        user.sees("now> ")
+        for node, options in MOVES:
+            stranger = subprocess.Popen(lab.client_command("python3", "-c", STRANGER, address),
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            lab.cleanup.callback(stranger.kill)
+            expect("no login begins", stranger.stdout.readline() == "begun\n")
+            wait_for("a sandbox", lambda: any("2" in line.split()[1:] for line in lab(
+                "exec", "sshd", "--", "sh", "-c", "grep -h Seccomp: /proc/[0-9]*/status",
+                check=False).stdout.splitlines()))
+            stop = "/tmp/stop-%s-%d" % (node, len(user.all))
+            user.type("until test -e %s; do echo line $((n+=1)) of it; sleep 0.01; done\r" % stop)
+            for _ in range(20):
+                user.sees("of it\r\n")
+            lab.move("sshd", node, *options)
+            for _ in range(20):
+                user.sees("of it\r\n")
+            lab("exec", "sshd", "--", "touch", stop)
+            user.sees("now> ")
+            stranger.stdin.write("\n")
+            stranger.stdin.flush()
+            expect("the sandboxed login is lost", stranger.stdout.readline() == "answered\n")
+            stranger.wait(20)
+        user.type("exit 7\r")
+        expect("the exit code of ssh is not 7", user.end() == 7)
+        lab("rm", "-f", "sshd")
+    numbers = [int(number) for number in re.findall(r"line (\d+) of it", user.all)]
+    expect("the shell lost or repeated lines: %s" % numbers,
+           numbers == list(range(1, len(numbers) + 1)))
+    print("sshd: %d lines of a session, none lost, and %d logins that had begun" % (
+        len(numbers), len(MOVES)), flush=True)
+
+
 def main():
     only = sys.argv[2:]
     with godwit_lab.Lab(sys.argv[1]) as lab:
-        for case in (tmux, script, interactive):
+        for case in (tmux, script, interactive, sshd):
             if not only or case.__name__ in only:
                 case(lab)
     return 0
