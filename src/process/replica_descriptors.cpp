@@ -12,6 +12,7 @@
 #include "resource/fd_table/fd_table.h"
 #include "resource/file_locks/file_locks.h"
 #include "resource/registry.h"
+#include "resource/signal_owner/signal_owner.h"
 
 namespace godwit::process {
 namespace {
@@ -232,6 +233,7 @@ absl::Status Replica::fill_table_of(Husk& husk) {
         {descriptions_.at(entry.description()).fd.get(), entry.fd(), entry.close_on_exec()});
   GW_RETURN_IF_ERROR(husk.place(channel_, std::move(placements)));
   *possible.mutable_locks() = state.locks();
+  *possible.mutable_owners() = state.owners();
   husk.fd_table = std::move(possible);
   husk.fd_table_bytes =
       husk.fd_table.entries_size() == state.entries_size() ? *bytes : std::string();
@@ -257,6 +259,10 @@ absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done)
                                one.batches[0], *context_));
     if (check) one.checks.emplace_back(0, std::move(check));
   }
+  for (const auto& owner : one.husk->fd_table.owners())
+    one.checks.emplace_back(
+        0, resource::add_signal_owner_calls(owner.owner(), owner.fd(), owner.owner().status_flags(),
+                                            one.batches[0]));
   for (const auto& lock : one.husk->fd_table.locks())
     resource::add_process_lock_call(lock.fd(), lock.lock(), one.batches[0]);
   return absl::OkStatus();

@@ -26,6 +26,7 @@
 #include "resource/registry.h"
 #include "resource/rseq/rseq.h"
 #include "resource/shared_object/shared_object.h"
+#include "resource/signal_owner/signal_owner.h"
 #include "resource/tcp_socket/tcp_socket.h"
 #include "tracee/memory.h"
 #include "tracee/remote_syscalls.h"
@@ -215,6 +216,8 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
                           "let the program close it before the move"});
     else
       GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
+    if ((file.status_flags & O_PATH) == 0)
+      GW_RETURN_IF_ERROR(resource::refuse_signal_owner(file, *context_, refusals));
   }
   GW_RETURN_IF_ERROR(precheck_ipc(refusals));
   GW_RETURN_IF_ERROR(precheck_terminals(refusals));

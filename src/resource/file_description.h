@@ -1,5 +1,4 @@
-// What the kinds of files have in common: status flags, the fdinfo text, and the owner of a file's
-// signals (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC).
+// What the kinds of files have in common: status flags, the fdinfo text, who is in the service.
 #ifndef GODWIT_RESOURCE_FILE_DESCRIPTION_H_
 #define GODWIT_RESOURCE_FILE_DESCRIPTION_H_
 
@@ -43,17 +42,19 @@ inline absl::StatusOr<kernel::FdInfo> fdinfo_of(const OpenFile& file) {
   return kernel::parse_fdinfo(text);
 }
 
-// Who gets SIGIO is a pid with the credentials of whoever set it: not carried.
-inline void refuse_signal_owner(const OpenFile& file, std::vector<Refusal>& refusals) {
-  if ((file.status_flags & O_PATH) != 0) return;
-  f_owner_ex owner{};
-  const bool owned = ::fcntl(file.fd, F_GETOWN_EX, &owner) == 0 && owner.pid != 0;
-  if ((file.status_flags & O_ASYNC) == 0 && !owned && ::fcntl(file.fd, F_GETSIG) <= 0) return;
-  refuse(file, "fd.async", "it sends signals when it is ready (O_ASYNC, F_SETOWN or F_SETSIG)",
-         "let the program use poll or epoll", refusals);
+// A process, or the leader of a group, that runs or is a zombie in the service's pid namespace.
+inline absl::StatusOr<bool> in_service(HostPid pid, const CaptureContext& context) {
+  const auto of = [](HostPid one) {
+    return kernel::readlinkat(AT_FDCWD, fmt::format("/proc/{}/ns/pid", one.value));
+  };
+  const auto theirs = of(pid);
+  if (errno_of(theirs.status()) == ENOENT || errno_of(theirs.status()) == ESRCH) return false;
+  GW_RETURN_IF_ERROR(theirs.status());
+  GW_ASSIGN_OR_RETURN(const std::string ours, of(context.init_pid()));
+  return *theirs == ours;
 }
 
-// The flags that fcntl(F_SETFL) can change; O_ASYNC is refused.
+// The flags that fcntl(F_SETFL) can change but O_ASYNC (signal_owner/).
 inline constexpr int kSettableFlags = O_APPEND | O_DIRECT | O_NOATIME | O_NONBLOCK;
 
 inline absl::Status set_status_flags(int fd, int flags) {

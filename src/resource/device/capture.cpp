@@ -49,7 +49,6 @@ absl::Status DeviceKind::precheck(const OpenFile& file, const CaptureContext&,
     refuse(file, "fd.deleted", "its device file has been removed", "open it again by its name",
            refusals);
   }
-  refuse_signal_owner(file, refusals);
   return absl::OkStatus();
 }
 

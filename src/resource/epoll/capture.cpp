@@ -117,7 +117,6 @@ bool EpollKind::recognise(const OpenFile& file) const {
 
 absl::Status EpollKind::precheck(const OpenFile& file, const CaptureContext& context,
                                  std::vector<Refusal>& refusals) const {
-  refuse_signal_owner(file, refusals);
   GW_ASSIGN_OR_RETURN(const std::vector<Target> targets, read_targets(file));
   for (const Target& target : targets) {
     GW_ASSIGN_OR_RETURN(std::string trouble, trouble_with(file, target, context));

@@ -19,7 +19,6 @@ bool EventfdKind::recognise(const OpenFile& file) const {
 
 absl::Status EventfdKind::precheck(const OpenFile& file, const CaptureContext&,
                                    std::vector<Refusal>& refusals) const {
-  refuse_signal_owner(file, refusals);
   GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
   if (!info.number("eventfd-semaphore")) {
     refuse(file, "eventfd.semaphore", "this kernel does not tell whether it is a semaphore",

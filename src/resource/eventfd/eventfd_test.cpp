@@ -80,15 +80,6 @@ TEST(Eventfd, UpdateReachesTheNewStateOrAsksForANewOne) {
   EXPECT_FALSE(*kind.update(fd->get(), state_of(1, 0), state_of(1, EFD_SEMAPHORE), destination));
 }
 
-TEST(Eventfd, SignalsAreRefused) {
-  const UniqueFd fd(::eventfd(0, EFD_CLOEXEC));
-  ASSERT_EQ(::fcntl(fd.get(), F_SETOWN, ::getpid()), 0);
-  std::vector<Refusal> refusals;
-  ASSERT_TRUE(eventfd_kind().precheck(open_file(fd.get()), FakeCaptureContext(), refusals).ok());
-  ASSERT_EQ(refusals.size(), 1U);
-  EXPECT_EQ(refusals[0].code, "fd.async");
-}
-
 TEST(Eventfd, HostileStateIsAnError) {
   FakeRestoreContext destination;
   EXPECT_FALSE(eventfd_kind().create(1, "\xff\xff", destination).ok());

@@ -27,6 +27,9 @@
 
 namespace godwit::resource {
 
+// False for sockets, which have their signals' owner in their own state.
+bool has_signal_owner_in_table(const OpenFile& file);
+
 struct FdHolder {
   ImagePid tgid;
   HostPid host_tgid;
@@ -73,6 +76,8 @@ class Descriptors {
   // The record locks of all processes, into their tables. After read(), before anything is
   // captured.
   absl::Status read_locks();
+  // In the freeze: who gets signals of descriptions that are no sockets.
+  absl::Status read_signal_owners(const CaptureContext& context);
   // Of its TCP sockets, as they are now.
   absl::Status see(FileViews& views);
   // Of a description that stood: a duplicate after all. Any thread, for different ones.

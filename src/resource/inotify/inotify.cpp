@@ -153,7 +153,6 @@ const FileKind& inotify_kind() {
 
 absl::Status InotifyKind::precheck(const OpenFile& file, const CaptureContext& context,
                                    std::vector<Refusal>& refusals) const {
-  refuse_signal_owner(file, refusals);
   const absl::Status read = read_watches(file, context, refusals).status();
   // It changes them just now: the next look will see.
   return absl::IsUnavailable(read) ? absl::OkStatus() : read;
@@ -162,7 +161,6 @@ absl::Status InotifyKind::precheck(const OpenFile& file, const CaptureContext& c
 absl::StatusOr<std::string> InotifyKind::capture(const OpenFile& file,
                                                  const CaptureContext& context) const {
   std::vector<Refusal> refusals;
-  refuse_signal_owner(file, refusals);
   GW_ASSIGN_OR_RETURN(const InotifyState state, read_watches(file, context, refusals));
   GW_RETURN_IF_ERROR(refused_now(refusals));
   int unread = 0;

@@ -22,7 +22,6 @@ constexpr std::string_view kDeleted = " (deleted)";
 
 absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
                          std::vector<Refusal>& refusals) {
-  refuse_signal_owner(file, refusals);
   GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
   struct statfs fs {};
   if (::fstatfs(file.fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {

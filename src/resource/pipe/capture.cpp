@@ -102,7 +102,6 @@ absl::Status PipeKind::precheck(const OpenFile& file, const CaptureContext& cont
            "close it before the move, or use a unix socket", refusals);
     return absl::OkStatus();
   }
-  refuse_signal_owner(file, refusals);
   if (stdio_stream(file, context)) return absl::OkStatus();
   const Members members = members_of(file, context);
   if ((members.reader == nullptr || !members.writer) && !hung_up(file)) {

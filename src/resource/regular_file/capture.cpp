@@ -62,7 +62,6 @@ bool of_a_thread(const OpenFile& file) {
 // What is always looked at, also in the freeze.
 absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
                          const CaptureContext& context, std::vector<Refusal>& refusals) {
-  refuse_signal_owner(file, refusals);
   GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
   GW_RETURN_IF_ERROR(refuse_shared_locks(file, info, context, refusals));
   if (of_a_thread(file)) {

@@ -9,11 +9,11 @@
 #include <sys/time.h>
 
 #include <algorithm>
-#include <charconv>
 #include <vector>
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "resource/signal_owner/signal_owner.h"
 #include "resource/socket_options/option_table.h"
 #include "resource/state_codec.h"
 
@@ -147,38 +147,7 @@ absl::Status restore_filter(int fd, const SocketCommon* before, const SocketComm
   return absl::OkStatus();
 }
 
-absl::Status capture_signal_owner(const OpenFile& file, SocketCommon& common) {
-  f_owner_ex owner{};
-  if (::fcntl(file.fd, F_GETOWN_EX, &owner) != 0)
-    return errno_status(errno, fmt::format("fcntl({}, F_GETOWN_EX)", file.fd));
-  if (owner.pid == 0 && (file.status_flags & O_ASYNC) == 0) return absl::OkStatus();
-  const int signal = ::fcntl(file.fd, F_GETSIG);
-  if (signal < 0) return errno_status(errno, fmt::format("fcntl({}, F_GETSIG)", file.fd));
-  common.mutable_owner()->set_signal(signal);
-  if (owner.pid == 0) return absl::OkStatus();
-  auto image = image_pid_of(owner.pid);
-  if (!image.ok())
-    return annotate(image.status(), fmt::format("signal owner {} of the socket", owner.pid));
-  common.mutable_owner()->set_type(owner.type + 1);
-  common.mutable_owner()->set_id(*image);
-  return absl::OkStatus();
-}
-
 }  // namespace
-
-// The last field of NSpid in its status.
-absl::StatusOr<int> image_pid_of(int host_pid) {
-  GW_ASSIGN_OR_RETURN(const std::string text,
-                      kernel::read_file(fmt::format("/proc/{}/status", host_pid)));
-  const size_t line = text.find("\nNSpid:");
-  if (line == std::string::npos)
-    return make_error(absl::StatusCode::kInternal, "/proc/{}/status has no NSpid", host_pid);
-  const size_t end = text.find('\n', line + 1);
-  const size_t last = text.find_last_of(" \t", end);
-  int pid = 0;
-  std::from_chars(text.data() + last + 1, text.data() + end, pid);
-  return pid;
-}
 
 absl::StatusOr<int> get_int_option(int fd, int level, int name) {
   int value = 0;
@@ -206,7 +175,9 @@ absl::Status capture_owners(const OpenFile& file, SocketCommon& common) {
   common.set_gid(file.stat.st_gid);
   common.set_mode(file.stat.st_mode & 07777);
   common.set_status_flags(static_cast<uint32_t>(file.status_flags));
-  return capture_signal_owner(file, common);
+  GW_ASSIGN_OR_RETURN(auto owner, signal_owner_of(file));
+  if (owner) *common.mutable_owner() = *std::move(owner);
+  return absl::OkStatus();
 }
 
 absl::Status capture_options(const OpenFile& file, SocketUse use, int family, bool buffers,
@@ -290,21 +261,9 @@ absl::Status restore_device(int fd, const SocketCommon& now) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<FileKind::Check> finish_signal_owner(const SocketCommon& now, int remote_fd,
-                                                    tracee::Batch& batch) {
-  if (!now.has_owner()) return FileKind::Check();
-  const SignalOwner& owner = now.owner();
-  std::vector<size_t> calls;
-  if (owner.type() != 0) {
-    const f_owner_ex value{.type = static_cast<__pid_type>(owner.type() - 1), .pid = owner.id()};
-    calls.push_back(batch.call(SYS_fcntl, {remote_fd, F_SETOWN_EX, batch.data(bytes_of(value))}));
-  }
-  calls.push_back(batch.call(SYS_fcntl, {remote_fd, F_SETSIG, owner.signal()}));
-  calls.push_back(batch.call(SYS_fcntl, {remote_fd, F_SETFL, now.status_flags()}));
-  return FileKind::Check([calls](const tracee::Batch& done) {
-    for (const size_t call : calls) GW_RETURN_IF_ERROR(done.check(call));
-    return absl::OkStatus();
-  });
+FileKind::Check finish_signal_owner(const SocketCommon& now, int remote_fd, tracee::Batch& batch) {
+  return now.has_owner() ? add_signal_owner_calls(now.owner(), remote_fd, now.status_flags(), batch)
+                         : FileKind::Check();
 }
 
 std::optional<SocketIdentity> socket_identity(int fd) {

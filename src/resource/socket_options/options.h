@@ -56,13 +56,7 @@ absl::Status restore_buffers(int fd, const SocketCommon& now);
 
 absl::Status restore_device(int fd, const SocketCommon& now);
 
-// F_SETOWN_EX, F_SETSIG and O_ASYNC, set by the process that has the descriptor: the kernel keeps
-// its number (si_fd) and its credentials with the request.
-absl::StatusOr<FileKind::Check> finish_signal_owner(const SocketCommon& now, int remote_fd,
-                                                    tracee::Batch& batch);
-
-// The capsule's number of a process that the kernel shows by ours.
-absl::StatusOr<int> image_pid_of(int host_pid);
+FileKind::Check finish_signal_owner(const SocketCommon& now, int remote_fd, tracee::Batch& batch);
 
 // Of a descriptor that is a socket; nothing if it is none.
 std::optional<SocketIdentity> socket_identity(int fd);

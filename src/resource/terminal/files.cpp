@@ -106,7 +106,6 @@ absl::Status TerminalKind::precheck(const OpenFile& file, const CaptureContext&,
   if (state->hung_up() && state->side() == TerminalFileState::SIDE_CONTROLLING)
     refuse(file, "terminal.hung_up", "opened as /dev/tty, and the terminal was hung up since",
            "let the program close it, or restart it", refusals);
-  refuse_signal_owner(file, refusals);
   return absl::OkStatus();
 }
 

@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "resource/signal_owner/signal_owner.h"
 #include "resource/socket_options/options.h"
 #include "resource/unix_socket/diag.h"
 #include "resource/unix_socket/internal.h"
