@@ -191,7 +191,7 @@ class Replica {
   std::map<stream::SectionKey, std::string> sections_;
   std::set<stream::SectionKey> changed_;
   std::map<int32_t, Husk> husks_;
-  std::set<int32_t> zombies_;
+  std::map<int32_t, HostPid> zombies_;
   std::map<uint32_t, resource::Terminal> terminals_;  // by index
   // Since it was first needed; null: this kernel does not show it.
   std::optional<std::unique_ptr<kernel::KernelMemory>> kernel_memory_;

@@ -47,6 +47,8 @@ class Replica::Context final : public resource::RestoreContext {
   }
   absl::StatusOr<UniqueFd> open_controlling_terminal(uint32_t index, int flags) override;
   absl::StatusOr<HostPid> host_pid(ImagePid pid) const override {
+    const auto zombie = replica_.zombies_.find(pid.value);
+    if (zombie != replica_.zombies_.end()) return zombie->second;
     const auto found = replica_.husks_.find(pid.value);
     if (found == replica_.husks_.end())
       return make_error(absl::StatusCode::kNotFound, "process {} is not in the replica", pid.value);

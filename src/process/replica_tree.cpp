@@ -45,7 +45,8 @@ absl::Status Replica::build_tree() {
   std::set<int32_t> pids;
   for (const auto& process : tree.processes()) pids.insert(process.pid());
   GW_RETURN_IF_ERROR(remove_ended(pids));
-  const std::vector<int32_t> ended(zombies_.begin(), zombies_.end());
+  std::vector<int32_t> ended;
+  for (const auto& [pid, host] : zombies_) ended.push_back(pid);
   std::vector<int32_t> existing;
   for (const auto& [pid, husk] : husks_) existing.push_back(pid);
   GW_ASSIGN_OR_RETURN(const std::vector<resource::TreeStep> steps,
@@ -119,11 +120,12 @@ absl::Status Replica::run_step(const resource::TreeStep& step) {
         rename.call(SYS_prctl, {PR_SET_NAME, rename.data(name)});
         GW_RETURN_IF_ERROR(one->run(rename));
       }
+      const HostPid host = one->host_pid();
       GW_RETURN_IF_ERROR(one->exit(step.wait_status));
       husks_.erase(step.pid);
       appliers_.erase(step.pid);
       terminal_of_.erase(step.pid);
-      if (!step.ghost) zombies_.insert(step.pid);
+      if (!step.ghost) zombies_.emplace(step.pid, host);
       return absl::OkStatus();
     }
     case Kind::kReap: {
@@ -150,10 +152,10 @@ absl::Status Replica::remove_ended(const std::set<int32_t>& wanted_pids) {
     terminal_of_.erase(pid);
   }
   for (auto at = zombies_.begin(); at != zombies_.end();) {
-    if (wanted_pids.contains(*at)) {
+    if (wanted_pids.contains(at->first)) {
       ++at;
     } else {
-      gone.push_back(*at);
+      gone.push_back(at->first);
       at = zombies_.erase(at);
     }
   }

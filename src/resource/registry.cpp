@@ -11,6 +11,7 @@
 #include "resource/itimers/itimers.h"
 #include "resource/memfd/memfd.h"
 #include "resource/netlink_socket/netlink_socket.h"
+#include "resource/pidfd/pidfd.h"
 #include "resource/pipe/pipe.h"
 #include "resource/posix_mqueue/posix_mqueue.h"
 #include "resource/posix_timers/posix_timers.h"
@@ -66,7 +67,7 @@ std::span<const FileKind* const> file_kinds() {
       &device_kind(),         &terminal_kind(),    &posix_mqueue_kind(), &regular_file_kind(),
       &pipe_kind(),           &eventfd_kind(),     &signalfd_kind(),     &timerfd_kind(),
       &memfd_kind(),          &unix_socket_kind(), &tcp_socket_kind(),   &udp_socket_kind(),
-      &netlink_socket_kind(), &inotify_kind(),     &epoll_kind(),
+      &netlink_socket_kind(), &inotify_kind(),     &pidfd_kind(),        &epoll_kind(),
   };
   return list;
 }

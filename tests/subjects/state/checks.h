@@ -84,6 +84,7 @@ void add_lock_checks(std::vector<Check>& checks);
 void add_segment_checks(std::vector<Check>& checks);
 void add_ipc_checks(std::vector<Check>& checks);
 void add_terminal_checks(std::vector<Check>& checks);
+void add_pidfd_checks(std::vector<Check>& checks);
 void add_signal_owner_checks(std::vector<Check>& checks);
 void add_seccomp_checks(std::vector<Check>& checks);
 void add_watch_checks(std::vector<Check>& checks);

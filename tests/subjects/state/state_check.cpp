@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   std::vector<state::Check> checks;
   state::add_process_checks(checks);  // before there are threads: it forks
   state::add_seccomp_checks(checks);
+  state::add_pidfd_checks(checks);
   state::add_signal_owner_checks(checks);
   state::add_terminal_checks(checks);
   state::add_ipc_checks(checks);
