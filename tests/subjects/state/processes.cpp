@@ -244,6 +244,32 @@ Check root_check() {
           }};
 }
 
+// A child whose working directory was removed.
+Check removed_directory_check() {
+  const auto child = static_cast<pid_t>(must(::fork(), "fork"));
+  if (child == 0) {
+    const std::string path = "/tmp/state-removed-directory-" + std::to_string(::getpid());
+    ::umask(0);
+    must(::mkdir(path.c_str(), 0751), "mkdir");
+    must(::chdir(path.c_str()), "chdir");
+    must(::rmdir(path.c_str()), "rmdir");
+    for (;;) ::pause();
+  }
+  const std::string link = "/proc/" + std::to_string(child) + "/cwd";
+  const auto where = [=] {
+    char text[200] = {};
+    return ::readlink(link.c_str(), text, sizeof text - 1) > 0 ? std::string(text) : std::string();
+  };
+  const std::string wanted = "/tmp/state-removed-directory-" + std::to_string(child) + " (deleted)";
+  if (!soon([&] { return where() == wanted; })) must(-1, "a child in a removed directory");
+  return {"a removed working directory", [=] {
+            report().expect(where() == wanted, "it is " + where());
+            struct stat seen {};
+            report().equal("stat", ::stat(link.c_str(), &seen), 0);
+            report().equal("mode", seen.st_mode & 07777, 0751);
+          }};
+}
+
 }  // namespace
 
 void add_process_checks(std::vector<Check>& checks) {
@@ -251,6 +277,7 @@ void add_process_checks(std::vector<Check>& checks) {
   checks.push_back(zombie_check());
   checks.push_back(session_check());
   checks.push_back(root_check());
+  checks.push_back(removed_directory_check());
   checks.push_back(attribute_check());
 }
 
