@@ -113,6 +113,7 @@ absl::Status Replica::apply_sections() {
   GW_RETURN_IF_ERROR(read_clock());
   GW_RETURN_IF_ERROR(make_terminals());  // processes are born with them
   GW_RETURN_IF_ERROR(build_tree());
+  if (final_) GW_RETURN_IF_ERROR(make_posix_queues());
   // First, because a memfd may be mapped too: one object under both.
   GW_RETURN_IF_ERROR(make_descriptions());
   if (final_) {

@@ -131,6 +131,8 @@ class Replica {
   absl::Status apply_sections();
   absl::Status read_clock();
   absl::Status build_tree();
+  absl::Status seal_memory();
+  absl::Status make_posix_queues();
   absl::Status build_threads();
   absl::Status make_terminals();
   absl::Status take_terminal(Husk& husk, uint32_t wanted);

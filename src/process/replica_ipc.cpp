@@ -2,10 +2,26 @@
 // back by operations of those processes.
 #include "base/status.h"
 #include "process/replica.h"
+#include "resource/posix_mqueue/posix_mqueue.h"
 #include "resource/sysv_ipc/queues.h"
 #include "resource/sysv_ipc/semaphores.h"
 
 namespace godwit::process {
+
+// Before their descriptors.
+absl::Status Replica::make_posix_queues() {
+  std::vector<resource::PosixQueueState> queues;
+  for (auto at = sections_.lower_bound({"posix_queue", 0});
+       at != sections_.end() && at->first.kind == "posix_queue"; ++at) {
+    GW_ASSIGN_OR_RETURN(resource::PosixQueueState queue, resource::parse_posix_queue(at->second));
+    queues.push_back(std::move(queue));
+  }
+  if (queues.empty()) return absl::OkStatus();
+  return host_.in_capsule([&]() -> absl::Status {
+    for (const auto& queue : queues) GW_RETURN_IF_ERROR(resource::make_posix_queue(queue));
+    return absl::OkStatus();
+  });
+}
 
 absl::Status Replica::make_ipc() {
   std::vector<resource::SemaphoreSetState> sets;

@@ -198,7 +198,8 @@ class Source {
   absl::Status read_ipc();
   absl::Status read_semaphores(std::vector<resource::SemaphoreSetState>& sets);
   absl::Status precheck_ipc(std::vector<resource::Refusal>& refusals);
-  absl::Status refuse_named_queues(std::vector<resource::Refusal>& refusals) const;
+  absl::Status for_named_queues(
+      absl::FunctionRef<absl::Status(int, const std::string&)> each) const;
   absl::Status segment_sections(stream::Writer& writer);
   std::map<uint32_t, resource::TerminalEnds> terminals() const;
   absl::StatusOr<const kernel::KernelMemory*> kernel_memory() const;

@@ -1,8 +1,10 @@
 // What belongs to the capsule's ipc namespace. Segments are shared objects, which travel in rounds;
 // semaphores and queues are small, and only their last state counts.
+#include <fcntl.h>
+
 #include "base/status.h"
+#include "kernel/syscalls.h"
 #include "process/source.h"
-#include "resource/file_description.h"
 #include "resource/posix_mqueue/posix_mqueue.h"
 #include "resource/sysv_ipc/queues.h"
 #include "resource/sysv_ipc/semaphores.h"
@@ -56,17 +58,23 @@ absl::Status Source::precheck_ipc(std::vector<resource::Refusal>& refusals) {
                         "let the program read some of it"});
     return absl::OkStatus();
   }));
-  return refuse_named_queues(refusals);
+  return for_named_queues([&](int queue, const std::string& name) {
+    return resource::refuse_posix_queue(
+        queue, "POSIX message queue /" + name, [&] { return kernel_memory(); }, refusals);
+  });
 }
 
 // Of POSIX. They live without a descriptor.
-absl::Status Source::refuse_named_queues(std::vector<resource::Refusal>& refusals) const {
+absl::Status Source::for_named_queues(
+    absl::FunctionRef<absl::Status(int, const std::string&)> each) const {
   GW_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                       resource::queue_names(queue_folder_.get()));
-  for (const std::string& name : names)
-    refusals.push_back({"mqueue.named", fmt::format("POSIX message queue /{}", name),
-                        "they are not carried",
-                        "let the program use System V ones, or remove it (mq_unlink)"});
+  for (const std::string& name : names) {
+    auto queue = kernel::openat(queue_folder_.get(), name, O_RDONLY | O_CLOEXEC);
+    if (errno_of(queue.status()) == ENOENT) continue;  // just removed
+    GW_RETURN_IF_ERROR(queue.status());
+    GW_RETURN_IF_ERROR(each(queue->get(), name));
+  }
   return absl::OkStatus();
 }
 
@@ -83,9 +91,13 @@ absl::Status Source::read_ipc() {
     return absl::OkStatus();
   }));
   if (!final_) return absl::OkStatus();
-  std::vector<resource::Refusal> refusals;
-  GW_RETURN_IF_ERROR(refuse_named_queues(refusals));
-  GW_RETURN_IF_ERROR(resource::refused_now(refusals));
+  GW_RETURN_IF_ERROR(for_named_queues([&](int fd, const std::string& name) -> absl::Status {
+    GW_ASSIGN_OR_RETURN(const auto queue,
+                        resource::read_posix_queue(fd, name, [&] { return kernel_memory(); }));
+    ipc_states_.emplace_back(stream::SectionKey{"posix_queue", queue.id()},
+                             queue.SerializeAsString());
+    return absl::OkStatus();
+  }));
   std::vector<resource::SemaphoreSetState> sets;
   GW_RETURN_IF_ERROR(read_semaphores(sets));
   for (const auto& set : sets)

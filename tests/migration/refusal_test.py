@@ -23,9 +23,15 @@ CASES = {
     # F_NOTIFY makes its process the owner of the folder's signals.
     "dnotify": (HOLD.format("fcntl.fcntl(os.open('/etc', os.O_RDONLY), fcntl.F_NOTIFY, "
                             "fcntl.DN_CREATE | fcntl.DN_MULTISHOT)"), [], ["fd.async"]),
-    "queue": (HOLD.format("ctypes.CDLL('librt.so.1').mq_unlink(b'/q') and "
-                          "ctypes.CDLL('librt.so.1').mq_open(b'/q', os.O_CREAT, 0o600, None)"), [],
-              ["mqueue.open", "mqueue.named"]),
+    # SIGEV_SIGNAL, SIGURG: struct sigevent is a value of 8 bytes, the signal, how.
+    "queue": (HOLD.format("(r := ctypes.CDLL('librt.so.1')) and r.mq_notify("
+                          "r.mq_open(b'/q', os.O_CREAT, 0o600, None), (ctypes.c_int * 16)(0, 0, 23, 0))"),
+              [], ["mqueue.state", "mqueue.state"]),
+    # getppid(2) asks a listener, the others are let through: four instructions of eight bytes.
+    "listener": (HOLD.format("[c := (ctypes.c_ulonglong * 4)(0x20, 0x6e01000015, 0x7fc0000000000006, "
+                             "0x7fff000000000006), f := (ctypes.c_ulonglong * 2)(4, "
+                             "ctypes.addressof(c)), ctypes.CDLL(None).syscall(317, 1, 0, f)]"), [],
+                 ["seccomp.notify"]),
     "unnamed": (HOLD.format("[os.mkdir('/tmp/w'), i := ctypes.CDLL(None).inotify_init(), "
                             "ctypes.CDLL(None).inotify_add_watch(i, b'/tmp/w', 2), "
                             "os.open('/tmp/w', os.O_RDONLY), os.rmdir('/tmp/w')]"), [],

@@ -1,6 +1,5 @@
 #include "resource/sysv_ipc/queues.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
@@ -17,6 +16,7 @@
 #include "kernel/syscalls.h"
 #include "resource/state_codec.h"
 #include "resource/sysv_ipc/permissions.h"
+#include "resource/sysv_ipc/raised_limit.h"
 
 namespace godwit::resource {
 namespace {
@@ -38,38 +38,6 @@ struct Buffer {
   const char* text() const { return memory.data() + sizeof(long); }
 };
 
-// A limit of the ipc namespace (proc_sys_kernel(5)), raised for as long as it lives: more than it a
-// queue cannot hold without CAP_SYS_RESOURCE, though it could when it was filled.
-class RaisedLimit {
- public:
-  static absl::StatusOr<RaisedLimit> at_least(const char* name, uint64_t value) {
-    RaisedLimit limit;
-    limit.path_ = fmt::format("/proc/sys/kernel/{}", name);
-    GW_ASSIGN_OR_RETURN(const std::string before, kernel::read_file(limit.path_));
-    if (std::strtoull(before.c_str(), nullptr, 10) >= value) return limit;
-    GW_RETURN_IF_ERROR(limit.write(std::to_string(value)));
-    limit.before_ = before;
-    return limit;
-  }
-  RaisedLimit(RaisedLimit&& other) noexcept
-      : path_(std::move(other.path_)), before_(std::exchange(other.before_, {})) {}
-  RaisedLimit& operator=(RaisedLimit&&) = delete;
-  ~RaisedLimit() {
-    if (!before_.empty()) write(before_).IgnoreError();
-  }
-
- private:
-  RaisedLimit() = default;
-  absl::Status write(const std::string& text) const {
-    GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::open(path_, O_WRONLY | O_CLOEXEC));
-    if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-      return errno_status(errno, fmt::format("write({}) to {}", text, path_));
-    return absl::OkStatus();
-  }
-  std::string path_;
-  std::string before_;  // empty: as it was
-};
-
 // A message that is larger than one may be by now can only be copied while it may be.
 absl::Status read_messages(uint64_t bytes, MessageQueueState& queue) {
   Buffer buffer(bytes);
@@ -79,7 +47,8 @@ absl::Status read_messages(uint64_t bytes, MessageQueueState& queue) {
         ::msgrcv(queue.number(), buffer.memory.data(), bytes, index, IPC_NOWAIT | kMsgCopy);
     if (n < 0 && errno == ENOMSG) return absl::OkStatus();
     if (n < 0 && errno == EINVAL && !raised) {
-      GW_ASSIGN_OR_RETURN(RaisedLimit limit, RaisedLimit::at_least("msgmax", bytes));
+      GW_ASSIGN_OR_RETURN(RaisedLimit limit,
+                          RaisedLimit::at_least("/proc/sys/kernel/msgmax", bytes));
       raised.emplace(std::move(limit));
       continue;
     }
@@ -105,9 +74,11 @@ absl::Status fill(const MessageQueueState& state) {
     held += message.text().size();
     largest = std::max(largest, message.text().size());
   }
-  GW_ASSIGN_OR_RETURN(const RaisedLimit whole,
-                      RaisedLimit::at_least("msgmnb", std::max(state.limit(), held)));
-  GW_ASSIGN_OR_RETURN(const RaisedLimit one, RaisedLimit::at_least("msgmax", largest));
+  GW_ASSIGN_OR_RETURN(
+      const RaisedLimit whole,
+      RaisedLimit::at_least("/proc/sys/kernel/msgmnb", std::max(state.limit(), held)));
+  GW_ASSIGN_OR_RETURN(const RaisedLimit one,
+                      RaisedLimit::at_least("/proc/sys/kernel/msgmax", largest));
   const auto set_limit = [&](uint64_t bytes) -> absl::Status {
     ds.msg_qbytes = bytes;
     if (::msgctl(number, IPC_SET, &ds) != 0)

@@ -1,5 +1,7 @@
 // System V semaphores and message queues: with what a process's end gives back, and with one who
 // waits for each.
+#include <fcntl.h>
+#include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
@@ -155,9 +157,71 @@ Check queues() {
           }};
 }
 
+// A queue with a name that nobody has open, and one without, which a child waits for.
+Check posix_queues() {
+  mq_attr attributes{};
+  attributes.mq_maxmsg = 4;
+  attributes.mq_msgsize = 5000;
+  const auto make = [&](const char* name) {
+    return static_cast<mqd_t>(must(
+        ::mq_open(name, O_CREAT | O_EXCL | O_RDWR | O_NONBLOCK, 0600, &attributes), "mq_open"));
+  };
+  const std::string large(4500, 'q');
+  const auto fill = [large](mqd_t queue) {
+    must(::mq_send(queue, "low", 3, 1), "mq_send");
+    must(::mq_send(queue, large.data(), large.size(), 9), "mq_send");
+    must(::mq_send(queue, "low too", 7, 1), "mq_send");
+  };
+  const mqd_t named = make("/state-named");
+  fill(named);
+  ::mq_close(named);
+  const mqd_t asked = make("/state-asked");
+  const auto waits = static_cast<mqd_t>(must(::mq_open("/state-asked", O_RDONLY), "mq_open"));
+  const mqd_t answered = make("/state-answered");
+  for (const char* name : {"/state-asked", "/state-answered"}) must(::mq_unlink(name), "mq_unlink");
+  if (must(::fork(), "fork") == 0) {
+    for (char bytes[5000];;) {
+      const ssize_t got = ::mq_receive(waits, bytes, sizeof bytes, nullptr);
+      if (got < 0 || ::mq_send(answered, bytes, static_cast<size_t>(got), 3) != 0) ::_exit(1);
+    }
+  }
+  return {"POSIX message queues", [=, turn = 0]() mutable {
+            const auto receive = [](mqd_t queue, unsigned wanted) {
+              char bytes[5000];
+              unsigned priority = 0;
+              const ssize_t got = ::mq_receive(queue, bytes, sizeof bytes, &priority);
+              report().equal("priority", priority, wanted);
+              return got < 0 ? std::string(std::strerror(errno))
+                             : std::string(bytes, static_cast<size_t>(got));
+            };
+            const mqd_t again = ::mq_open("/state-named", O_RDWR);
+            report().expect(again >= 0, "the named queue is gone");
+            mq_attr now{};
+            ::mq_getattr(again, &now);
+            report().equal("mq_maxmsg", now.mq_maxmsg, 4);
+            report().equal("mq_msgsize", now.mq_msgsize, 5000);
+            report().expect(now.mq_curmsgs == 3 && receive(again, 9) == large &&
+                                receive(again, 1) == "low" && receive(again, 1) == "low too",
+                            "the messages have changed");
+            fill(again);
+            ::mq_close(again);
+            const std::string text = "turn " + std::to_string(turn++);
+            report().equal("mq_send", ::mq_send(asked, text.data(), text.size(), 0), 0);
+            report().expect(soon([&] {
+                              ::mq_getattr(answered, &now);
+                              return now.mq_curmsgs == 1;
+                            }),
+                            "nobody waits at the removed queue");
+            if (now.mq_curmsgs == 1)
+              report().expect(receive(answered, 3) == text, "another answer");
+            report().equal("flags", now.mq_flags, O_NONBLOCK);
+          }};
+}
+
 }  // namespace
 
 void add_ipc_checks(std::vector<Check>& checks) {
+  checks.push_back(posix_queues());
   checks.push_back(semaphores());
   checks.push_back(debts());
   checks.push_back(queues());
