@@ -86,4 +86,15 @@ Frames announcement(const MacAddress& mac, const std::vector<IpPrefix>& addresse
   return frames;
 }
 
+Frames reverse_arp(const MacAddress& mac) {
+  constexpr unsigned kRequestReverse = 3;
+  Builder frame;
+  frame.mac(kBroadcast).mac(mac).u16(0x8035);
+  frame.u16(1).u16(0x0800).u8(6).u8(4).u16(kRequestReverse);
+  for (int side = 0; side < 2; ++side) frame.mac(mac).u16(0).u16(0);
+  Frames frames;
+  frames.append(frame.bytes());
+  return frames;
+}
+
 }  // namespace godwit::network

@@ -14,6 +14,10 @@ namespace godwit::network {
 
 Frames announcement(const MacAddress& mac, const std::vector<IpPrefix>& addresses);
 
+// For one whose addresses nobody knows: a reverse ARP request (RFC 903), which teaches bridges
+// where `mac` is and which no host answers.
+Frames reverse_arp(const MacAddress& mac);
+
 }  // namespace godwit::network
 
 #endif  // GODWIT_NETWORK_ANNOUNCE_H_

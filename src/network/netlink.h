@@ -93,6 +93,9 @@ class Netlink {
   absl::Status set_bridge_forwarding(int port_ifindex, const MacAddress& mac);
   // Port on which the bridge `bridge_ifindex` has `mac`; kNotFound when it knows none.
   absl::StatusOr<int> bridge_forwarding(int bridge_ifindex, const MacAddress& mac);
+  // Whether a bridge without STP sends to the port and takes from it (BR_STATE_FORWARDING), or
+  // neither (BR_STATE_DISABLED). At once, other than setting the port's link up or down.
+  absl::Status set_bridge_port(int port_ifindex, bool forwarding);
   absl::Status delete_bridge_forwarding(int port_ifindex, const MacAddress& mac);
   // Forwarding entry of a VXLAN device: `mac` is behind the peer `to` (dynamic).
   absl::Status set_vxlan_forwarding(int vxlan_ifindex, const MacAddress& mac, const IpAddress& to);

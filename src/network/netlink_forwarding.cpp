@@ -1,5 +1,6 @@
 // Forwarding entries are neighbours of family AF_BRIDGE: of the bridge above a port (NTF_MASTER) or
 // of a VXLAN device itself (NTF_SELF): bridge(8), net/core/rtnetlink.c rtnl_fdb_add().
+#include <linux/if_bridge.h>
 #include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <sys/socket.h>
@@ -28,6 +29,17 @@ absl::Status Netlink::forwarding_entry(int type, int flags, int ifindex, const M
 absl::Status Netlink::set_bridge_forwarding(int port_ifindex, const MacAddress& mac) {
   return forwarding_entry(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, port_ifindex, mac, NTF_MASTER,
                           NUD_REACHABLE, nullptr);
+}
+
+// A number that is not nested is the state (net/bridge/br_netlink.c, br_setlink()).
+absl::Status Netlink::set_bridge_port(int port_ifindex, bool forwarding) {
+  ifinfomsg header{};
+  header.ifi_family = AF_BRIDGE;
+  header.ifi_index = port_ifindex;
+  Request request(RTM_SETLINK, 0, header);
+  request.put_u8(IFLA_PROTINFO, forwarding ? BR_STATE_FORWARDING : BR_STATE_DISABLED);
+  return talk(request.get(), fmt::format("bridge port {} {}", port_ifindex,
+                                         forwarding ? "forwarding" : "disabled"));
 }
 
 absl::Status Netlink::delete_bridge_forwarding(int port_ifindex, const MacAddress& mac) {
