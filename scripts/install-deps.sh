@@ -11,9 +11,12 @@ build="g++ cmake ninja-build make pkg-config ccache mold
  libabsl-dev libprotobuf-dev protobuf-compiler libgrpc++-dev protobuf-compiler-grpc
  libspdlog-dev libfmt-dev libcli11-dev libssl-dev libsqlite3-dev
  libnl-3-dev libnl-route-3-dev libxxhash-dev liblz4-dev libzstd-dev libgtest-dev libgmock-dev libbenchmark-dev
- libipsec-mb-dev"
+ libipsec-mb-dev libvirt-dev libpugixml-dev"
 run="redis-server redis-tools nginx-light memcached python3-minimal python3 wrk iperf3 iproute2"
-test="postgresql nodejs openssh-server openssh-client clang-format clang-tidy clang libclang-rt-dev spin"
+# Virtual machines (godwit vm): without them everything else is built and tested.
+vm="libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
+ busybox-static cpio"
+test="$vm postgresql nodejs openssh-server openssh-client clang-format clang-tidy clang libclang-rt-dev spin"
 
 case "${1:-run}" in
   build) wanted="$build" ;;

@@ -1,0 +1,120 @@
+// One node's libvirt daemon: its domains, what happens to them, and a domain's migration. Any
+// thread; each call connects anew when the daemon has been started again. Calls block for as long
+// as libvirt does, which keep-alive messages bound when it hangs.
+#ifndef GODWIT_VM_HYPERVISOR_H_
+#define GODWIT_VM_HYPERVISOR_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "vm/domain.h"
+
+namespace godwit::vm {
+
+// What a domain has just gone through (virDomainEventType).
+enum class Happened {
+  kInvalid,
+  kStarted,
+  kStoppedForSwitchover,  // SUSPENDED, MIGRATED: as the source of a migration
+  kPaused,                // SUSPENDED, other reasons; of an incoming migration: all has arrived
+  kResumed,
+  kStopped,
+  kGone,  // the connection to libvirt broke: ask
+};
+
+struct JobFigures {
+  bool active = false;
+  uint64_t memory_total = 0;
+  uint64_t memory_left = 0;
+  uint64_t memory_sent = 0;  // as QEMU counts it
+  uint64_t bytes_per_s = 0;
+  uint64_t dirty_bytes_per_s = 0;  // known from the second pass on
+  uint64_t rounds = 0;
+  uint64_t disk_total = 0;
+  uint64_t disk_left = 0;
+};
+
+struct MigrationParameters {
+  std::string control_uri;  // of libvirt at the destination
+  std::string memory_uri;
+  std::string disks_uri;
+  bool live = true;  // else it is paused from the beginning
+  bool persistent = true;
+  // All disks were seen to be the same at both ends.
+  bool shared_disks = false;
+  std::vector<std::string> copied_disks;  // targets
+};
+
+class Hypervisor {
+ public:
+  // `socket`: of libvirt's daemon. Does not connect yet. kUnimplemented: no libvirt here, or
+  // Godwit was built without.
+  static absl::StatusOr<std::shared_ptr<Hypervisor>> open(const std::string& socket);
+  virtual ~Hypervisor() = default;
+
+  static std::string uri_of(const std::string& socket);
+  // libvirt's socket if nobody says where it is: the monolithic daemon's, or virtqemud's.
+  static std::string default_socket();
+
+  // kNotFound.
+  virtual absl::StatusOr<std::string> uuid_of(const std::string& name) = 0;
+  virtual absl::StatusOr<DomainState> state(const std::string& uuid) = 0;
+  // `migratable`: as another node has to define it.
+  virtual absl::StatusOr<std::string> xml(const std::string& uuid, bool migratable) = 0;
+  virtual absl::StatusOr<bool> persistent(const std::string& uuid) = 0;
+  // As the hypervisor itself says, without what its balloon has taken. 0: it has no balloon to
+  // tell.
+  virtual absl::StatusOr<uint64_t> ram_bytes(const std::string& uuid) = 0;
+  virtual absl::StatusOr<int> snapshots(const std::string& uuid) = 0;
+
+  // Returns the uuid. An existing domain of that name and uuid gets the new definition.
+  virtual absl::StatusOr<std::string> define(const std::string& xml) = 0;
+  virtual absl::Status start(const std::string& uuid) = 0;        // fine when it runs
+  virtual absl::Status press_power(const std::string& uuid) = 0;  // ACPI
+  virtual absl::Status destroy(const std::string& uuid) = 0;   // fine when it does not run or exist
+  virtual absl::Status undefine(const std::string& uuid) = 0;  // fine when there is none
+  virtual absl::Status resume(const std::string& uuid) = 0;    // fine when it runs
+
+  virtual absl::StatusOr<JobFigures> job(const std::string& uuid) = 0;
+  virtual absl::Status abort_job(const std::string& uuid) = 0;
+  virtual absl::Status set_most_downtime(const std::string& uuid, int64_t ns) = 0;
+
+  virtual absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) = 0;
+  // Whether this node's CPU under that hypervisor can be the one that `cpu_xml` describes.
+  virtual absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) = 0;
+
+  // Blocks. Over `own_socket` instead of this object's connection: closing that one makes libvirt
+  // give up what its client has begun, or, once all memory has gone, leave the domain paused. The
+  // domain is left paused at the destination.
+  virtual absl::Status migrate(const std::string& own_socket, const std::string& uuid,
+                               const MigrationParameters& parameters) = 0;
+
+  // `on_event` is called by libvirt's thread and must not block. Ends with what is returned.
+  using OnEvent = std::function<void(Happened)>;
+  class Subscription {
+   public:
+    virtual ~Subscription() = default;
+  };
+  virtual absl::StatusOr<std::unique_ptr<Subscription>> watch(const std::string& uuid,
+                                                              OnEvent on_event) = 0;
+
+  // The serial console: `output` is called with what the guest writes; write() types. Null output
+  // data: it has ended.
+  class Console {
+   public:
+    virtual ~Console() = default;
+    virtual absl::Status write(std::string_view bytes) = 0;
+    // Blocks. Empty: the end.
+    virtual absl::StatusOr<std::string> read() = 0;
+    virtual void close() = 0;
+  };
+  virtual absl::StatusOr<std::shared_ptr<Console>> console(const std::string& uuid) = 0;
+};
+
+}  // namespace godwit::vm
+
+#endif  // GODWIT_VM_HYPERVISOR_H_

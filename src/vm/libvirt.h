@@ -1,0 +1,78 @@
+// libvirt's C API (libvirt.so.0), loaded when it is first needed: whoever has no virtual machines
+// need not install it, and its thirty libraries would be linked into every process of ours.
+#ifndef GODWIT_VM_LIBVIRT_H_
+#define GODWIT_VM_LIBVIRT_H_
+
+#include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
+
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace godwit::vm {
+
+#define GODWIT_LIBVIRT_CALLS(X)         \
+  X(virConnectClose)                    \
+  X(virConnectDomainEventDeregisterAny) \
+  X(virConnectDomainEventRegisterAny)   \
+  X(virConnectGetDomainCapabilities)    \
+  X(virConnectCompareHypervisorCPU)     \
+  X(virConnectIsAlive)                  \
+  X(virConnectOpenAuth)                 \
+  X(virConnectSetKeepAlive)             \
+  X(virDomainAbortJob)                  \
+  X(virDomainCreate)                    \
+  X(virDomainDefineXMLFlags)            \
+  X(virDomainDestroy)                   \
+  X(virDomainFree)                      \
+  X(virDomainGetJobStats)               \
+  X(virDomainGetState)                  \
+  X(virDomainGetUUIDString)             \
+  X(virDomainGetXMLDesc)                \
+  X(virDomainHasManagedSaveImage)       \
+  X(virDomainIsPersistent)              \
+  X(virDomainLookupByName)              \
+  X(virDomainLookupByUUIDString)        \
+  X(virDomainMemoryStats)               \
+  X(virDomainMigrate3)                  \
+  X(virDomainMigrateSetMaxDowntime)     \
+  X(virDomainOpenConsole)               \
+  X(virDomainResume)                    \
+  X(virDomainShutdown)                  \
+  X(virDomainSnapshotNum)               \
+  X(virDomainUndefineFlags)             \
+  X(virEventAddTimeout)                 \
+  X(virEventRegisterDefaultImpl)        \
+  X(virEventRunDefaultImpl)             \
+  X(virGetLastError)                    \
+  X(virInitialize)                      \
+  X(virSetErrorFunc)                    \
+  X(virStreamAbort)                     \
+  X(virStreamFree)                      \
+  X(virStreamNew)                       \
+  X(virStreamRecv)                      \
+  X(virStreamSend)                      \
+  X(virTypedParamsAddString)            \
+  X(virTypedParamsFree)                 \
+  X(virTypedParamsGetULLong)            \
+  X(virTypedParamsGetInt)
+
+struct Libvirt {
+#define GODWIT_DECLARE(call) decltype(&::call) call = nullptr;
+  GODWIT_LIBVIRT_CALLS(GODWIT_DECLARE)
+#undef GODWIT_DECLARE
+};
+
+// Loads it at the first call and starts the thread that reads its connections. kUnimplemented: it
+// is not installed, with what to do. The object lives for ever.
+absl::StatusOr<const Libvirt*> libvirt();
+
+// The calling thread's last error of libvirt. kUnavailable: its daemon does not answer; kNotFound:
+// no such domain.
+absl::Status libvirt_error(const Libvirt& api, std::string_view call);
+
+}  // namespace godwit::vm
+
+#endif  // GODWIT_VM_LIBVIRT_H_

@@ -1,0 +1,83 @@
+// Hypervisor over libvirt's C API.
+#ifndef GODWIT_VM_LIBVIRT_HYPERVISOR_H_
+#define GODWIT_VM_LIBVIRT_HYPERVISOR_H_
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "vm/hypervisor.h"
+#include "vm/libvirt.h"
+
+namespace godwit::vm {
+
+class Connection;
+
+class LibvirtHypervisor final : public Hypervisor {
+ public:
+  LibvirtHypervisor(const Libvirt& api, std::string socket)
+      : api_(api), socket_(std::move(socket)) {}
+  ~LibvirtHypervisor() override;
+
+  absl::StatusOr<std::string> uuid_of(const std::string& name) override;
+  absl::StatusOr<DomainState> state(const std::string& uuid) override;
+  absl::StatusOr<std::string> xml(const std::string& uuid, bool migratable) override;
+  absl::StatusOr<bool> persistent(const std::string& uuid) override;
+  absl::StatusOr<uint64_t> ram_bytes(const std::string& uuid) override;
+  absl::StatusOr<int> snapshots(const std::string& uuid) override;
+  absl::StatusOr<std::string> define(const std::string& xml) override;
+  absl::Status start(const std::string& uuid) override;
+  absl::Status press_power(const std::string& uuid) override;
+  absl::Status destroy(const std::string& uuid) override;
+  absl::Status undefine(const std::string& uuid) override;
+  absl::Status resume(const std::string& uuid) override;
+  absl::StatusOr<JobFigures> job(const std::string& uuid) override;
+  absl::Status abort_job(const std::string& uuid) override;
+  absl::Status set_most_downtime(const std::string& uuid, int64_t ns) override;
+  absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) override;
+  absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) override;
+  absl::Status migrate(const std::string& own_socket, const std::string& uuid,
+                       const MigrationParameters& parameters) override;
+  absl::StatusOr<std::unique_ptr<Subscription>> watch(const std::string& uuid,
+                                                      OnEvent on_event) override;
+  absl::StatusOr<std::shared_ptr<Console>> console(const std::string& uuid) override;
+
+ private:
+  struct Watchers;
+  struct Watch;
+  using Domain = std::unique_ptr<virDomain, int (*)(virDomainPtr)>;
+  absl::StatusOr<std::shared_ptr<Connection>> connection();
+  absl::StatusOr<Domain> domain(Connection& connection, const std::string& uuid);
+  // `act` returns what libvirt does: below 0 is an error.
+  absl::Status on_domain(const std::string& uuid, const char* call,
+                         absl::FunctionRef<int(virDomainPtr)> act);
+
+  const Libvirt& api_;
+  const std::string socket_;
+  std::mutex mutex_;
+  std::shared_ptr<Connection> connection_;
+  std::shared_ptr<Watchers> watchers_;
+};
+
+// One connection to a libvirt daemon, with keep-alive.
+class Connection {
+ public:
+  static absl::StatusOr<std::shared_ptr<Connection>> open(const Libvirt& api,
+                                                          const std::string& uri);
+  ~Connection() { api_.virConnectClose(connection_); }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+  virConnectPtr get() const { return connection_; }
+  bool alive() const { return api_.virConnectIsAlive(connection_) == 1; }
+
+ private:
+  Connection(const Libvirt& api, virConnectPtr connection) : api_(api), connection_(connection) {}
+  const Libvirt& api_;
+  virConnectPtr connection_;
+};
+
+}  // namespace godwit::vm
+
+#endif  // GODWIT_VM_LIBVIRT_HYPERVISOR_H_
