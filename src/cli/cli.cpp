@@ -28,10 +28,10 @@ int cli_main(int argc, char** argv) {
                  "daemon to ask (default: $GODWIT_SOCKET, else the lab's n1, else "
                  "/run/godwit/node.sock)");
   for (const auto add :
-       {add_run,    add_ps,           add_inspect,    add_logs,    add_exec,    add_attach,
-        add_signal, add_stop,         add_wait,       add_rm,      add_migrate, add_rejuvenate,
-        add_clone,  add_check,        add_checkpoint, add_restore, add_image,   add_nodes,
-        add_node,   add_certificates, add_lab})
+       {add_run,    add_ps,    add_inspect,      add_logs,    add_exec,    add_attach,
+        add_signal, add_stop,  add_wait,         add_rm,      add_migrate, add_rejuvenate,
+        add_clone,  add_check, add_checkpoint,   add_restore, add_image,   add_vm,
+        add_nodes,  add_node,  add_certificates, add_lab})
     add(app, context);
   try {
     app.parse(own, argv);

@@ -50,6 +50,7 @@ void add_image(CLI::App& app, Context& context);
 void add_nodes(CLI::App& app, Context& context);
 void add_node(CLI::App& app, Context& context);
 void add_certificates(CLI::App& app, Context& context);
+void add_vm(CLI::App& app, Context& context);
 void add_lab(CLI::App& app, Context& context);
 
 // "godwit: <message>" to stderr; returns `code`.

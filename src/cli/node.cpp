@@ -162,6 +162,14 @@ void add_node(CLI::App& app, Context& context) {
   command->add_option("--local-name", o.config.local_name,
                       "for several nodes on one machine: names the services' cgroup (default: the "
                       "name)");
+  command->add_option("--libvirt", o.config.libvirt_socket,
+                      "socket of the libvirt daemon with the node's virtual machines (default: "
+                      "/run/libvirt/virtqemud-sock or /run/libvirt/libvirt-sock)");
+  command
+      ->add_option("--vm-sockets", o.config.vm_sockets,
+                   "the folder that libvirt has as /run/godwit/vm, if it has a mount namespace of "
+                   "its own")
+      ->capture_default_str();
   command->add_flag("--keep-alive", o.keep_alive, "start the daemon again when it is killed");
   command->add_option("--ready-fd", o.config.ready_fd,
                       "write \"ready\" there once calls are served");

@@ -160,6 +160,10 @@ std::string time_text(int64_t unix_ns) {
 
 std::string command_line(const api::Service& service) {
   std::string out;
+  if (service.has_vm())
+    return fmt::format("virtual machine{}", service.vm().memory_bytes() == 0
+                                                ? ""
+                                                : ", " + format_bytes(service.vm().memory_bytes()));
   for (const std::string& each : service.argv()) {
     if (!out.empty()) out += ' ';
     out += quoted_if_needed(each);
@@ -220,6 +224,18 @@ void service_json(Json& json, const api::Service& s) {
         .text("capsule_path", each.capsule_path())
         .end();
   json.end();
+  if (s.has_vm()) {
+    json.object("vm")
+        .text("uuid", s.vm().uuid())
+        .text("state", s.vm().state())
+        .number("memory_bytes", s.vm().memory_bytes())
+        .number("cpus", s.vm().cpus())
+        .text("machine", s.vm().machine())
+        .text("error", s.vm().error());
+    json.array("disks");
+    for (const std::string& each : s.vm().disks()) json.text("", each);
+    json.end().end();
+  }
   if (s.has_last_migration()) {
     json.object("last_migration").text("outcome", s.last_migration().outcome());
     statistics_json(json, s.last_migration());
@@ -239,7 +255,15 @@ std::string service_text(const api::Service& s) {
   line("address", s.address());
   line("mac", s.mac());
   if (s.pid() != 0) line("pid", std::to_string(s.pid()));
-  line("command", command_line(s));
+  if (!s.has_vm()) line("command", command_line(s));
+  if (s.has_vm()) {
+    const api::Vm& vm = s.vm();
+    line("machine", fmt::format("{}, {}, {}", vm.machine(), format_amount(vm.cpus(), "CPU", "CPUs"),
+                                format_bytes(vm.memory_bytes())));
+    line("uuid", vm.uuid());
+    for (const std::string& each : vm.disks()) line("disk", each);
+    line("libvirt", vm.error());
+  }
   line("user", s.user());
   line("workdir", s.workdir());
   line("rootfs", s.rootfs());

@@ -7,6 +7,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <optional>
 #include <thread>
 
@@ -33,7 +34,12 @@ sigset_t signals_of(const SessionOptions& options) {
 class Sender {
  public:
   Sender(SessionStream& stream, const SessionOptions& options, int signals, int stop)
-      : stream_(stream), signals_(signals), stop_(stop), reading_(options.interactive) {}
+      : stream_(stream),
+        signals_(signals),
+        stop_(stop),
+        reading_(options.interactive),
+        leave_key_(options.leave_key) {}
+  bool left() const { return left_; }
 
   void run() {
     while (true) {
@@ -68,6 +74,8 @@ class Sender {
       input.set_end_of_input(true);
     } else {
       bytes.resize(static_cast<size_t>(n));
+      left_ = leave_key_ != 0 && bytes.find(leave_key_) != std::string::npos;
+      if (left_) return false;
       input.set_data(std::move(bytes));
     }
     return stream_.Write(input);
@@ -77,6 +85,8 @@ class Sender {
   int signals_;
   int stop_;
   bool reading_;
+  char leave_key_;
+  std::atomic<bool> left_ = false;
 };
 
 }  // namespace
@@ -104,7 +114,10 @@ int run_session(const std::string& socket, const SessionOptions& options,
   std::optional<RawTerminal> raw;
   if (options.tty && options.interactive) raw.emplace(STDIN_FILENO);
   Sender sender(*stream, options, signals.get(), stop.get());
-  std::thread sending([&] { sender.run(); });
+  std::thread sending([&] {
+    sender.run();
+    if (sender.left()) context.TryCancel();
+  });
 
   std::optional<int> exit_code;
   std::optional<api::SessionFailure> failure;
@@ -123,6 +136,7 @@ int run_session(const std::string& socket, const SessionOptions& options,
   raw.reset();
   stream->WritesDone();
   const grpc::Status status = stream->Finish();
+  if (sender.left()) return 0;
   if (exit_code) return *exit_code;
   if (failure) return complain(*failure);
   if (status.ok())

@@ -16,6 +16,8 @@ struct SessionOptions {
   // SIGINT, SIGTERM, SIGHUP and SIGQUIT that we get go to the program (without tty, where keys do
   // that already).
   bool pass_signals = false;
+  // This key ends the session, with exit code 0; 0: none does.
+  char leave_key = 0;
 };
 
 using SessionStream = grpc::ClientReaderWriter<api::ExecInput, api::ExecOutput>;

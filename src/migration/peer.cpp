@@ -268,7 +268,7 @@ absl::StatusOr<bool> Acceptor::step(Pending& one) const {
     const char purpose = hello[kMagic.size()];
     if (std::string_view(hello).substr(0, kMagic.size()) != kMagic ||
         purpose < static_cast<char>(Purpose::kStream) ||
-        purpose > static_cast<char>(Purpose::kPush))
+        purpose > static_cast<char>(Purpose::kVmDisks))
       return absl::UnauthenticatedError("not a mover of this version");
     one.purpose = purpose;
     one.nonces = hello.substr(kMagic.size() + 1);

@@ -36,6 +36,10 @@ enum class Purpose : uint8_t {
   kMessages = 2,
   kFaults = 3,  // post-copy: pages that are waited for
   kPush = 4,    // the others
+  // Connections of a virtual machine's migration, to be handed on (vm/pump.h).
+  kVmControl = 5,  // to the destination's libvirt
+  kVmMemory = 6,
+  kVmDisks = 7,
 };
 
 struct Listener {

@@ -45,24 +45,30 @@ class ApiService final : public api::Godwit::Service {
   grpc::Status Checkpoint(grpc::ServerContext*, const api::CheckpointRequest*, Moves*) override;
   grpc::Status Restore(grpc::ServerContext*, const api::RestoreRequest*, Moves*) override;
   grpc::Status Clone(grpc::ServerContext*, const api::CloneRequest*, Moves*) override;
+  grpc::Status AddVm(grpc::ServerContext*, const api::AddVmRequest*, api::Service*) override;
+  grpc::Status StartVm(grpc::ServerContext*, const api::InspectRequest*, api::Service*) override;
   grpc::Status Nodes(grpc::ServerContext*, const api::Empty*, api::NodesReply*) override;
 
  private:
+  // What a call is for.
+  enum Workloads { kServicesOnly, kAlsoVms };
   // The node that has the service, null: this one, which has recovered.
   absl::StatusOr<std::shared_ptr<Peer>> locate(const grpc::ServerContext& context,
-                                               const std::string& service);
+                                               const std::string& service,
+                                               Workloads workloads = kServicesOnly);
   // The named node, null: this one, which has recovered.
   absl::StatusOr<std::shared_ptr<Peer>> other_node(const std::string& name);
 
   // Does `here` while nobody else changes the service, or passes the call on. A move that is under
   // way is waited for, and followed.
   absl::Status on_service(grpc::ServerContext& context, const std::string& service,
-                          const std::string& doing, const std::function<absl::Status()>& here,
+                          const std::string& doing, Workloads workloads,
+                          const std::function<absl::Status()>& here,
                           const std::function<absl::Status(Peer&, grpc::ClientContext&)>& there);
   // The same of calls that move the service themselves: one that has just moved on is followed.
   using MovesThere = grpc::ClientReader<api::MigrateEvent>;
   grpc::Status at_its_node(
-      grpc::ServerContext& context, const std::string& service, Moves& out,
+      grpc::ServerContext& context, const std::string& service, Workloads workloads, Moves& out,
       const std::function<absl::StatusOr<api::MigrateResult>(SourceMigration&)>& here,
       const std::function<std::unique_ptr<MovesThere>(Peer&, grpc::ClientContext*)>& there);
   absl::Status run_here(const api::RunRequest& request, api::RunReply& reply);
@@ -76,6 +82,9 @@ class ApiService final : public api::Godwit::Service {
   // kAborted: the service has moved.
   absl::StatusOr<int> attach_here(grpc::ServerContext& context, const api::ExecStart& start,
                                   Session& session, SessionInput& input);
+  // The same of a virtual machine's serial console.
+  absl::StatusOr<int> console_here(grpc::ServerContext& context, const std::string& name,
+                                   Session& session, SessionInput& input);
 
   Node& node_;
 };
@@ -93,6 +102,13 @@ class PeerService final : public api::StoreService {
                       api::Empty*) override;
   grpc::Status Probe(grpc::ServerContext*, const api::ProbeRequest*, api::Empty*) override;
   grpc::Status Ping(grpc::ServerContext*, const api::Empty*, api::Node*) override;
+  grpc::Status PrepareVm(grpc::ServerContext*, const api::PrepareVmRequest*,
+                         api::PrepareVmReply*) override;
+  grpc::Status SwitchVmOver(grpc::ServerContext*, const api::SwitchVmOverRequest*,
+                            api::SwitchVmOverReply*) override;
+  grpc::Status GiveVmFrames(grpc::ServerContext*, const api::SwitchVmOverRequest*,
+                            api::Empty*) override;
+  grpc::Status AbortVm(grpc::ServerContext*, const api::AbortReplicaRequest*, api::Empty*) override;
 
  private:
   Node& node_;

@@ -41,8 +41,12 @@ absl::StatusOr<std::shared_ptr<Peer>> ApiService::other_node(const std::string& 
 }
 
 absl::StatusOr<std::shared_ptr<Peer>> ApiService::locate(const grpc::ServerContext& context,
-                                                         const std::string& service) {
+                                                         const std::string& service,
+                                                         Workloads workloads) {
   GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(service));
+  if (found.record.has_vm() && workloads == kServicesOnly)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "{} is a virtual machine, and this command is for services", service);
   if (found.record.owner() == node_.config().name) {
     GW_RETURN_IF_ERROR(node_.wait_recovered(Deadline::in(kRecoveredWait)));
     return std::shared_ptr<Peer>();
@@ -55,11 +59,11 @@ absl::StatusOr<std::shared_ptr<Peer>> ApiService::locate(const grpc::ServerConte
 
 absl::Status ApiService::on_service(
     grpc::ServerContext& context, const std::string& service, const std::string& doing,
-    const std::function<absl::Status()>& here,
+    Workloads workloads, const std::function<absl::Status()>& here,
     const std::function<absl::Status(Peer&, grpc::ClientContext&)>& there) {
   absl::Status result = absl::OkStatus();
   for (int moves = 0; moves < kMostMoves; ++moves) {
-    GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, locate(context, service));
+    GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, locate(context, service, workloads));
     if (peer == nullptr) {
       GW_ASSIGN_OR_RETURN(const Busy::Hold hold,
                           node_.busy().hold(service, doing, Deadline::in(kBusyWait)));

@@ -12,6 +12,7 @@
 #include "node/replica_session.h"
 #include "node/restore.h"
 #include "node/source_migration.h"
+#include "node/vm_source.h"
 
 namespace godwit::node {
 namespace {
@@ -57,11 +58,11 @@ absl::Status judge(const Node& node, const api::PrepareReplicaRequest& request,
 }  // namespace
 
 grpc::Status ApiService::at_its_node(
-    grpc::ServerContext& context, const std::string& service, Moves& out,
+    grpc::ServerContext& context, const std::string& service, Workloads workloads, Moves& out,
     const std::function<absl::StatusOr<api::MigrateResult>(SourceMigration&)>& here,
     const std::function<std::unique_ptr<MovesThere>(Peer&, grpc::ClientContext*)>& there) {
   for (int moves = 0; moves < kMostMoves; ++moves) {
-    const auto peer = locate(context, service);
+    const auto peer = locate(context, service, workloads);
     if (!peer.ok()) return api::to_grpc(peer.status());
     if (*peer == nullptr) {
       SourceMigration migration(node_, to_stream(out),
@@ -80,14 +81,19 @@ grpc::Status ApiService::at_its_node(
 grpc::Status ApiService::Migrate(grpc::ServerContext* context, const api::MigrateRequest* request,
                                  Moves* out) {
   return at_its_node(
-      *context, request->name(), *out,
-      [&](SourceMigration& migration) { return migration.migrate(*request); },
+      *context, request->name(), kAlsoVms, *out,
+      [&](SourceMigration& migration) -> absl::StatusOr<api::MigrateResult> {
+        GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(request->name()));
+        if (!found.record.has_vm()) return migration.migrate(*request);
+        VmMigration vm(node_, to_stream(*out), [context] { return context->IsCancelled(); });
+        return vm.migrate(*request);
+      },
       [&](Peer& peer, auto* call) { return peer.user->Migrate(call, *request); });
 }
 
 grpc::Status ApiService::CancelMigration(grpc::ServerContext* context,
                                          const api::InspectRequest* request, api::Empty* reply) {
-  const auto peer = locate(*context, request->name());
+  const auto peer = locate(*context, request->name(), kAlsoVms);
   if (!peer.ok()) return api::to_grpc(peer.status());
   if (*peer != nullptr) {
     const auto call = pass_on(*context);
@@ -115,7 +121,7 @@ grpc::Status ApiService::ResumeMigration(grpc::ServerContext* context,
 grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
                                     const api::CheckpointRequest* request, Moves* out) {
   return at_its_node(
-      *context, request->name(), *out,
+      *context, request->name(), kServicesOnly, *out,
       [&](SourceMigration& migration) { return migration.checkpoint(*request); },
       [&](Peer& peer, auto* call) { return peer.user->Checkpoint(call, *request); });
 }
@@ -123,7 +129,7 @@ grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
 grpc::Status ApiService::Clone(grpc::ServerContext* context, const api::CloneRequest* request,
                                Moves* out) {
   return at_its_node(
-      *context, request->name(), *out,
+      *context, request->name(), kServicesOnly, *out,
       [&](SourceMigration& migration) { return migration.clone(*request); },
       [&](Peer& peer, auto* call) { return peer.user->Clone(call, *request); });
 }

@@ -15,6 +15,7 @@
 #include "kernel/syscalls.h"
 #include "node/replica_session.h"
 #include "node/service_port.h"
+#include "node/vms.h"
 #include "pages/link_share.h"
 
 namespace godwit::node {
@@ -91,8 +92,15 @@ absl::StatusOr<std::unique_ptr<Node>> Node::open(const NodeConfig& config) {
   return node;
 }
 
+Node::Node(const NodeConfig& config)
+    : config_(config),
+      services_(config_),
+      journal_(config_.state_dir),
+      vms_(std::make_unique<Vms>(*this)) {}
+
 Node::~Node() {
   stop();
+  vms_->abort_sessions();
   std::map<std::string, std::shared_ptr<ReplicaSession>> sessions;
   {
     std::lock_guard lock(mutex_);
@@ -177,6 +185,10 @@ api::Service Node::describe(const api::ServiceRecord& record) const {
   service.set_created_unix_ns(record.created_unix_ns());
   service.set_started_unix_ns(record.started_unix_ns());
   if (record.has_last_migration()) *service.mutable_last_migration() = record.last_migration();
+  if (record.has_vm()) {
+    vms_->describe(record, service);
+    return service;
+  }
   capsule::CapsuleSpec spec;
   if (spec.ParseFromString(record.spec())) {
     *service.mutable_argv() = spec.argv();

@@ -34,6 +34,7 @@
 namespace godwit::node {
 
 class ReplicaSession;
+class Vms;
 
 // A migration of which this node is the source, while it runs.
 struct Outgoing {
@@ -76,6 +77,7 @@ class Node {
   Tasks& tasks() { return tasks_; }
   SpareMover& spare_mover() { return spare_mover_; }
   PostCopy& post_copy() { return post_copy_; }
+  Vms& vms() const { return *vms_; }
   // Found out once, by the first who asks.
   absl::StatusOr<const MachineFacts*> machine_facts() const;
 
@@ -139,8 +141,7 @@ class Node {
   std::shared_ptr<ReplicaSession> session(const std::string& migration_id);
 
  private:
-  explicit Node(const NodeConfig& config)
-      : config_(config), services_(config_), journal_(config_.state_dir) {}
+  explicit Node(const NodeConfig& config);
   void watch_for_exit(const std::string& name, uint64_t watch);
   bool watch_is_current(const std::string& name, uint64_t watch) const;
   void clean_up_after_mover(const std::string& service,
@@ -149,6 +150,7 @@ class Node {
   using Unsettled = std::map<std::string, std::vector<api::MigrationJournal>>;
   absl::Status settle(const api::MigrationJournal& entry);
   absl::Status settle_service(VersionedService versioned);
+  absl::Status settle_vm(VersionedService versioned);
   absl::Status remove_strays(const Unsettled& unsettled);
   absl::Status until_done(const std::function<absl::Status()>& ask) const;
   absl::Status announce_self();
@@ -175,6 +177,7 @@ class Node {
   std::map<std::string, std::shared_ptr<Outgoing>> outgoing_;
   std::map<std::string, std::shared_ptr<ReplicaSession>> sessions_;
   PostCopy post_copy_{*this};
+  std::unique_ptr<Vms> vms_;
   Tasks tasks_;  // last: its threads use the others
 };
 

@@ -12,6 +12,9 @@ namespace godwit::node {
 constexpr char kDefaultSocket[] = "/run/godwit/node.sock";
 constexpr char kDefaultState[] = "/var/lib/godwit";
 constexpr uint16_t kDefaultPort = 7400;
+// Where virtual machines' migrations have their sockets, as libvirt and QEMU see it: they get one
+// path for both ends, so it is the same on all nodes.
+constexpr char kVmSockets[] = "/run/godwit/vm";
 
 // A lab's daemons: sockets and stores in memory below run, state with the services' layers below
 // state, one folder a node. $GODWIT_LAB names another lab than the usual one, beside it.
@@ -57,7 +60,10 @@ struct NodeConfig {
   std::string subnet6;  // "": services have no IPv6 address
   std::string gateway;  // of either family, several with commas; "": none
   uint32_t mtu = 1500;
-  int ready_fd = -1;  // "ready\n" is written there, then it is closed
+  // Virtual machines.
+  std::string libvirt_socket;           // of libvirt's daemon; "": where it usually is
+  std::string vm_sockets = kVmSockets;  // as this daemon sees it
+  int ready_fd = -1;                    // "ready\n" is written there, then it is closed
 
   std::string tls() const { return tls_dir.empty() ? state_dir + "/tls" : tls_dir; }
   std::string listen_address() const { return listen_host + ":" + std::to_string(listen_port); }

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "node/node.h"
+#include "node/vms.h"
 
 namespace godwit::node {
 namespace {
@@ -131,6 +132,7 @@ absl::Status Node::keep_trying(const std::string& doing,
 absl::Status Node::settle_service(VersionedService versioned) {
   api::ServiceRecord& record = versioned.record;
   const std::string name = record.name();
+  if (record.has_vm()) return settle_vm(std::move(versioned));
   if (record.state() == api::SERVICE_CREATING) {
     log_info("service {}: its start was interrupted; removing it", name);
     return remove_service(name);
@@ -158,6 +160,23 @@ absl::Status Node::settle_service(VersionedService versioned) {
   // Notices an end that has come already, too.
   supervise(name);
   return absl::OkStatus();
+}
+
+absl::Status Node::settle_vm(VersionedService versioned) {
+  api::ServiceRecord& record = versioned.record;
+  if (record.state() == api::SERVICE_CREATING) {
+    log_info("{}: taking it on was interrupted; forgetting it", record.name());
+    return vms_->remove(record.name(), false);
+  }
+  // Its migration had not begun, or was settled but for this.
+  if (record.state() == api::SERVICE_MIGRATING) {
+    record.set_state(api::SERVICE_RUNNING);
+    record.set_generation(record.generation() + 1);
+    record.clear_migration_id();
+    record.clear_destination();
+    GW_RETURN_IF_ERROR(records_->put(versioned));
+  }
+  return vms_->take_on(record.name(), record.vm().uuid());
 }
 
 // No replica is made meanwhile: wait_recovered().

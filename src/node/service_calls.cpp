@@ -11,6 +11,7 @@
 #include "node/api_service.h"
 #include "node/launch.h"
 #include "node/session_pump.h"
+#include "node/vms.h"
 
 namespace godwit::node {
 namespace {
@@ -85,7 +86,7 @@ grpc::Status ApiService::Inspect(grpc::ServerContext* context, const api::Inspec
   if (!found.ok()) return api::to_grpc(found.status());
   *reply = node_.describe(found->record);
   if (found->record.owner() == node_.config().name) return grpc::Status::OK;
-  const auto peer = locate(*context, request->name());
+  const auto peer = locate(*context, request->name(), kAlsoVms);
   // Gone since, or just moved: what the record said is as true as anything.
   if (!peer.ok() || *peer == nullptr) return grpc::Status::OK;
   auto call = pass_on(*context);
@@ -101,7 +102,7 @@ grpc::Status ApiService::Inspect(grpc::ServerContext* context, const api::Inspec
 grpc::Status ApiService::Signal(grpc::ServerContext* context, const api::SignalRequest* request,
                                 api::Empty* reply) {
   return api::to_grpc(on_service(
-      *context, request->name(), "being signalled",
+      *context, request->name(), "being signalled", kServicesOnly,
       [&]() -> absl::Status {
         if (request->signal() <= 0 || request->signal() >= NSIG)
           return make_error(absl::StatusCode::kInvalidArgument, "{} is no signal",
@@ -117,13 +118,18 @@ grpc::Status ApiService::Signal(grpc::ServerContext* context, const api::SignalR
 grpc::Status ApiService::Stop(grpc::ServerContext* context, const api::StopRequest* request,
                               api::StopReply* reply) {
   return api::to_grpc(on_service(
-      *context, request->name(), "being stopped", [&] { return stop_here(*request, *reply); },
+      *context, request->name(), "being stopped", kAlsoVms,
+      [&] { return stop_here(*request, *reply); },
       [&](Peer& peer, grpc::ClientContext& call) {
         return api::from_grpc(peer.user->Stop(&call, *request, reply));
       }));
 }
 
 absl::Status ApiService::stop_here(const api::StopRequest& request, api::StopReply& reply) {
+  const absl::Duration patience =
+      request.timeout_ns() == 0 ? kStopTimeout : absl::Nanoseconds(request.timeout_ns());
+  GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(request.name()));
+  if (found.record.has_vm()) return node_.vms().stop(request.name(), patience);
   auto opened = node_.services().open(request.name());
   if (absl::IsNotFound(opened.status())) return absl::OkStatus();  // lost with its machine
   GW_RETURN_IF_ERROR(opened.status());
@@ -133,8 +139,6 @@ absl::Status ApiService::stop_here(const api::StopRequest& request, api::StopRep
     const int number = request.signal() == 0 ? SIGTERM : request.signal();
     // Ended by itself just now: then waiting is short.
     capsule.signal(number).IgnoreError();
-    const absl::Duration patience =
-        request.timeout_ns() == 0 ? kStopTimeout : absl::Nanoseconds(request.timeout_ns());
     auto end = capsule.wait_exit(Deadline::in(patience));
     if (absl::IsDeadlineExceeded(end.status())) {
       GW_RETURN_IF_ERROR(capsule.kill());
@@ -150,13 +154,15 @@ absl::Status ApiService::stop_here(const api::StopRequest& request, api::StopRep
 grpc::Status ApiService::Remove(grpc::ServerContext* context, const api::RemoveRequest* request,
                                 api::Empty* reply) {
   return api::to_grpc(on_service(
-      *context, request->name(), "being removed", [&] { return remove_here(*request); },
+      *context, request->name(), "being removed", kAlsoVms, [&] { return remove_here(*request); },
       [&](Peer& peer, grpc::ClientContext& call) {
         return api::from_grpc(peer.user->Remove(&call, *request, reply));
       }));
 }
 
 absl::Status ApiService::remove_here(const api::RemoveRequest& request) {
+  GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(request.name()));
+  if (found.record.has_vm()) return node_.vms().remove(request.name(), request.force());
   const auto info = node_.services().info(request.name());
   if (info.ok() && info->state() != capsule::CAPSULE_EXITED && !request.force())
     return make_error(absl::StatusCode::kFailedPrecondition,

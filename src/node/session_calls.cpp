@@ -179,7 +179,8 @@ grpc::Status ApiService::Attach(grpc::ServerContext* context, Session* session) 
   if (!session->Read(&first) || !first.has_start())
     return {grpc::StatusCode::INVALID_ARGUMENT, "the first message must name the service"};
   api::ExecStart start = first.start();
-  auto peer = start.has_run() ? other_node(start.run().node()) : locate(*context, start.name());
+  auto peer =
+      start.has_run() ? other_node(start.run().node()) : locate(*context, start.name(), kAlsoVms);
   if (!peer.ok()) return api::to_grpc(peer.status());
   SessionInput input(*session, start);
   for (int in_vain = 0;;) {
@@ -216,7 +217,7 @@ grpc::Status ApiService::Attach(grpc::ServerContext* context, Session* session) 
     }
     *start.mutable_window() = input.window();
     if (in_vain > 0) ::usleep(20'000);
-    peer = locate(*context, start.name());
+    peer = locate(*context, start.name(), kAlsoVms);
     if (!peer.ok()) return tell_end(*session, input, session_end(peer.status()));
   }
 }
@@ -224,6 +225,10 @@ grpc::Status ApiService::Attach(grpc::ServerContext* context, Session* session) 
 absl::StatusOr<int> ApiService::attach_here(grpc::ServerContext& context,
                                             const api::ExecStart& start, Session& session,
                                             SessionInput& input) {
+  if (!start.has_run()) {
+    GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(start.name()));
+    if (found.record.has_vm()) return console_here(context, start.name(), session, input);
+  }
   std::optional<Launch> launch;
   if (start.has_run()) {
     GW_ASSIGN_OR_RETURN(Launch prepared, Launch::prepare(node_, start.run()));

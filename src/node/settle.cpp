@@ -13,6 +13,7 @@
 #include "node/mover_process.h"
 #include "node/node.h"
 #include "node/ownership.h"
+#include "node/vms.h"
 #include "pages/uffd_release.h"
 
 namespace godwit::node {
@@ -111,6 +112,7 @@ void Node::clean_up_after_mover(const std::string& service,
 
 absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, Undone undone,
                                                 LeftByMover left) {
+  if (!entry.vm_uuid().empty()) return vms_->settle_source(entry);
   GW_ASSIGN_OR_RETURN(
       UniqueFd hold,
       end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));
@@ -167,6 +169,7 @@ absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& ent
 }
 
 absl::Status Node::settle_destination(const api::MigrationJournal& entry, UniqueFd hold) {
+  if (!entry.vm_uuid().empty()) return vms_->settle_destination(entry);
   GW_ASSIGN_OR_RETURN(
       UniqueFd copied,
       end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), entry.mover_hold_fd()));

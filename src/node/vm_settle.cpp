@@ -1,0 +1,136 @@
+// What follows when a virtual machine's migration did not end by itself: the store says whose it
+// is, as for services (settle.cpp).
+#include <grpcpp/client_context.h>
+
+#include "api/rpc_status.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "node/node.h"
+#include "node/vm_network.h"
+#include "node/vm_relay.h"
+#include "node/vms.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr absl::Duration kCallOffWithin = absl::Seconds(30);
+constexpr absl::Duration kCallOffSlice = absl::Seconds(10);
+// Of libvirt: for what its client has left to be given up.
+constexpr absl::Duration kJobEndWait = absl::Seconds(20);
+
+void nap() {
+  const timespec pause{0, 50'000'000};
+  ::nanosleep(&pause, nullptr);
+}
+
+// The source runs on. libvirt resumes a domain whose migration failed by itself, but not one that
+// had gone over completely.
+absl::Status run_on(vm::Hypervisor& hypervisor, const std::string& uuid) {
+  const Deadline deadline = Deadline::in(kJobEndWait);
+  for (;;) {
+    const auto job = hypervisor.job(uuid);
+    if (absl::IsNotFound(job.status())) return absl::OkStatus();  // it has ended
+    // Of a domain that does not run there are no figures.
+    if (!job.ok() && !absl::IsFailedPrecondition(job.status())) return job.status();
+    if (!job.ok() || !job->active) break;
+    if (deadline.passed()) {
+      GW_RETURN_IF_ERROR(hypervisor.abort_job(uuid));
+      return make_error(absl::StatusCode::kUnavailable, "libvirt has not ended the migration yet");
+    }
+    nap();
+  }
+  const auto state = hypervisor.state(uuid);
+  if (absl::IsNotFound(state.status())) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(state.status());
+  if (*state == vm::DomainState::kPaused) GW_RETURN_IF_ERROR(hypervisor.resume(uuid));
+  const auto xml = hypervisor.xml(uuid, false);
+  const auto spec = xml.ok() ? vm::parse_domain(*xml) : xml.status();
+  const absl::Status told = spec.ok() ? announce_vm(*spec) : absl::Status(spec.status());
+  if (!told.ok()) log_warning("announcing {}: {}", uuid, message_of(told));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> Vms::settle_source(const api::MigrationJournal& entry) {
+  GW_ASSIGN_OR_RETURN(const auto hypervisor, hypervisor());
+  const auto answered =
+      settle_owner_at_source(node_.records(), node_.config().name, entry, node_.ask_again());
+  if (node_.stopping()) return absl::CancelledError("the daemon stops");
+  const bool gone = absl::IsNotFound(answered.status());
+  if (!answered.ok() && !gone) return answered.status();
+  const std::string owner = answered.ok() ? *answered : "";
+  if (owner == node_.config().name) {
+    FAULT_POINT("node.rolling_back");
+    log_info("migration {}: {} runs on here", entry.id(), entry.service());
+    call_off(entry);
+    GW_RETURN_IF_ERROR(run_on(*hypervisor, entry.vm_uuid()));
+    GW_RETURN_IF_ERROR(take_on(entry.service(), entry.vm_uuid()));
+  } else {
+    FAULT_POINT("node.taking_down");
+    log_info("migration {}: {} is on {}; taking it down here", entry.id(), entry.service(),
+             gone ? "no node" : owner);
+    let_go(entry.service());
+    GW_RETURN_IF_ERROR(hypervisor->destroy(entry.vm_uuid()));
+    GW_RETURN_IF_ERROR(hypervisor->undefine(entry.vm_uuid()));
+  }
+  VmRelay::remove_sockets(node_.config(), entry.id());
+  GW_RETURN_IF_ERROR(node_.journal().remove(entry));
+  return owner;
+}
+
+absl::Status Vms::settle_destination(const api::MigrationJournal& entry) {
+  GW_ASSIGN_OR_RETURN(const auto hypervisor, hypervisor());
+  GW_ASSIGN_OR_RETURN(
+      const bool ours,
+      settle_owner_at_destination(node_.records(), node_.config().name, entry, node_.ask_again()));
+  if (ours) {
+    log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
+    const auto state = hypervisor->state(entry.vm_uuid());
+    if (!state.ok() && !absl::IsNotFound(state.status())) return state.status();
+    if (state.ok() && *state == vm::DomainState::kPaused) {
+      // A predecessor may have died with the bridges' ports closed.
+      const auto xml = hypervisor->xml(entry.vm_uuid(), false);
+      const auto domain = xml.ok() ? vm::parse_domain(*xml) : xml.status();
+      if (domain.ok()) {
+        GW_RETURN_IF_ERROR(connect_vm(*domain, true));
+        GW_RETURN_IF_ERROR(announce_vm(*domain));
+      }
+      GW_RETURN_IF_ERROR(hypervisor->resume(entry.vm_uuid()));
+    }
+    GW_RETURN_IF_ERROR(take_on(entry.service(), entry.vm_uuid()));
+  } else {
+    GW_RETURN_IF_ERROR(hypervisor->destroy(entry.vm_uuid()));
+    GW_RETURN_IF_ERROR(hypervisor->undefine(entry.vm_uuid()));
+  }
+  VmRelay::remove_sockets(node_.config(), entry.id());
+  return node_.journal().remove(entry);
+}
+
+void Vms::call_off(const api::MigrationJournal& entry) {
+  if (entry.peer().empty()) return;
+  node_.tasks().run([this, entry] {
+    const Deadline deadline = Deadline::in(kCallOffWithin);
+    for (;;) {
+      absl::Status told = absl::OkStatus();
+      const auto peer = node_.peers().find(entry.peer());
+      if (peer.ok()) {
+        grpc::ClientContext context;
+        set_timeout(context, kCallOffSlice);
+        api::AbortReplicaRequest request;
+        request.set_migration_id(entry.id());
+        request.set_service(entry.service());
+        api::Empty reply;
+        told = api::from_grpc((*peer)->peer->AbortVm(&context, request, &reply));
+      } else {
+        told = peer.status();
+      }
+      const bool later = absl::IsUnavailable(told) || absl::IsDeadlineExceeded(told);
+      if (!later || node_.stopping() || deadline.passed()) return;
+      nap();
+    }
+  });
+}
+
+}  // namespace godwit::node

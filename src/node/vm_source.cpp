@@ -1,0 +1,467 @@
+#include "node/vm_source.h"
+
+#include <grpcpp/client_context.h>
+
+#include <algorithm>
+
+#include "absl/cleanup/cleanup.h"
+#include "api/rpc_status.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "node/machine.h"
+#include "node/node.h"
+#include "node/vms.h"
+#include "pages/link_share.h"
+
+namespace godwit::node {
+namespace {
+
+constexpr absl::Duration kHoldWait = absl::Seconds(1);
+constexpr absl::Duration kPrepareTimeout = absl::Seconds(60);
+constexpr int64_t kDefaultDowntimeNs = 50'000'000;
+constexpr std::chrono::milliseconds kLook{100};
+constexpr std::chrono::milliseconds kLookForFrames{3};
+// After the connection has broken.
+constexpr absl::Duration kAnswerWait = absl::Seconds(5);
+constexpr absl::Duration kGiveTimeout = absl::Milliseconds(200);
+// Passes that leave more than nine tenths of what the one before left.
+constexpr int kMostIdleRounds = 4;
+constexpr uint64_t kPageSize = 4096;
+
+absl::StatusOr<bool> is_cold(const api::MigrateRequest& request) {
+  const std::string& asked = request.strategy();
+  if (request.in_place())
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "{} is a virtual machine: it cannot be moved in place", request.name());
+  if (request.verify() || request.throttle())
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "{} is a virtual machine: --verify and --throttle are for services",
+                      request.name());
+  if (asked == "postcopy" || asked == "hybrid")
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "--strategy {} is for services yet: move a virtual machine with precopy or "
+                      "cold",
+                      asked);
+  if (asked.empty() || asked == "auto" || asked == "precopy") return false;
+  if (asked == "cold") return true;
+  return make_error(absl::StatusCode::kInvalidArgument, "--strategy {}: use auto, precopy or cold",
+                    asked);
+}
+
+}  // namespace
+
+absl::StatusOr<api::MigrateResult> VmMigration::migrate(const api::MigrateRequest& request) {
+  begun_ns_ = monotonic_ns();
+  GW_RETURN_IF_ERROR(check(request));
+  GW_RETURN_IF_ERROR(look_at_domain());
+  GW_RETURN_IF_ERROR(choose_strategy(request.strategy()));
+  marks_ = std::make_unique<SharedMarks>(entry_.id(), domain_);
+  if (request.dry_run()) return dry_run(request);
+  if (!reasons_.empty()) return result("refused", node_.config().name);
+
+  const auto outgoing = node_.begin_outgoing(request.name());
+  const auto ended = absl::MakeCleanup([&] { node_.end_outgoing(request.name()); });
+  user_cancelled_ = [outgoing, before = std::move(user_cancelled_)] {
+    return outgoing->cancelled || before();
+  };
+  GW_RETURN_IF_ERROR(mark_migrating());
+  api::MigrateProgress preparing;
+  preparing.set_phase("prepare");
+  on_progress_(preparing);
+  absl::Status moved = ask_destination(false, request.stall_timeout_ns());
+  if (moved.ok() && reasons_.empty()) moved = open_relay(request);
+  if (moved.ok() && reasons_.empty()) {
+    statistics_.set_setup_ns(monotonic_ns() - begun_ns_);
+    if (runs_) moved = start_libvirt(request);
+    if (moved.ok()) moved = follow(request);
+  }
+  return conclude(moved);
+}
+
+absl::Status VmMigration::choose_strategy(const std::string& asked) {
+  std::string why = cold_ ? "asked for" : "it goes on meanwhile";
+  if (!runs_) {
+    why = "it does not run: its definition goes";
+  } else if (!cold_) {
+    GW_ASSIGN_OR_RETURN(std::optional<migration::Reason> misses,
+                        misses_writes(*hypervisor_, domain_));
+    if (misses && asked == "precopy") {
+      reasons_.push_back(*std::move(misses));
+    } else if (misses) {
+      cold_ = true;
+      why = "it is emulated, without KVM, and rounds would damage its memory";
+    }
+  }
+  statistics_.set_strategy(cold_ || !runs_ ? "cold" : "precopy");
+  statistics_.set_chosen_because(why);
+  return absl::OkStatus();
+}
+
+absl::Status VmMigration::check(const api::MigrateRequest& request) {
+  GW_ASSIGN_OR_RETURN(cold_, is_cold(request));
+  const std::string& self = node_.config().name;
+  if (request.node() == self)
+    return make_error(absl::StatusCode::kInvalidArgument, "{} is on {} already", request.name(),
+                      self);
+  if (request.node().empty())
+    return make_error(absl::StatusCode::kInvalidArgument, "NODE is needed: where it goes");
+  GW_RETURN_IF_ERROR(node_.records().node(request.node()).status());
+  GW_ASSIGN_OR_RETURN(hypervisor_, node_.vms().hypervisor());
+  GW_ASSIGN_OR_RETURN(
+      hold_, node_.busy().hold(request.name(), fmt::format("being moved to {}", request.node()),
+                               Deadline::in(kHoldWait)));
+  GW_ASSIGN_OR_RETURN(current_, node_.records().service(request.name()));
+  if (current_.record.owner() != self)
+    return make_error(absl::StatusCode::kAborted, "{} has just gone to {}; ask again",
+                      request.name(), current_.record.owner());
+  if (current_.record.state() == api::SERVICE_MIGRATING)
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "an earlier move of {} is not settled yet", request.name());
+  entry_.set_id(random_id());
+  entry_.set_side(api::MigrationJournal::SOURCE);
+  entry_.set_service(request.name());
+  entry_.set_peer(request.node());
+  entry_.set_vm_uuid(current_.record.vm().uuid());
+  return absl::OkStatus();
+}
+
+absl::Status VmMigration::look_at_domain() {
+  GW_ASSIGN_OR_RETURN(const vm::DomainState state, hypervisor_->state(entry_.vm_uuid()));
+  runs_ = state != vm::DomainState::kStopped;
+  GW_ASSIGN_OR_RETURN(xml_, hypervisor_->xml(entry_.vm_uuid(), true));
+  GW_ASSIGN_OR_RETURN(domain_, vm::parse_domain(xml_));
+  GW_ASSIGN_OR_RETURN(reasons_, unmovable_parts(*hypervisor_, domain_, runs_));
+  if (state == vm::DomainState::kPaused)
+    reasons_.push_back(vm_reason("vm.paused", domain_.name, "it is paused",
+                                 "let it run (virsh resume), or stop it, and move it then"));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<api::MigrateResult> VmMigration::dry_run(const api::MigrateRequest& request) {
+  GW_RETURN_IF_ERROR(ask_destination(true, request.stall_timeout_ns()));
+  statistics_.set_memory_bytes(runs_ ? domain_.memory_bytes : 0);
+  return result(reasons_.empty() ? "movable" : "refused", node_.config().name);
+}
+
+absl::Status VmMigration::mark_migrating() {
+  entry_.set_generation(current_.record.generation() + 1);
+  // Before the record: one that says "migrating" always has its note.
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  current_.record.set_generation(current_.record.generation() + 1);
+  current_.record.set_state(api::SERVICE_MIGRATING);
+  current_.record.set_migration_id(entry_.id());
+  current_.record.set_destination(entry_.peer());
+  const absl::Status marked = node_.records().put(current_);
+  if (marked.ok()) return marked;
+  if (store::nothing_changed(marked)) {
+    node_.journal().remove(entry_).IgnoreError();
+    return marked;
+  }
+  // It may say so by now, or yet; nobody else has been told.
+  api::MigrationJournal entry = entry_;
+  entry.clear_peer();
+  const absl::Status settled = node_.vms().settle_source(entry).status();
+  if (!settled.ok() && !node_.stopping())
+    node_.settle_later(entry.service(), {entry}, std::move(hold_));
+  return marked;
+}
+
+absl::Status VmMigration::ask_destination(bool dry_run, int64_t stall_timeout_ns) {
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
+  api::PrepareVmRequest request;
+  request.set_migration_id(entry_.id());
+  request.set_name(entry_.service());
+  request.set_source(node_.config().name);
+  request.set_record_revision(current_.revision);
+  request.set_uuid(entry_.vm_uuid());
+  request.set_xml(xml_);
+  request.set_stopped(!runs_);
+  request.set_dry_run(dry_run);
+  request.set_data_tls(node_.data_tls());
+  request.set_stall_timeout_ns(stall_timeout_ns);
+  for (const std::string& each : marks_->paths()) request.add_shared_marks(each);
+  grpc::ClientContext context;
+  set_timeout(context, kPrepareTimeout);
+  const absl::Status asked = api::from_grpc(peer->peer->PrepareVm(&context, request, &prepared_));
+  if (!asked.ok()) return annotate(asked, fmt::format("preparing on {}", entry_.peer()));
+  for (const api::Refusal& each : prepared_.refusals())
+    reasons_.push_back(
+        vm_reason(each.code().c_str(), each.object(), each.reason(), each.way_out()));
+  for (const std::string& target : marks_->not_shared(prepared_))
+    reasons_.push_back(
+        vm_reason("vm.disk_not_shared", fmt::format("disk {}", target),
+                  fmt::format("{} does not see the folder that it is in", entry_.peer()),
+                  "put it on storage that both nodes have mounted at the same place"));
+  return absl::OkStatus();
+}
+
+absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
+  if (!runs_) return absl::OkStatus();
+  FAULT_POINT("node.before_mover");
+  migration::MoverStart proof;
+  node_.set_proof(proof, prepared_.token(), entry_.peer());
+  proof.set_stall_timeout_ns(request.stall_timeout_ns());
+  GW_ASSIGN_OR_RETURN(migration::Terms terms, migration::terms_of(proof));
+  node_.set_bandwidth(proof, request.bandwidth_bytes_per_s());
+  std::unique_ptr<pages::Pacer> pacer;
+  if (proof.bandwidth_bytes_per_s() > 0) {
+    pacer = std::make_unique<pages::Pacer>();
+    pacer->set_limit(static_cast<uint64_t>(proof.bandwidth_bytes_per_s()));
+    if (!proof.bandwidth_file().empty()) {
+      GW_ASSIGN_OR_RETURN(auto share, pages::LinkShare::join(proof.bandwidth_file()));
+      pacer->set_share(std::move(share));
+    }
+  }
+  GW_ASSIGN_OR_RETURN(relay_,
+                      VmRelay::at_source(node_.config(), node_.vms().libvirt_socket(), entry_.id(),
+                                         prepared_.host(), static_cast<uint16_t>(prepared_.port()),
+                                         std::move(terms), std::move(pacer)));
+  // The taps are in the XML of the domain that runs only.
+  GW_ASSIGN_OR_RETURN(const std::string live, hypervisor_->xml(entry_.vm_uuid(), false));
+  GW_ASSIGN_OR_RETURN(const vm::DomainSpec running, vm::parse_domain(live));
+  if (!cold_) recorder_ = std::make_unique<VmFrameRecorder>(running);
+  GW_ASSIGN_OR_RETURN(watch_, hypervisor_->watch(entry_.vm_uuid(), [this](vm::Happened what) {
+    const int64_t now = monotonic_ns();
+    std::lock_guard lock(mutex_);
+    if (what == vm::Happened::kStoppedForSwitchover && stopped_ns_ == 0) {
+      stopped_ns_ = now;
+      stopped_real_ns_ = clock_ns(CLOCK_REALTIME);
+      // At once: what comes after libvirt's "perform" must not pass.
+      relay_->hold_own(true);
+    }
+    if (what == vm::Happened::kResumed && stopped_ns_ != 0) resumed_ = true;
+    changed_.notify_all();
+  }));
+  return absl::OkStatus();
+}
+
+absl::Status VmMigration::start_libvirt(const api::MigrateRequest& request) {
+  // QEMU keeps it, and libvirt's job begins with it.
+  if (!cold_)
+    GW_RETURN_IF_ERROR(hypervisor_->set_most_downtime(
+        entry_.vm_uuid(),
+        request.max_downtime_ns() > 0 ? request.max_downtime_ns() : kDefaultDowntimeNs));
+  vm::MigrationParameters parameters;
+  parameters.control_uri = vm::Hypervisor::uri_of(relay_->path('c'));
+  parameters.memory_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'm');
+  parameters.disks_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'd');
+  parameters.live = !cold_;
+  parameters.shared_disks = true;  // or it was refused
+  const auto persistent = hypervisor_->persistent(entry_.vm_uuid());
+  parameters.persistent = persistent.ok() && *persistent;
+  libvirt_ = std::thread([this, parameters] {
+    const absl::Status said = hypervisor_->migrate(relay_->path('s'), entry_.vm_uuid(), parameters);
+    std::lock_guard lock(mutex_);
+    libvirt_said_ = said;
+    changed_.notify_all();
+  });
+  return absl::OkStatus();
+}
+
+absl::Status VmMigration::follow(const api::MigrateRequest& request) {
+  bool cancelling = false;
+  std::optional<Deadline> given_up;
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    if (switched_) return *switched_;
+    if (!runs_ && !switching_) {
+      lock.unlock();
+      begin_switchover();
+      lock.lock();
+      continue;
+    }
+    // All the same if libvirt was done before its event was seen: then the one copy is there.
+    if (!switching_ && !resumed_ && (libvirt_said_ ? libvirt_said_->ok() : stopped_ns_ != 0)) {
+      lock.unlock();
+      FAULT_POINT("node.switch_vm");
+      relay_->traffic().lift(!cold_);
+      // libvirt's client cannot make it run again any more; if it has before, it runs.
+      relay_->hold_own(true);
+      const auto state = hypervisor_->state(entry_.vm_uuid());
+      const bool still = !state.ok() || *state != vm::DomainState::kRunning;
+      if (still) begin_switchover();
+      lock.lock();
+      if (!still) resumed_ = true;
+      continue;
+    }
+    // libvirt gave up by itself and let it run on; the destination cannot have had all of it.
+    if (resumed_) return absl::AbortedError("the hypervisor could not complete it");
+    if (libvirt_said_ && !libvirt_said_->ok() && !switching_) return *libvirt_said_;
+    if (relay_ != nullptr && relay_->broken() && !switching_)
+      return make_error(absl::StatusCode::kUnavailable, "the connection to {} broke",
+                        entry_.peer());
+    lock.unlock();
+    if (switching_) {
+      give_stragglers();
+      // Nobody may be there any more to answer: then the store says what became of it.
+      if (relay_ != nullptr && relay_->broken()) {
+        if (!given_up) given_up = Deadline::in(kAnswerWait);
+        if (given_up->passed()) switch_call_->TryCancel();
+      }
+    }
+    const bool cancelled = user_cancelled_() || node_.stopping();
+    absl::Status going = absl::OkStatus();
+    if (!cancelled && runs_ && !switching_) going = look_at_job(request);
+    lock.lock();
+    if (cancelled && !cancelling) {
+      cancelling = true;
+      if (!switching_) return absl::CancelledError("cancelled");
+      // The destination decides which of the two was first.
+      lock.unlock();
+      node_.vms().call_off(entry_);
+      lock.lock();
+    }
+    if (!going.ok() && !switching_ && stopped_ns_ == 0) return going;
+    changed_.wait_for(lock, switching_ ? kLookForFrames : kLook);
+  }
+}
+
+// Until all bridges have learned, some come here yet.
+void VmMigration::give_stragglers() {
+  if (recorder_ == nullptr) return;
+  api::SwitchVmOverRequest request;
+  request.set_migration_id(entry_.id());
+  recorder_->add_missed(stopped_real_ns_, request);
+  const bool none = std::all_of(request.frames().begin(), request.frames().end(),
+                                [](const api::VmFrames& each) { return each.frames_size() == 0; });
+  const auto peer = node_.peers().find(entry_.peer());
+  if (none || !peer.ok()) return;
+  grpc::ClientContext context;
+  set_timeout(context, kGiveTimeout);
+  api::Empty reply;
+  // A client sends again what is lost here.
+  const grpc::Status given = (*peer)->peer->GiveVmFrames(&context, request, &reply);
+  if (!given.ok()) log_warning("frames for {}: {}", entry_.service(), given.error_message());
+}
+
+absl::Status VmMigration::look_at_job(const api::MigrateRequest& request) {
+  const auto job = hypervisor_->job(entry_.vm_uuid());
+  if (!job.ok() || !job->active) return absl::OkStatus();  // not yet, or not any more
+  statistics_.set_rounds(static_cast<uint32_t>(job->rounds));
+  statistics_.set_bytes_per_s(job->bytes_per_s);
+  statistics_.set_dirty_pages_per_s(job->dirty_bytes_per_s / kPageSize);
+  statistics_.set_memory_bytes(job->memory_total);
+  api::MigrateProgress progress;
+  progress.set_phase("rounds");
+  progress.set_strategy(statistics_.strategy());
+  progress.set_round(static_cast<uint32_t>(job->rounds));
+  progress.set_pages_left(job->memory_left / kPageSize);
+  progress.set_pages_total(job->memory_total / kPageSize);
+  progress.set_bytes_per_s(job->bytes_per_s);
+  progress.set_dirty_pages_per_s(job->dirty_bytes_per_s / kPageSize);
+  if (job->bytes_per_s > 0)
+    progress.set_time_left_ns(static_cast<int64_t>(static_cast<double>(job->memory_left) * 1e9 /
+                                                   static_cast<double>(job->bytes_per_s)));
+  on_progress_(progress);
+  if (cold_) return absl::OkStatus();
+  if (request.max_total_ns() > 0 && monotonic_ns() - begun_ns_ > request.max_total_ns())
+    return make_error(absl::StatusCode::kDeadlineExceeded,
+                      "it took longer than --max-total while the machine wrote {} MiB/s and the "
+                      "link took {} MiB/s",
+                      job->dirty_bytes_per_s >> 20, job->bytes_per_s >> 20);
+  if (job->rounds == last_round_) return absl::OkStatus();
+  const bool idle = left_at_round_ > 0 && job->rounds > 2 &&
+                    job->memory_left > left_at_round_ - left_at_round_ / 10 &&
+                    job->dirty_bytes_per_s * 5 > job->bytes_per_s * 4;
+  rounds_without_progress_ = idle ? rounds_without_progress_ + 1 : 0;
+  last_round_ = job->rounds;
+  left_at_round_ = job->memory_left;
+  if (rounds_without_progress_ < kMostIdleRounds) return absl::OkStatus();
+  return make_error(absl::StatusCode::kResourceExhausted,
+                    "it does not converge: the machine writes {} MiB/s, and the link takes {} "
+                    "MiB/s, with {} MiB left after pass {}; a longer --max-downtime, more "
+                    "--bandwidth or --strategy cold moves it",
+                    job->dirty_bytes_per_s >> 20, job->bytes_per_s >> 20, job->memory_left >> 20,
+                    job->rounds);
+}
+
+void VmMigration::begin_switchover() {
+  {
+    std::lock_guard lock(mutex_);
+    switching_ = true;
+  }
+  switch_call_ = std::make_shared<grpc::ClientContext>();
+  switchover_ = std::thread([this] {
+    api::SwitchVmOverRequest request;
+    request.set_migration_id(entry_.id());
+    request.set_announce(runs_);
+    if (recorder_ != nullptr) recorder_->add_missed(stopped_real_ns_, request);
+    api::SwitchVmOverReply reply;
+    const auto peer = node_.peers().find(entry_.peer());
+    absl::Status told = peer.status();
+    if (peer.ok())
+      told = api::from_grpc((*peer)->peer->SwitchVmOver(switch_call_.get(), request, &reply));
+    if (told.ok() && !reply.committed())
+      told = make_error(absl::StatusCode::kAborted, "{}: {}", entry_.peer(), reply.error());
+    std::lock_guard lock(mutex_);
+    switched_ns_ = monotonic_ns();
+    switched_ = told;
+    changed_.notify_all();
+  });
+}
+
+void VmMigration::cut() {
+  if (relay_ != nullptr) relay_->cut();
+  if (switch_call_ != nullptr) switch_call_->TryCancel();
+  if (switchover_.joinable()) switchover_.join();
+  if (libvirt_.joinable()) libvirt_.join();
+  watch_.reset();
+}
+
+absl::StatusOr<api::MigrateResult> VmMigration::conclude(const absl::Status& moved) {
+  const bool refused = !reasons_.empty();
+  if (!moved.ok() || refused) {
+    // QEMU gives up at once, instead of when it notices that nobody listens.
+    if (libvirt_.joinable() && !switching_) hypervisor_->abort_job(entry_.vm_uuid()).IgnoreError();
+  }
+  cut();
+  if (relay_ != nullptr) statistics_.set_bytes_wire(relay_->traffic().bytes());
+  statistics_.set_id(entry_.id());
+  statistics_.set_finished_unix_ns(clock_ns(CLOCK_REALTIME));
+  statistics_.set_total_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - begun_ns_);
+  if (stopped_ns_ != 0)
+    statistics_.set_freeze_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - stopped_ns_);
+  relay_.reset();
+  if (moved.ok() && !refused) {
+    api::MigrateResult moved_result = result("moved", entry_.peer());
+    const absl::Status recorded =
+        record_figures(node_.records(), entry_.service(), moved_result.statistics());
+    if (!recorded.ok())
+      log_warning("recording the figures of migration {}: {}", entry_.id(), message_of(recorded));
+    // Ending it takes QEMU a second, for which nobody waits.
+    auto hold = std::make_shared<Busy::Hold>(std::move(hold_));
+    node_.tasks().run([&node = node_, entry = entry_, hold] {
+      node.keep_trying(
+              fmt::format("taking {} down after migration {}", entry.service(), entry.id()),
+              [&] { return node.vms().settle_source(entry).status(); })
+          .IgnoreError();
+      hold->release();
+    });
+    return moved_result;
+  }
+  const auto owner = node_.vms().settle_source(entry_);
+  if (!owner.ok()) {
+    if (!node_.stopping()) node_.settle_later(entry_.service(), {entry_}, std::move(hold_));
+    return owner.status();
+  }
+  if (refused) return result("refused", *owner);
+  api::MigrateResult back = result(*owner == node_.config().name ? "rolled_back" : "moved", *owner);
+  back.set_error(std::string(message_of(moved)));
+  return back;
+}
+
+api::MigrateResult VmMigration::result(const std::string& outcome, const std::string& owner) {
+  api::MigrateResult result;
+  result.set_name(entry_.service());
+  result.set_node(owner);
+  result.set_outcome(outcome);
+  statistics_.set_source(node_.config().name);
+  statistics_.set_destination(entry_.peer());
+  statistics_.set_outcome(outcome);
+  *result.mutable_statistics() = statistics_;
+  for (const migration::Reason& each : reasons_) *result.add_refusals() = to_refusal(each);
+  return result;
+}
+
+}  // namespace godwit::node
