@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "capsule/capsule.h"
 #include "cli/lab_daemon.h"
+#include "cli/lab_libvirt.h"
 #include "kernel/syscalls.h"
 #include "network/netns.h"
 #include "network/port.h"
@@ -48,6 +49,11 @@ absl::Status make_folder(const std::string& path, mode_t mode) {
   if (error) return errno_status(error.value(), fmt::format("mkdir({})", path));
   if (::chmod(path.c_str(), mode) != 0) return errno_status(errno, fmt::format("chmod({})", path));
   return absl::OkStatus();
+}
+
+bool is_folder(const std::string& path) {
+  std::error_code error;
+  return fs::is_directory(path, error);
 }
 
 bool is_mount_point(const std::string& path) {
@@ -99,6 +105,17 @@ std::string joined(const std::vector<network::IpAddress>& addresses) {
   return text;
 }
 
+LabLibvirt libvirt_of(const std::string& node, const std::string& netns) {
+  LabLibvirt libvirt;
+  libvirt.netns = netns;
+  libvirt.run = run_dir(node);
+  libvirt.state = state_dir(node);
+  libvirt.cache = place().state + "/libvirt-cache";
+  libvirt.host_name = local_name(node);
+  libvirt.number = static_cast<uint32_t>(std::strtoul(node.c_str() + 1, nullptr, 10));
+  return libvirt;
+}
+
 absl::Status start_node(const network::LabNetwork& lab, uint32_t number,
                         const std::vector<std::string>& more) {
   const std::string name = node_name(number);
@@ -137,6 +154,10 @@ absl::Status start_node(const network::LabNetwork& lab, uint32_t number,
   } else {
     arguments.insert(arguments.end(), {"--join", "n1@" + lab.node_address(1).ip.text()});
   }
+  const LabLibvirt libvirt = libvirt_of(name, lab.node_netns(number));
+  if (is_folder(libvirt.folder()))
+    arguments.insert(arguments.end(),
+                     {"--libvirt", libvirt.socket(), "--vm-sockets", libvirt.sockets()});
   const std::string gateways = joined(lab.service_gateways());
   if (!gateways.empty()) arguments.insert(arguments.end(), {"--gateway", gateways});
   arguments.insert(arguments.end(), more.begin(), more.end());
@@ -191,6 +212,17 @@ std::vector<std::string> nodes_with_folders() {
 
 void remove_if_empty(const std::string& folder) { ::rmdir(folder.c_str()); }
 
+// Of libvirt daemons in mount namespaces of their own. The mounts of other labs there would go with
+// them (rmdir(2) detaches what is mounted in other namespaces).
+void remove_mount_points() {
+  const auto names = kernel::list_folder("/run/godwit");
+  if (!names.ok()) return;
+  for (const std::string& each : *names)
+    if (each.starts_with("lab")) return;
+  remove_if_empty(node::kVmSockets);
+  remove_if_empty("/run/libvirt");
+}
+
 }  // namespace
 
 absl::StatusOr<network::LabSpec> lab_spec() {
@@ -207,7 +239,8 @@ absl::StatusOr<network::LabSpec> lab_spec() {
   return spec;
 }
 
-absl::Status lab_up(const network::LabSpec& spec, const std::vector<std::string>& more) {
+absl::Status lab_up(const network::LabSpec& spec, bool libvirt,
+                    const std::vector<std::string>& more) {
   if (::geteuid() != 0) return make_error(absl::StatusCode::kPermissionDenied, "a lab needs root");
   GW_ASSIGN_OR_RETURN(const network::LabNetwork lab, network::LabNetwork::of(spec));
   const auto before = lab_spec();
@@ -219,6 +252,19 @@ absl::Status lab_up(const network::LabSpec& spec, const std::vector<std::string>
   GW_RETURN_IF_ERROR(write_text(spec_file(), to_text(spec)));
   GW_RETURN_IF_ERROR(lab.up());
   GW_RETURN_IF_ERROR(make_identities(spec.nodes));
+  if (libvirt) {
+    GW_RETURN_IF_ERROR(make_folder(place().state, 0755));
+    for (uint32_t number = 1; number <= spec.nodes; ++number) {
+      const std::string name = node_name(number);
+      GW_RETURN_IF_ERROR(make_folder(state_dir(name), 0700));
+      if (open_by_pid_file(run_dir(name) + "/pid") &&
+          !is_folder(libvirt_of(name, lab.node_netns(number)).folder()))
+        return make_error(absl::StatusCode::kAlreadyExists,
+                          "a lab is up without libvirt; take it down first (godwit lab down)");
+      GW_RETURN_IF_ERROR(
+          start_libvirt(libvirt_of(name, lab.node_netns(number)), Deadline::in(kReadyWait)));
+    }
+  }
   // The first keeps the store that the others join.
   for (uint32_t number = 1; number <= spec.nodes; ++number)
     GW_RETURN_IF_ERROR(start_node(lab, number, more));
@@ -232,6 +278,8 @@ absl::Status lab_down() {
   // All daemons first: one that loses its peer would begin to settle things.
   for (const std::string& each : nodes)
     GW_RETURN_IF_ERROR(stop_daemon(run_dir(each) + "/pid", Deadline::in(kStopWait)));
+  for (const std::string& each : nodes)
+    GW_RETURN_IF_ERROR(stop_libvirt(libvirt_of(each, id + "-" + each), Deadline::in(kStopWait)));
   for (const std::string& each : nodes) {
     GW_RETURN_IF_ERROR(end_movers(state_dir(each)));
     GW_RETURN_IF_ERROR(remove_services(each, id + "-" + each));
@@ -244,6 +292,7 @@ absl::Status lab_down() {
     return errno_status(errno, fmt::format("umount2({})", run));
   fs::remove_all(run, error);
   if (error) return errno_status(error.value(), fmt::format("removing {}", run));
+  remove_mount_points();
   remove_if_empty("/run/godwit");
   remove_if_empty(node::kDefaultState);
   const auto cgroups = capsule::cgroup2_mount();

@@ -3,7 +3,7 @@
 //
 //   /run/godwit/lab/spec        how it was brought up
 //                  /ca/         its own small authority
-//                  /<node>/     node.sock, store.db (n1), tls/, node.log, pid
+//                  /<node>/     node.sock, store.db (n1), tls/, node.log, pid, libvirt/
 //   /var/lib/godwit/lab/<node>/ state: services with their layers
 //
 // /run/godwit/lab is a tmpfs: a commit waits for the store's fsync. $GODWIT_LAB=x makes a second
@@ -20,9 +20,11 @@
 
 namespace godwit::cli {
 
-// Idempotent: what is up stays, daemons that have died are started again. `more`: options of
-// `godwit node` for those that are started.
-absl::Status lab_up(const network::LabSpec& spec, const std::vector<std::string>& more = {});
+// Idempotent: what is up stays, daemons that have died are started again. `libvirt`: each node has
+// a libvirt daemon of its own (lab_libvirt.h). `more`: options of `godwit node` for those that are
+// started.
+absl::Status lab_up(const network::LabSpec& spec, bool libvirt = false,
+                    const std::vector<std::string>& more = {});
 // Everything of it: services, daemons, namespaces, mounts, folders, cgroups. Fine if there is none.
 absl::Status lab_down();
 // The lab that is up; kNotFound.

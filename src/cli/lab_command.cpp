@@ -19,11 +19,12 @@ struct Options {
   std::string host;
   std::vector<std::string> argv;
   bool json = false;
+  bool vm = false;
 };
 
 int up(Options& options, const std::vector<std::string>& more) {
   options.spec.id = node::LabPlace::current().id;
-  const absl::Status status = lab_up(options.spec, more);
+  const absl::Status status = lab_up(options.spec, options.vm, more);
   if (!status.ok()) return complain(status);
   const auto lab = network::LabNetwork::of(options.spec);
   if (!lab.ok()) return complain(lab.status());
@@ -96,6 +97,7 @@ void add_lab(CLI::App& app, Context& context) {
                    "of the services (and of nodes and client, without "
                    "--overlay)")
       ->capture_default_str();
+  first->add_flag("--vm", o.vm, "with a libvirt daemon on each node, for virtual machines");
   first->add_option("--subnet6", o.spec.subnet6, "the same for IPv6")->capture_default_str();
   first->footer(
       "What follows after -- are more options of the daemons that are started, see godwit node:\n\n"

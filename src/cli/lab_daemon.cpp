@@ -24,15 +24,6 @@ uint64_t start_ticks(pid_t pid) {
   return at == std::string::npos ? 0 : std::strtoull(stat->c_str() + at, nullptr, 10);
 }
 
-absl::Status write_pid_file(const std::string& path, pid_t pid) {
-  GW_ASSIGN_OR_RETURN(const UniqueFd fd,
-                      kernel::open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  const std::string text = fmt::format("{} {}\n", pid, start_ticks(pid));
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return errno_status(errno, fmt::format("write({})", path));
-  return absl::OkStatus();
-}
-
 bool wait_for_end(int pidfd, Deadline deadline) {
   pollfd polled{pidfd, POLLIN, 0};
   while (::poll(&polled, 1, deadline.remaining_ms()) < 0 && errno == EINTR) {
@@ -68,6 +59,15 @@ std::string tail_of(const std::string& path) {
 }
 
 }  // namespace
+
+absl::Status write_pid_file(const std::string& path, pid_t pid) {
+  GW_ASSIGN_OR_RETURN(const UniqueFd fd,
+                      kernel::open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const std::string text = fmt::format("{} {}\n", pid, start_ticks(pid));
+  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    return errno_status(errno, fmt::format("write({})", path));
+  return absl::OkStatus();
+}
 
 UniqueFd open_by_pid_file(const std::string& path) {
   const auto text = kernel::read_file(path, 128);

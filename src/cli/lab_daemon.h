@@ -2,6 +2,8 @@
 #ifndef GODWIT_CLI_LAB_DAEMON_H_
 #define GODWIT_CLI_LAB_DAEMON_H_
 
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
 
@@ -13,6 +15,8 @@ namespace godwit::cli {
 
 // The process that a pid file ("PID START_TICKS") names, if it still is that one.
 UniqueFd open_by_pid_file(const std::string& path);
+// As open_by_pid_file() reads it.
+absl::Status write_pid_file(const std::string& path, pid_t pid);
 // Starts this program with `arguments` in the namespace `netns`, its output to `log`; writes the
 // pid file; waits until it says that it is ready.
 absl::Status start_daemon(const std::string& netns, const std::vector<std::string>& arguments,
