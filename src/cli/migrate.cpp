@@ -3,14 +3,16 @@
 #include "base/status.h"
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/evacuate.h"
 #include "cli/text.h"
 
 namespace godwit::cli {
 namespace {
 
 struct Options {
-  std::string name, node, strategy = "auto", max_downtime, max_total, bandwidth, stall,
-                          compress = "auto";
+  std::string all, name, node, strategy = "auto", max_downtime, max_total, bandwidth, stall,
+                               compress = "auto";
+  uint32_t parallel = 1;
   bool resume = false, source_lost = false;
   bool throttle = false, dry_run = false, verify = false, json = false, verbose = false,
        quiet = false;
@@ -29,8 +31,12 @@ int resume(const Context& context, const Options& options) {
 
 int migrate(const Context& context, const Options& options) {
   if (options.resume || options.source_lost) return resume(context, options);
-  if (options.node.empty())
-    return complain(absl::InvalidArgumentError("NODE is needed: where it goes"), kUsage);
+  if (options.all.empty() && options.node.empty())
+    return complain(absl::InvalidArgumentError("NAME and NODE are needed: what goes, and where"),
+                    kUsage);
+  if (!options.all.empty() && !options.node.empty())
+    return complain(absl::InvalidArgumentError("--all NODE moves everything: name no service"),
+                    kUsage);
   api::MigrateRequest request;
   request.set_name(options.name);
   request.set_node(options.node);
@@ -60,6 +66,8 @@ int migrate(const Context& context, const Options& options) {
     if (!limit.ok()) return complain(annotate(limit.status(), "--stall-timeout"), kUsage);
     request.set_stall_timeout_ns(*limit);
   }
+  if (!options.all.empty())
+    return evacuate(context, {options.all, options.name, options.parallel, request, options.json});
   return follow_move(context.socket,
                      {options.name, options.json, options.verbose, options.quiet || options.json},
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
@@ -73,10 +81,18 @@ void add_migrate(CLI::App& app, Context& context) {
   auto options = std::make_shared<Options>();
   Options& o = *options;
   CLI::App* command =
-      app.add_subcommand("migrate", "move a running service to another node; its connections stay")
+      app.add_subcommand(
+             "migrate",
+             "move a running service or virtual machine to another node; its connections stay")
           ->group(kMoving);
-  command->add_option("NAME", o.name, "service")->required();
+  command->add_option("NAME", o.name, "service or virtual machine; with --all: where they go");
   command->add_option("NODE", o.node, "where it goes");
+  command->add_option("--all", o.all,
+                      "everything that runs on this node, to the node that is named or to those "
+                      "that have least; the largest virtual machines first");
+  command->add_option("--parallel", o.parallel, "with --all: how many at a time")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   command
       ->add_option("--strategy", o.strategy,
                    "auto: what holds the limits, precopy if it does; precopy: send memory while it "
@@ -127,6 +143,8 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_flag("-q,--quiet", o.quiet, "no progress line");
   command->footer(
       "Ctrl-C cancels the move: the service runs on where it is.\n\n"
+      "  godwit migrate web n2\n"
+      "  godwit migrate --all n1 --parallel 2\n\n"
       "Exit codes: 0 moved; 3 it cannot move, the reasons are printed and nothing was touched;\n"
       "4 it was tried, and the service runs on where it was; 1 another error.\n\n"
       "JSON fields: name, node (where the service is now), outcome (moved, rolled_back, refused,\n"
