@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Virtual machines under the commands of services: taken on, started, moved, stopped, forgotten."""
+import json
+import os
+import subprocess
+import sys
+
+from vm_lab import COMMANDS, ECHO, Failure, VmLab, expect_libvirt, wait_for
+
+
+def expect(what, condition):
+    if not condition:
+        raise Failure("not true: %s" % what)
+
+
+def refused_codes(result):
+    return {each["code"] for each in result.get("refusals", [])}
+
+
+def commands(lab):
+    address = lab.define("web", 1)
+    expect("a defined machine is stopped", lab.state("web") == "stopped")
+    expect("ps -a lists it", "web" in lab("ps", "-a").stdout)
+    expect("ps does not", "web" not in lab("ps").stdout)
+    lab("vm", "start", "web")
+    lab.wait_until_it_listens("web", address, ECHO, timeout=60)
+    lab.empty_balloon("web")
+    shown = lab.inspect("web")
+    expect("inspect shows it: %s" % shown,
+           shown["state"] == "running" and shown["vm"]["state"] == "running" and
+           shown["address"] == address and shown["vm"]["memory_bytes"] == 256 << 20)
+    expect("ps shows what it is", "virtual machine, 256 MiB" in lab("ps").stdout)
+    # The domain's own name only once, whatever node.
+    again = lab("vm", "adopt", "web", check=False)
+    expect("it is there once", again.returncode == 1 and "already" in again.stderr)
+    unknown = lab("vm", "adopt", "nothing", check=False)
+    expect("an unknown domain is an error", unknown.returncode == 1 and
+           "no domain" in unknown.stderr)
+    signal = lab("signal", "web", "TERM", check=False)
+    expect("it has no processes to signal", "is a virtual machine" in signal.stderr)
+    console = subprocess.Popen([lab.godwit, "vm", "console", "web"], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.set_blocking(console.stdout.fileno(), False)
+    console.stdin.write(b"hello\n")
+    console.stdin.flush()
+    said = []
+    try:
+        wait_for("the console to answer", lambda: said.append(console.stdout.read() or b"") or
+                 b"console: hello" in b"".join(said), 20)
+    finally:
+        console.kill()
+        console.wait()
+    return address
+
+
+def moves(lab, address):
+    pulse = lab.pulse("echo", address, ECHO)
+    agent = lab.agent(address)
+    agent.ask("load 16 16")
+    wait_for("a pass over the memory", lambda: agent.check() > 0)
+    pulse.mark()
+    gaps = []
+    for node in ("n2", "n1", "n2"):
+        result = lab.move("web", node)
+        expect("it went in rounds: %s" % result, result["strategy"] == "precopy" and
+               result["rounds"] >= 1 and 0 < result["freeze_ns"] < result["total_ns"])
+        mark = pulse.mark()
+        gaps.append(mark["longest_gap_us"] / 1e3)
+        print("to %s: gap %.0f ms, freeze %.0f ms, total %.2f s, %d rounds, %.0f MB" % (
+            node, gaps[-1], result["freeze_ns"] / 1e6, result["total_ns"] / 1e9,
+            result["rounds"], result["bytes_wire"] / 1e6), flush=True)
+        expect("no answer was wrong: %s" % mark, mark["wrong"] == mark["lost"] == 0 and
+               mark["checked"] > 0 and mark["alive"] == 1)
+        expect("it counts: %s" % result, result["bytes_wire"] > 16 << 20)
+        lab.expect_only_on("web", node)
+        expect("it runs there", lab.inspect("web")["node"] == node and
+               lab.state("web") == "running")
+        # All that was written last, read back there.
+        passes = agent.check()
+        wait_for("two passes over the memory", lambda: agent.check() >= passes + 2, 60)
+    # Limited, with progress, and taken back at once.
+    passes = agent.check()
+    limited = subprocess.Popen([lab.godwit, "migrate", "web", "n1", "--json", "--bandwidth",
+                                "4MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for("it is on its way", lambda: lab.state("web") == "migrating")
+    wait_for("libvirt has begun", lambda: "web" in lab.domains("n1"))
+    limited.send_signal(2)
+    out, _ = limited.communicate(timeout=30)
+    result = json.loads(out)
+    expect("it was taken back: %s" % result, result["outcome"] == "rolled_back" and
+           limited.returncode == 4 and result["node"] == "n2")
+    lab.expect_only_on("web", "n2")
+    wait_for("it runs on", lambda: agent.check() > passes)
+    result = lab.move("web", "n1", "--strategy", "cold")
+    expect("cold: %s" % result, result["strategy"] == "cold")
+    lab.expect_only_on("web", "n1")
+    agent.check()
+    end = pulse.finish()
+    expect("its client never lost its connection: %s" % end,
+           end["total_wrong"] == end["total_lost"] == 0)
+
+
+def evacuation(lab):
+    lab("run", "--name", "sleeper", "--node", "n1", "-d", "--", "sleep", "1000")
+    planned = json.loads(lab("migrate", "--all", "n1", "--dry-run", "--json").stdout)
+    expect("the plan has both, the machine first: %s" % planned,
+           [(each["name"], each["outcome"]) for each in planned] ==
+           [("web", "movable"), ("sleeper", "movable")])
+    lab("migrate", "--all", "n1", "--parallel", "2", timeout=120)
+    expect("all are on the other node", {lab.inspect(name)["node"] for name in
+                                         ("web", "sleeper")} == {"n2"})
+    nobody = lab("migrate", "--all", "n1")
+    expect("there is nothing left to move", "0 of 0" in nobody.stdout)
+    unknown = lab("migrate", "--all", "n9", check=False)
+    expect("an unknown node is an error", unknown.returncode == 1 and "n9" in unknown.stderr)
+    lab("migrate", "--all", "n2", "n1", timeout=120)
+    lab("rm", "--force", "sleeper")
+    lab.expect_only_on("web", "n1")
+
+
+def stopped(lab):
+    # The guest does not look at its power button.
+    lab("stop", "web", "--timeout", "1s")
+    wait_for("it is stopped", lambda: lab.state("web") == "stopped")
+    result = lab.move("web", "n2")
+    expect("its definition went", result["strategy"] == "cold" and lab.state("web") == "stopped")
+    lab.expect_only_on("web", "n2")
+    lab("rm", "web")
+    expect("rm leaves it to libvirt", "web" in lab.domains("n2"))
+    lab("vm", "adopt", "web", "--node", "n2")
+    lab("rm", "--force", "web")
+    expect("rm --force does not", lab.domains("n2") == [])
+
+
+def refusals(lab):
+    host_device = ("<hostdev mode='subsystem' type='pci' managed='no'><source><address "
+                   "domain='0x0000' bus='0x42' slot='0x00' function='0x0'/></source></hostdev>")
+    lab.define("odd", 2, extra=host_device, bridge="nowhere0")
+    for options in (("--dry-run",), ()):
+        result = lab.migrate("odd", "n2", *options)
+        expect("refused: %s" % result, result["outcome"] == "refused" and
+               result["exit_code"] == 3 and
+               refused_codes(result) >= {"vm.host_device"})
+    expect("its bridge is missing there: %s" % result,
+           "vm.bridge" in refused_codes(lab.migrate("odd", "n2", "--dry-run")))
+    lab("rm", "--force", "odd")
+    lab.define("twin", 3, odd=False)
+    xml = lab.virsh("n1", "dumpxml", "twin").stdout
+    path = os.path.join("/run/godwit", "twin-%d.xml" % os.getpid())
+    with open(path, "w") as text:
+        text.write(xml)
+    lab.virsh("n2", "define", path)
+    os.unlink(path)
+    expect("it is there already", refused_codes(lab.migrate("twin", "n2")) == {"vm.exists"})
+    lab.virsh("n2", "undefine", "twin")
+    expect("it can go now", lab.migrate("twin", "n2", "--dry-run")["outcome"] == "movable")
+    lab("vm", "start", "twin")
+    expect("QEMU 7.2 would miss what it writes",
+           refused_codes(lab.migrate("twin", "n2", "--strategy", "precopy")) ==
+           {"vm.tcg_tracking"})
+    planned = lab.migrate("twin", "n2", "--dry-run")
+    expect("so it would go cold by itself: %s" % planned, planned["outcome"] == "movable" and
+           planned["strategy"] == "cold" and "emulated" in planned["chosen_because"])
+    for options in (("--strategy", "postcopy"), ("--verify",)):
+        done = lab("migrate", "twin", "n2", *options, check=False)
+        expect("said what is not for machines", done.returncode == 1 and done.stderr)
+    lab("rm", "--force", "twin")
+
+
+def main():
+    expect_libvirt()
+    with VmLab(sys.argv[1]) as lab:
+        address = commands(lab)
+        moves(lab, address)
+        evacuation(lab)
+        stopped(lab)
+        refusals(lab)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
