@@ -25,6 +25,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Of QEMU, after SIGKILL, whatever libvirt has taken to end.
+constexpr absl::Duration kMachinesEndWait = absl::Seconds(10);
 constexpr char kLibvirtd[] = "/usr/sbin/libvirtd";
 
 absl::Status make_folder(const std::string& path) {
@@ -167,7 +169,7 @@ absl::Status stop_libvirt(const LabLibvirt& place, Deadline deadline) {
   if (::access(place.folder().c_str(), F_OK) != 0) return absl::OkStatus();
   // libvirt first: it would look after machines that end.
   GW_RETURN_IF_ERROR(stop_daemon(place.folder() + "/pid", deadline));
-  return end_machines(place, deadline);
+  return end_machines(place, Deadline::in(kMachinesEndWait));
 }
 
 }  // namespace godwit::cli
