@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
@@ -29,7 +30,7 @@ class VmJudge {
     GW_RETURN_IF_ERROR(machine());
     GW_RETURN_IF_ERROR(room());
     GW_RETURN_IF_ERROR(bridges());
-    disks();
+    GW_RETURN_IF_ERROR(disks());
     const auto tls = judge_data_tls(node_.config().name, node_.config().data_tls, request_.source(),
                                     request_.data_tls());
     if (tls) *reply_.add_refusals() = to_refusal(*tls);
@@ -116,13 +117,66 @@ class VmJudge {
     return absl::OkStatus();
   }
 
-  void disks() {
-    for (const std::string& mark : request_.shared_marks())
-      if (::access(mark.c_str(), F_OK) != 0) reply_.add_missing_marks(mark);
+  absl::Status disks() {
+    std::map<std::string, uint64_t> needed;  // by folder
+    for (const api::VmDisk& each : request_.disks()) {
+      if (!each.mark().empty() && ::access(each.mark().c_str(), F_OK) == 0) continue;
+      reply_.add_copied_disks(each.target());
+      GW_RETURN_IF_ERROR(can_be_made(each, needed[each.path().substr(0, each.path().rfind('/'))]));
+    }
     for (const vm::Disk& each : domain_.disks)
       if (!each.source.empty() && each.read_only && ::access(each.source.c_str(), R_OK) != 0)
         add("vm.disk_missing", fmt::format("it has no {} ({})", each.source, each.target),
             "put the same file there, or take the medium out (virsh change-media --eject)");
+    return absl::OkStatus();
+  }
+
+  // `needed`: in its folder, with those before.
+  absl::Status can_be_made(const api::VmDisk& disk, uint64_t& needed) {
+    const std::string& self = node_.config().name;
+    const auto refuse = [&](const char* code, std::string reason, std::string way_out) {
+      *reply_.add_refusals() = to_refusal(vm_reason(code, fmt::format("disk {}", disk.target()),
+                                                    std::move(reason), std::move(way_out)));
+      return absl::OkStatus();
+    };
+    const auto named = [&](const vm::Disk& each) { return each.target == disk.target(); };
+    const auto found = std::find_if(domain_.disks.begin(), domain_.disks.end(), named);
+    if (found == domain_.disks.end() || found->source != disk.path())
+      return make_error(absl::StatusCode::kInvalidArgument, "the XML has no disk {} of {}",
+                        disk.target(), disk.path());
+    const bool format = disk.format() == "qcow2" || disk.format() == "raw";
+    if (request_.stopped() || found->kind != "file" || found->shareable || !format)
+      return refuse("vm.disk_not_shared",
+                    fmt::format("{} does not see it, and only disks of a machine that runs are "
+                                "copied, in files of their own (qcow2, raw)",
+                                self),
+                    "put it on storage that both nodes have mounted at the same place, or let the "
+                    "machine run");
+    if (found->backed)
+      return refuse(
+          "vm.disk_backed",
+          fmt::format("{} does not see it, and it is a difference from another file", self),
+          "make it one file (virsh blockpull), or put all of them on shared storage");
+    const auto exists = hypervisor_.disk_exists(disk.path());
+    if (absl::IsNotFound(exists.status()))
+      return refuse("vm.disk_folder",
+                    fmt::format("libvirt of {} has no such folder for it: {}", self,
+                                message_of(exists.status())),
+                    "make the folder there");
+    GW_RETURN_IF_ERROR(exists.status());
+    if (*exists)
+      return refuse(
+          "vm.disk_exists",
+          fmt::format("{} has a file {} already, which is not this one", self, disk.path()),
+          "remove that one there, if it is an old copy");
+    GW_ASSIGN_OR_RETURN(const uint64_t room, hypervisor_.room_for(disk.path()));
+    needed += disk.allocated();
+    if (room < needed)
+      return refuse("vm.disk_room",
+                    fmt::format("{} has room for {} MiB in its folder, and {} MiB are to come",
+                                self, room >> 20, needed >> 20),
+                    "make room there");
+    return absl::OkStatus();
   }
 
   Node& node_;
@@ -205,12 +259,18 @@ absl::Status judge_vm(Node& node, const api::PrepareVmRequest& request,
   return absl::OkStatus();
 }
 
-SharedMarks::SharedMarks(const std::string& id, const vm::DomainSpec& domain)
-    : id_(id), domain_(domain) {
-  for (const vm::Disk& each : domain.disks) {
-    if (each.source.empty() || each.read_only || each.kind != "file") continue;
-    const std::string path = mark_beside(each.source);
-    if (std::find(paths_.begin(), paths_.end(), path) != paths_.end()) continue;
+std::vector<vm::Disk> written_disks(const vm::DomainSpec& domain) {
+  std::vector<vm::Disk> disks;
+  for (const vm::Disk& each : domain.disks)
+    if (!each.source.empty() && !each.read_only) disks.push_back(each);
+  return disks;
+}
+
+SharedMarks::SharedMarks(const std::string& id, const vm::DomainSpec& domain) : id_(id) {
+  for (const vm::Disk& each : written_disks(domain)) {
+    const std::string path = path_beside(each);
+    if (each.kind != "file" || std::find(paths_.begin(), paths_.end(), path) != paths_.end())
+      continue;
     if (kernel::open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600).ok())
       paths_.push_back(path);
   }
@@ -220,21 +280,13 @@ SharedMarks::~SharedMarks() {
   for (const std::string& each : paths_) ::unlink(each.c_str());
 }
 
-std::string SharedMarks::mark_beside(const std::string& disk) const {
-  return disk.substr(0, disk.rfind('/') + 1) + ".godwit-shared-" + id_;
+std::string SharedMarks::path_beside(const vm::Disk& disk) const {
+  return disk.source.substr(0, disk.source.rfind('/') + 1) + ".godwit-shared-" + id_;
 }
 
-std::vector<std::string> SharedMarks::not_shared(const api::PrepareVmReply& reply) const {
-  std::vector<std::string> targets;
-  for (const vm::Disk& each : domain_.disks) {
-    if (each.source.empty() || each.read_only) continue;
-    const std::string mark = mark_beside(each.source);
-    const bool made = std::find(paths_.begin(), paths_.end(), mark) != paths_.end();
-    const bool missing = std::find(reply.missing_marks().begin(), reply.missing_marks().end(),
-                                   mark) != reply.missing_marks().end();
-    if (!made || missing) targets.push_back(each.target);
-  }
-  return targets;
+std::string SharedMarks::beside(const vm::Disk& disk) const {
+  const std::string path = path_beside(disk);
+  return std::find(paths_.begin(), paths_.end(), path) == paths_.end() ? "" : path;
 }
 
 }  // namespace godwit::node

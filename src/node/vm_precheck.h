@@ -38,24 +38,25 @@ absl::Status judge_vm(Node& node, const api::PrepareVmRequest& request, api::Pre
 migration::Reason vm_reason(const char* code, std::string object, std::string reason,
                             std::string way_out);
 
+// The disks that the guest writes to.
+std::vector<vm::Disk> written_disks(const vm::DomainSpec& domain);
+
 // Files beside a machine's disks, by which the other end sees that they are the same there. Taken
 // away at the end.
 class SharedMarks {
  public:
-  // One for each folder that has a disk which is written to; those whose folder takes none are left
-  // out and count as not shared.
+  // One for each folder that has a disk which is written to; those whose folder takes none, or that
+  // libvirt alone sees, are left out and count as not shared.
   SharedMarks(const std::string& id, const vm::DomainSpec& domain);
   ~SharedMarks();
   SharedMarks(const SharedMarks&) = delete;
   SharedMarks& operator=(const SharedMarks&) = delete;
-  const std::vector<std::string>& paths() const { return paths_; }
-  // Targets of the disks that the other end does not have.
-  std::vector<std::string> not_shared(const api::PrepareVmReply& reply) const;
+  // Empty: none.
+  std::string beside(const vm::Disk& disk) const;
 
  private:
-  std::string mark_beside(const std::string& disk) const;
+  std::string path_beside(const vm::Disk& disk) const;
   std::string id_;
-  const vm::DomainSpec& domain_;
   std::vector<std::string> paths_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <openssl/rand.h>
 
+#include <algorithm>
+
 #include "absl/cleanup/cleanup.h"
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -57,7 +59,13 @@ absl::Status VmReplica::prepare(api::PrepareVmReply& reply) {
   entry_.set_vm_uuid(request_.uuid());
   GW_RETURN_IF_ERROR(expect_record());
   GW_RETURN_IF_ERROR(node_.journal().write(entry_));
-  auto undo = absl::MakeCleanup([this] { node_.journal().remove(entry_).IgnoreError(); });
+  auto undo = absl::MakeCleanup([this] {
+    absl::Status undone = absl::OkStatus();
+    for (const std::string& each : entry_.vm_disks()) undone.Update(hypervisor_->remove_disk(each));
+    undone.Update(node_.journal().remove(entry_));
+    if (!undone.ok()) log_warning("migration {}: {}", migration_id(), message_of(undone));
+  });
+  GW_RETURN_IF_ERROR(make_disks(reply));
   swaps_ = node_.open_swaps();
   GW_ASSIGN_OR_RETURN(watch_, hypervisor_->watch(request_.uuid(), [this](vm::Happened what) {
     std::lock_guard lock(mutex_);
@@ -79,6 +87,28 @@ absl::Status VmReplica::prepare(api::PrepareVmReply& reply) {
   reply.set_port(relay_->port());
   reply.set_token(token);
   std::move(undo).Cancel();
+  return absl::OkStatus();
+}
+
+absl::Status VmReplica::make_disks(const api::PrepareVmReply& judged) {
+  const auto& copied = judged.copied_disks();
+  std::vector<api::VmDisk> disks;
+  for (const api::VmDisk& each : request_.disks())
+    if (std::find(copied.begin(), copied.end(), each.target()) != copied.end())
+      disks.push_back(each);
+  if (disks.empty()) return absl::OkStatus();
+  for (const api::VmDisk& each : disks) entry_.add_vm_disks(each.path());
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
+  for (size_t i = 0; i < disks.size(); ++i) {
+    const absl::Status made =
+        hypervisor_->create_disk(disks[i].path(), disks[i].format(), disks[i].bytes());
+    if (made.ok()) continue;
+    // One that somebody has made since it was judged is none of ours.
+    const size_t ours = absl::IsAlreadyExists(made) ? i : i + 1;
+    while (static_cast<size_t>(entry_.vm_disks_size()) > ours)
+      entry_.mutable_vm_disks()->RemoveLast();
+    return annotate(made, fmt::format("on {}", node_.config().name));
+  }
   return absl::OkStatus();
 }
 

@@ -49,6 +49,7 @@ class VmReplica {
   VmReplica(Node& node, const api::PrepareVmRequest& request) : node_(node), request_(request) {}
   absl::Status prepare(api::PrepareVmReply& reply);
   absl::Status expect_record();
+  absl::Status make_disks(const api::PrepareVmReply& judged);
   void run();
   // What there is to wait for before the commit.
   absl::Status wait_until_complete();

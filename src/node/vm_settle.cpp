@@ -36,7 +36,9 @@ absl::Status run_on(vm::Hypervisor& hypervisor, const std::string& uuid) {
     if (!job.ok() || !job->active) break;
     if (deadline.passed()) {
       GW_RETURN_IF_ERROR(hypervisor.abort_job(uuid));
-      return make_error(absl::StatusCode::kUnavailable, "libvirt has not ended the migration yet");
+      return make_error(absl::StatusCode::kUnavailable,
+                        "libvirt has not ended the migration yet; if it does not, start its "
+                        "daemon again, which leaves machines as they are");
     }
     nap();
   }
@@ -48,6 +50,11 @@ absl::Status run_on(vm::Hypervisor& hypervisor, const std::string& uuid) {
   const auto spec = xml.ok() ? vm::parse_domain(*xml) : xml.status();
   const absl::Status told = spec.ok() ? announce_vm(*spec) : absl::Status(spec.status());
   if (!told.ok()) log_warning("announcing {}: {}", uuid, message_of(told));
+  return absl::OkStatus();
+}
+
+absl::Status remove_disks(vm::Hypervisor& hypervisor, const api::MigrationJournal& entry) {
+  for (const std::string& each : entry.vm_disks()) GW_RETURN_IF_ERROR(hypervisor.remove_disk(each));
   return absl::OkStatus();
 }
 
@@ -74,6 +81,8 @@ absl::StatusOr<std::string> Vms::settle_source(const api::MigrationJournal& entr
     let_go(entry.service());
     GW_RETURN_IF_ERROR(hypervisor->destroy(entry.vm_uuid()));
     GW_RETURN_IF_ERROR(hypervisor->undefine(entry.vm_uuid()));
+    // The machine has gone with what was in them; where its record is gone, nobody knows.
+    if (!gone) GW_RETURN_IF_ERROR(remove_disks(*hypervisor, entry));
   }
   VmRelay::remove_sockets(node_.config(), entry.id());
   GW_RETURN_IF_ERROR(node_.journal().remove(entry));
@@ -103,6 +112,7 @@ absl::Status Vms::settle_destination(const api::MigrationJournal& entry) {
   } else {
     GW_RETURN_IF_ERROR(hypervisor->destroy(entry.vm_uuid()));
     GW_RETURN_IF_ERROR(hypervisor->undefine(entry.vm_uuid()));
+    GW_RETURN_IF_ERROR(remove_disks(*hypervisor, entry));
   }
   VmRelay::remove_sockets(node_.config(), entry.id());
   return node_.journal().remove(entry);

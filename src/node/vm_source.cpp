@@ -180,7 +180,18 @@ absl::Status VmMigration::ask_destination(bool dry_run, int64_t stall_timeout_ns
   request.set_dry_run(dry_run);
   request.set_data_tls(node_.data_tls());
   request.set_stall_timeout_ns(stall_timeout_ns);
-  for (const std::string& each : marks_->paths()) request.add_shared_marks(each);
+  for (const vm::Disk& each : written_disks(domain_)) {
+    api::VmDisk* disk = request.add_disks();
+    disk->set_target(each.target);
+    disk->set_path(each.source);
+    disk->set_format(each.format);
+    disk->set_mark(marks_->beside(each));
+    if (!runs_) continue;
+    GW_ASSIGN_OR_RETURN(const vm::DiskSize size,
+                        hypervisor_->disk_size(entry_.vm_uuid(), each.target));
+    disk->set_bytes(size.bytes);
+    disk->set_allocated(size.allocated);
+  }
   grpc::ClientContext context;
   set_timeout(context, kPrepareTimeout);
   const absl::Status asked = api::from_grpc(peer->peer->PrepareVm(&context, request, &prepared_));
@@ -188,12 +199,16 @@ absl::Status VmMigration::ask_destination(bool dry_run, int64_t stall_timeout_ns
   for (const api::Refusal& each : prepared_.refusals())
     reasons_.push_back(
         vm_reason(each.code().c_str(), each.object(), each.reason(), each.way_out()));
-  for (const std::string& target : marks_->not_shared(prepared_))
-    reasons_.push_back(
-        vm_reason("vm.disk_not_shared", fmt::format("disk {}", target),
-                  fmt::format("{} does not see the folder that it is in", entry_.peer()),
-                  "put it on storage that both nodes have mounted at the same place"));
-  return absl::OkStatus();
+  if (dry_run || !reasons_.empty() || prepared_.copied_disks().empty()) return absl::OkStatus();
+  // Once the machine is there they are old copies.
+  for (const api::VmDisk& each : request.disks())
+    if (is_copied(each.target())) entry_.add_vm_disks(each.path());
+  return node_.journal().write(entry_);
+}
+
+bool VmMigration::is_copied(const std::string& target) const {
+  const auto& copied = prepared_.copied_disks();
+  return std::find(copied.begin(), copied.end(), target) != copied.end();
 }
 
 absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
@@ -247,7 +262,8 @@ absl::Status VmMigration::start_libvirt(const api::MigrateRequest& request) {
   parameters.memory_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'm');
   parameters.disks_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'd');
   parameters.live = !cold_;
-  parameters.shared_disks = true;  // or it was refused
+  // All others are shared: that was seen.
+  parameters.copied_disks.assign(prepared_.copied_disks().begin(), prepared_.copied_disks().end());
   const auto persistent = hypervisor_->persistent(entry_.vm_uuid());
   parameters.persistent = persistent.ok() && *persistent;
   libvirt_ = std::thread([this, parameters] {
@@ -343,11 +359,13 @@ absl::Status VmMigration::look_at_job(const api::MigrateRequest& request) {
   statistics_.set_dirty_pages_per_s(job->dirty_bytes_per_s / kPageSize);
   statistics_.set_memory_bytes(job->memory_total);
   api::MigrateProgress progress;
-  progress.set_phase("rounds");
+  // While disks are mirrored libvirt has no figures of the memory.
+  const bool disks = job->disk_left > 0 && job->memory_total == 0;
+  progress.set_phase(disks ? "disks" : "rounds");
   progress.set_strategy(statistics_.strategy());
   progress.set_round(static_cast<uint32_t>(job->rounds));
-  progress.set_pages_left(job->memory_left / kPageSize);
-  progress.set_pages_total(job->memory_total / kPageSize);
+  progress.set_pages_left((disks ? job->disk_left : job->memory_left) / kPageSize);
+  progress.set_pages_total((disks ? job->disk_total : job->memory_total) / kPageSize);
   progress.set_bytes_per_s(job->bytes_per_s);
   progress.set_dirty_pages_per_s(job->dirty_bytes_per_s / kPageSize);
   if (job->bytes_per_s > 0)
@@ -399,69 +417,6 @@ void VmMigration::begin_switchover() {
     switched_ = told;
     changed_.notify_all();
   });
-}
-
-void VmMigration::cut() {
-  if (relay_ != nullptr) relay_->cut();
-  if (switch_call_ != nullptr) switch_call_->TryCancel();
-  if (switchover_.joinable()) switchover_.join();
-  if (libvirt_.joinable()) libvirt_.join();
-  watch_.reset();
-}
-
-absl::StatusOr<api::MigrateResult> VmMigration::conclude(const absl::Status& moved) {
-  const bool refused = !reasons_.empty();
-  if (!moved.ok() || refused) {
-    // QEMU gives up at once, instead of when it notices that nobody listens.
-    if (libvirt_.joinable() && !switching_) hypervisor_->abort_job(entry_.vm_uuid()).IgnoreError();
-  }
-  cut();
-  if (relay_ != nullptr) statistics_.set_bytes_wire(relay_->traffic().bytes());
-  statistics_.set_id(entry_.id());
-  statistics_.set_finished_unix_ns(clock_ns(CLOCK_REALTIME));
-  statistics_.set_total_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - begun_ns_);
-  if (stopped_ns_ != 0)
-    statistics_.set_freeze_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - stopped_ns_);
-  relay_.reset();
-  if (moved.ok() && !refused) {
-    api::MigrateResult moved_result = result("moved", entry_.peer());
-    const absl::Status recorded =
-        record_figures(node_.records(), entry_.service(), moved_result.statistics());
-    if (!recorded.ok())
-      log_warning("recording the figures of migration {}: {}", entry_.id(), message_of(recorded));
-    // Ending it takes QEMU a second, for which nobody waits.
-    auto hold = std::make_shared<Busy::Hold>(std::move(hold_));
-    node_.tasks().run([&node = node_, entry = entry_, hold] {
-      node.keep_trying(
-              fmt::format("taking {} down after migration {}", entry.service(), entry.id()),
-              [&] { return node.vms().settle_source(entry).status(); })
-          .IgnoreError();
-      hold->release();
-    });
-    return moved_result;
-  }
-  const auto owner = node_.vms().settle_source(entry_);
-  if (!owner.ok()) {
-    if (!node_.stopping()) node_.settle_later(entry_.service(), {entry_}, std::move(hold_));
-    return owner.status();
-  }
-  if (refused) return result("refused", *owner);
-  api::MigrateResult back = result(*owner == node_.config().name ? "rolled_back" : "moved", *owner);
-  back.set_error(std::string(message_of(moved)));
-  return back;
-}
-
-api::MigrateResult VmMigration::result(const std::string& outcome, const std::string& owner) {
-  api::MigrateResult result;
-  result.set_name(entry_.service());
-  result.set_node(owner);
-  result.set_outcome(outcome);
-  statistics_.set_source(node_.config().name);
-  statistics_.set_destination(entry_.peer());
-  statistics_.set_outcome(outcome);
-  *result.mutable_statistics() = statistics_;
-  for (const migration::Reason& each : reasons_) *result.add_refusals() = to_refusal(each);
-  return result;
 }
 
 }  // namespace godwit::node

@@ -40,6 +40,7 @@ class VmMigration {
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
   absl::Status mark_migrating();
   absl::Status ask_destination(bool dry_run, int64_t stall_timeout_ns);
+  bool is_copied(const std::string& target) const;
   absl::Status open_relay(const api::MigrateRequest& request);
   absl::Status start_libvirt(const api::MigrateRequest& request);
   // Until it runs there, or the reason why not.

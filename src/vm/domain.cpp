@@ -58,6 +58,7 @@ Disk disk_of(const pugi::xml_node& node) {
   const pugi::xml_node source = node.child("source");
   disk.source = attribute(source, "file");
   if (disk.source.empty()) disk.source = attribute(source, "dev");
+  disk.format = attribute(node.child("driver"), "type");
   disk.read_only = static_cast<bool>(node.child("readonly"));
   disk.shareable = static_cast<bool>(node.child("shareable"));
   disk.backed = static_cast<bool>(node.child("backingStore").child("source"));

@@ -17,6 +17,7 @@ struct Disk {
   std::string target;  // "vda"
   std::string kind;    // file, block, network, ...
   std::string source;  // of a file or device; empty: no medium
+  std::string format;  // qcow2, raw; empty: not said
   bool read_only = false;
   bool shareable = false;
   bool backed = false;  // by a chain of other images

@@ -13,7 +13,8 @@ constexpr char kDomain[] = R"(<domain type='kvm' id='3'>
   <cpu mode='custom' match='exact'><model fallback='forbid'>Skylake</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <disk type='file' device='disk'><source file='/images/web.qcow2'/>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
+      <source file='/images/web.qcow2'/>
       <backingStore type='file'><source file='/images/base.qcow2'/></backingStore>
       <target dev='vda'/></disk>
     <disk type='block' device='disk'><source dev='/dev/vg/web'/><target dev='vdb'/><shareable/></disk>
@@ -40,6 +41,8 @@ TEST(Domain, SaysWhatItIs) {
   EXPECT_THAT(domain->cpu_xml, testing::StartsWith("<cpu"));
   ASSERT_EQ(domain->disks.size(), 3u);
   EXPECT_EQ(domain->disks[0].source, "/images/web.qcow2");
+  EXPECT_EQ(domain->disks[0].format, "qcow2");
+  EXPECT_EQ(domain->disks[1].format, "");
   EXPECT_TRUE(domain->disks[0].backed);
   EXPECT_FALSE(domain->disks[0].read_only);
   EXPECT_EQ(domain->disks[1].source, "/dev/vg/web");

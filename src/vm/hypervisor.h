@@ -38,15 +38,18 @@ struct JobFigures {
   uint64_t disk_left = 0;
 };
 
+struct DiskSize {
+  uint64_t bytes = 0;      // as the guest sees it
+  uint64_t allocated = 0;  // on the node's storage
+};
+
 struct MigrationParameters {
   std::string control_uri;  // of libvirt at the destination
   std::string memory_uri;
   std::string disks_uri;
   bool live = true;  // else it is paused from the beginning
   bool persistent = true;
-  // All disks were seen to be the same at both ends.
-  bool shared_disks = false;
-  std::vector<std::string> copied_disks;  // targets
+  std::vector<std::string> copied_disks;  // targets; all others are the same at both ends
 };
 
 class Hypervisor {
@@ -86,6 +89,19 @@ class Hypervisor {
   virtual absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) = 0;
   // Whether this node's CPU under that hypervisor can be the one that `cpu_xml` describes.
   virtual absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) = 0;
+
+  virtual absl::StatusOr<DiskSize> disk_size(const std::string& uuid,
+                                             const std::string& target) = 0;
+  // Files of machines' disks, by the paths that libvirt sees, which may have a mount namespace of
+  // its own.
+  //
+  // Free bytes where `path` is, or would be. kNotFound: its folder is missing.
+  virtual absl::StatusOr<uint64_t> room_for(const std::string& path) = 0;
+  virtual absl::StatusOr<bool> disk_exists(const std::string& path) = 0;
+  // Empty and sparse. kAlreadyExists. `format`: qcow2, raw.
+  virtual absl::Status create_disk(const std::string& path, const std::string& format,
+                                   uint64_t bytes) = 0;
+  virtual absl::Status remove_disk(const std::string& path) = 0;  // fine when there is none
 
   // Blocks. Over `own_socket` instead of this object's connection: closing that one makes libvirt
   // give up what its client has begun, or, once all memory has gone, leave the domain paused. The

@@ -55,6 +55,8 @@ absl::Status libvirt_error(const Libvirt& api, std::string_view call) {
   absl::StatusCode code = absl::StatusCode::kFailedPrecondition;
   switch (error->code) {
     case VIR_ERR_NO_DOMAIN:
+    case VIR_ERR_NO_STORAGE_POOL:
+    case VIR_ERR_NO_STORAGE_VOL:
       code = absl::StatusCode::kNotFound;
       break;
     case VIR_ERR_XML_ERROR:
@@ -62,6 +64,9 @@ absl::Status libvirt_error(const Libvirt& api, std::string_view call) {
     case VIR_ERR_INVALID_ARG:
     case VIR_ERR_CONFIG_UNSUPPORTED:
       code = absl::StatusCode::kInvalidArgument;
+      break;
+    case VIR_ERR_STORAGE_VOL_EXIST:
+      code = absl::StatusCode::kAlreadyExists;
       break;
     case VIR_ERR_OPERATION_TIMEOUT:
       code = absl::StatusCode::kDeadlineExceeded;

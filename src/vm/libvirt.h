@@ -27,6 +27,7 @@ namespace godwit::vm {
   X(virDomainDefineXMLFlags)            \
   X(virDomainDestroy)                   \
   X(virDomainFree)                      \
+  X(virDomainGetBlockInfo)              \
   X(virDomainGetJobStats)               \
   X(virDomainGetState)                  \
   X(virDomainGetUUIDString)             \
@@ -49,6 +50,17 @@ namespace godwit::vm {
   X(virGetLastError)                    \
   X(virInitialize)                      \
   X(virSetErrorFunc)                    \
+  X(virStoragePoolCreateXML)            \
+  X(virStoragePoolDestroy)              \
+  X(virStoragePoolFree)                 \
+  X(virStoragePoolGetInfo)              \
+  X(virStoragePoolGetName)              \
+  X(virStoragePoolLookupByTargetPath)   \
+  X(virStoragePoolRefresh)              \
+  X(virStorageVolCreateXML)             \
+  X(virStorageVolDelete)                \
+  X(virStorageVolFree)                  \
+  X(virStorageVolLookupByName)          \
   X(virStreamAbort)                     \
   X(virStreamFree)                      \
   X(virStreamNew)                       \

@@ -38,6 +38,12 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status set_most_downtime(const std::string& uuid, int64_t ns) override;
   absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) override;
   absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) override;
+  absl::StatusOr<DiskSize> disk_size(const std::string& uuid, const std::string& target) override;
+  absl::StatusOr<uint64_t> room_for(const std::string& path) override;
+  absl::StatusOr<bool> disk_exists(const std::string& path) override;
+  absl::Status create_disk(const std::string& path, const std::string& format,
+                           uint64_t bytes) override;
+  absl::Status remove_disk(const std::string& path) override;
   absl::Status migrate(const std::string& own_socket, const std::string& uuid,
                        const MigrationParameters& parameters) override;
   absl::StatusOr<std::unique_ptr<Subscription>> watch(const std::string& uuid,
@@ -54,8 +60,13 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status on_domain(const std::string& uuid, const char* call,
                          absl::FunctionRef<int(virDomainPtr)> act);
 
+  // Of the folder that `path` is in.
+  absl::Status in_pool(const std::string& path,
+                       absl::FunctionRef<absl::Status(virStoragePoolPtr)> act);
+
   const Libvirt& api_;
   const std::string socket_;
+  std::mutex pools_mutex_;
   std::mutex mutex_;
   std::shared_ptr<Connection> connection_;
   std::shared_ptr<Watchers> watchers_;

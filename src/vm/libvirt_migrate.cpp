@@ -38,11 +38,10 @@ absl::Status LibvirtHypervisor::migrate(const std::string& own_socket, const std
   GW_ASSIGN_OR_RETURN(const auto source, Connection::open(api_, uri_of(own_socket)));
   GW_ASSIGN_OR_RETURN(const auto destination, Connection::open(api_, parameters.control_uri));
   GW_ASSIGN_OR_RETURN(const Domain moving, domain(*source, uuid));
-  unsigned flags = VIR_MIGRATE_PAUSED | VIR_MIGRATE_ABORT_ON_ERROR;
+  // Unsafe: libvirt knows shared file systems by their types only.
+  unsigned flags = VIR_MIGRATE_PAUSED | VIR_MIGRATE_ABORT_ON_ERROR | VIR_MIGRATE_UNSAFE;
   if (parameters.live) flags |= VIR_MIGRATE_LIVE;
   if (parameters.persistent) flags |= VIR_MIGRATE_PERSIST_DEST;
-  // libvirt knows shared file systems by their types only.
-  if (parameters.shared_disks) flags |= VIR_MIGRATE_UNSAFE;
   Parameters list(api_);
   list.add(VIR_MIGRATE_PARAM_URI, parameters.memory_uri);
   if (!parameters.copied_disks.empty()) {

@@ -2,8 +2,8 @@
 // and keeps memory under load that checks itself.
 //
 // Port 7001 takes lines: "load MIB MIB_PER_S" begins to rewrite so much memory at that rate, after
-// it has filled it; "check" answers "ok PASSES" or "wrong AT"; "disk PATH" writes blocks of a
-// device over and over, reading each one back.
+// it has filled it; "disk PATH" writes blocks of a device over and over, reading each one back
+// before; "check" answers "ok PASSES" or "wrong AT": those of the one that has had fewer.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -24,7 +25,7 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kBlock = size_t{64} << 10;
 
-std::atomic<uint64_t> passes{0};
+std::atomic<uint64_t> memory_passes{UINT64_MAX}, disk_passes{UINT64_MAX};  // the most: not begun
 std::atomic<int64_t> wrong_at{-1};
 uint64_t load_mib = 0, load_rate = 0;
 char disk_path[64];
@@ -69,7 +70,7 @@ void* load_memory(void*) {
       fill(page(i), kPage, i + pass * pages);
       if (slice > 0 && i % 16 == 0) pause_until(at += 16'000'000'000 / static_cast<int64_t>(slice));
     }
-    passes = pass;
+    memory_passes = pass;
   }
 }
 
@@ -91,11 +92,12 @@ void* load_disk(void*) {
       if (::pwrite(fd, block, kBlock, at) != static_cast<ssize_t>(kBlock)) wrong_at = -3;
       pause_until(now_ns() + 5'000'000);
     }
-    passes = pass + 1;
+    disk_passes = pass + 1;
   }
 }
 
-void begin(void* (*work)(void*)) {
+void begin(void* (*work)(void*), std::atomic<uint64_t>& passes) {
+  passes = 0;
   pthread_t thread{};
   ::pthread_create(&thread, nullptr, work, nullptr);
   ::pthread_detach(thread);
@@ -117,13 +119,14 @@ void* obey(void* argument) {
     line[n] = 0;
     char answer[64] = "ok\n";
     if (::sscanf(line, "load %lu %lu", &load_mib, &load_rate) == 2)
-      begin(load_memory);
+      begin(load_memory, memory_passes);
     else if (::sscanf(line, "disk %63s", disk_path) == 1)
-      begin(load_disk);
+      begin(load_disk, disk_passes);
     else if (wrong_at >= 0 || wrong_at < -1)
       std::snprintf(answer, sizeof answer, "wrong %ld\n", wrong_at.load());
     else
-      std::snprintf(answer, sizeof answer, "ok %lu\n", passes.load());
+      std::snprintf(answer, sizeof answer, "ok %lu\n",
+                    std::min(memory_passes.load(), disk_passes.load()));
     if (::write(fd, answer, std::strlen(answer)) < 0) break;
   }
   ::close(fd);

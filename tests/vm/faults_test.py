@@ -22,10 +22,12 @@ class Breaking:
     def __init__(self, lab, faults):
         self.lab = lab
         self.faults = faults
-        self.address = lab.boot("web", 1)
+        os.makedirs(lab.disk_folder("n2"))
+        self.address = lab.boot("web", 1, disks=[lab.make_disk("web.qcow2", 128)])
         self.agent = lab.agent(self.address)
-        self.agent.ask("load 16 16")
-        wait_for("a pass over the memory", lambda: self.agent.check() > 0)
+        self.agent.ask("disk /dev/vda")
+        self.agent.ask("load 8 16")
+        wait_for("a pass over memory and disk", lambda: self.agent.check() > 0)
         self.at = "n1"
 
     def other(self):
@@ -63,6 +65,8 @@ class Breaking:
             raise Failure("%s: it is on %s, was on %s" % (name, now, before))
         self.at = now
         self.lab.expect_only_on("web", now, 40)
+        if self.lab.disks(now) != ["web.qcow2"]:
+            raise Failure("%s: disks on %s: %s" % (name, now, self.lab.disks(now)))
         passes = self.agent.check()
         wait_for("the guest works on", lambda: self.agent.check() > passes, 20)
         self.no_notes()
@@ -81,10 +85,10 @@ class Breaking:
                 raise Failure("%s was not hit" % point)
         self.case("%s: %s" % (point, action), act, expected)
 
-    def while_limited(self, name, act, expected=False):
-        """In the rounds, which a limit makes long."""
+    def while_limited(self, name, act, expected=False, bandwidth="8MiB"):
+        """In the rounds, or while its disk is copied, which a limit makes long."""
         def both():
-            moving = self.begin("--bandwidth", "8MiB")
+            moving = self.begin("--bandwidth", bandwidth, "--stall-timeout", "1s")
             wait_for("it is on its way", lambda: "web" in self.lab.domains(self.other()), 40)
             time.sleep(0.5)
             undo = act()
@@ -134,6 +138,7 @@ def main():
             it.while_limited("source's daemon killed", lambda: it.kill_daemon(it.at))
             it.while_limited("destination's daemon killed", lambda: it.kill_daemon(it.other()))
             it.while_limited("link cut", it.cut_link)
+            it.while_limited("link cut in the disk's copy", it.cut_link, bandwidth="1MiB")
             it.while_limited("destination's libvirt killed", lambda: it.kill_libvirt(it.other()))
             it.while_limited("source's libvirt killed", lambda: it.kill_libvirt(it.at))
             it.case("a move", lambda: lab.move("web", it.other()), True)

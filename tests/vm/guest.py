@@ -125,15 +125,17 @@ def make(build):
                 make_emulator(folder))
 
 
+def disk_xml(target, path, form="qcow2"):
+    return ("<disk type='file' device='disk'><driver name='qemu' type='%s' cache='none'/>"
+            "<source file='%s'/><target dev='%s' bus='virtio'/></disk>" % (form, path, target))
+
+
 def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0", extra="",
                cpu="<cpu mode='custom' match='exact'><model>qemu64</model></cpu>", odd=True):
     """A domain for emulation without KVM; `address` as 10.77.0.9/16. `disks`: qcow2 files. `odd`:
     its memory can be copied while it runs (EMULATOR)."""
     kernel, initramfs, emulator = make(build)
-    drives = "".join(
-        "<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/>"
-        "<source file='%s'/><target dev='vd%s' bus='virtio'/></disk>" % (path, "abcdef"[i])
-        for i, path in enumerate(disks))
+    drives = "".join(disk_xml("vd" + "abcdef"[i], path) for i, path in enumerate(disks))
     return """<domain type='qemu'>
   <name>%s</name>
   <memory unit='MiB'>%d</memory>

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 
-from vm_lab import COMMANDS, ECHO, Failure, VmLab, expect_libvirt, wait_for
+import guest
+from vm_lab import ECHO, Failure, VmLab, expect_libvirt, lab_name, run, wait_for
 
 
 def expect(what, condition):
@@ -18,7 +19,12 @@ def refused_codes(result):
 
 
 def commands(lab):
-    address = lab.define("web", 1)
+    # In a folder that both nodes have: it stays where it is.
+    shared = "/var/lib/godwit/%s/shared" % lab_name()
+    os.makedirs(shared)
+    disk = os.path.join(shared, "web.qcow2")
+    run("qemu-img", "create", "-q", "-f", "qcow2", disk, "128M")
+    address = lab.define("web", 1, disks=[disk])
     expect("a defined machine is stopped", lab.state("web") == "stopped")
     expect("ps -a lists it", "web" in lab("ps", "-a").stdout)
     expect("ps does not", "web" not in lab("ps").stdout)
@@ -57,7 +63,8 @@ def moves(lab, address):
     pulse = lab.pulse("echo", address, ECHO)
     agent = lab.agent(address)
     agent.ask("load 16 16")
-    wait_for("a pass over the memory", lambda: agent.check() > 0)
+    agent.ask("disk /dev/vda")
+    wait_for("a pass over memory and disk", lambda: agent.check() > 0)
     pulse.mark()
     gaps = []
     for node in ("n2", "n1", "n2"):
@@ -73,24 +80,14 @@ def moves(lab, address):
                mark["checked"] > 0 and mark["alive"] == 1)
         expect("it counts: %s" % result, result["bytes_wire"] > 16 << 20)
         lab.expect_only_on("web", node)
+        expect("its disk is shared", os.listdir("/var/lib/godwit/%s/shared" % lab_name()) ==
+               ["web.qcow2"])
         expect("it runs there", lab.inspect("web")["node"] == node and
                lab.state("web") == "running")
         # All that was written last, read back there.
         passes = agent.check()
-        wait_for("two passes over the memory", lambda: agent.check() >= passes + 2, 60)
-    # Limited, with progress, and taken back at once.
-    passes = agent.check()
-    limited = subprocess.Popen([lab.godwit, "migrate", "web", "n1", "--json", "--bandwidth",
-                                "4MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for("it is on its way", lambda: lab.state("web") == "migrating")
-    wait_for("libvirt has begun", lambda: "web" in lab.domains("n1"))
-    limited.send_signal(2)
-    out, _ = limited.communicate(timeout=30)
-    result = json.loads(out)
-    expect("it was taken back: %s" % result, result["outcome"] == "rolled_back" and
-           limited.returncode == 4 and result["node"] == "n2")
-    lab.expect_only_on("web", "n2")
-    wait_for("it runs on", lambda: agent.check() > passes)
+        wait_for("two passes over memory and disk", lambda: agent.check() >= passes + 2, 60)
+    taken_back(lab, agent, "web", "n2", "n1", "4MiB")
     result = lab.move("web", "n1", "--strategy", "cold")
     expect("cold: %s" % result, result["strategy"] == "cold")
     lab.expect_only_on("web", "n1")
@@ -98,6 +95,63 @@ def moves(lab, address):
     end = pulse.finish()
     expect("its client never lost its connection: %s" % end,
            end["total_wrong"] == end["total_lost"] == 0)
+
+
+def taken_back(lab, agent, name, here, there, bandwidth):
+    """Limited, and then not wanted any more."""
+    passes = agent.check()
+    limited = subprocess.Popen([lab.godwit, "migrate", name, there, "--json", "--bandwidth",
+                                bandwidth], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    wait_for("it is on its way", lambda: lab.state(name) == "migrating")
+    wait_for("libvirt has begun", lambda: name in lab.domains(there))
+    limited.send_signal(2)
+    out, _ = limited.communicate(timeout=30)
+    result = json.loads(out)
+    expect("it was taken back: %s" % result, result["outcome"] == "rolled_back" and
+           limited.returncode == 4 and result["node"] == here)
+    lab.expect_only_on(name, here)
+    wait_for("it runs on", lambda: agent.check() > passes)
+
+
+def disks(lab):
+    """Of a machine whose disk only its node sees: it is copied while the guest writes to it."""
+    disk = lab.make_disk("store.qcow2", 128)
+    raw = lab.make_disk("raw.img", 8, form="raw")
+    address = lab.define("store", 4, disks=[disk], extra=guest.disk_xml("vdb", raw, "raw"))
+    expect("what does not run cannot be copied",
+           refused_codes(lab.migrate("store", "n2")) == {"vm.disk_not_shared"})
+    lab("vm", "start", "store")
+    lab.wait_until_it_listens("store", address, ECHO, timeout=60)
+    lab.empty_balloon("store")
+    agent = lab.agent(address)
+    agent.ask("disk /dev/vda")
+    wait_for("a pass over the disk", lambda: agent.check() > 0)
+    expect("the folder is missing there",
+           refused_codes(lab.migrate("store", "n2")) == {"vm.disk_folder"})
+    os.makedirs(lab.disk_folder("n2"))
+    other = os.path.join(lab.disk_folder("n2"), "store.qcow2")
+    with open(other, "w") as text:
+        text.write("something else")
+    expect("one is there already", refused_codes(lab.migrate("store", "n2")) == {"vm.disk_exists"})
+    with open(other) as text:
+        expect("it is left alone", text.read() == "something else")
+    os.unlink(other)
+    taken_back(lab, agent, "store", "n1", "n2", "1MiB")
+    result = lab.move("store", "n2")
+    print("with disks: freeze %.0f ms, total %.2f s, %.0f MB" % (
+        result["freeze_ns"] / 1e6, result["total_ns"] / 1e9, result["bytes_wire"] / 1e6))
+    lab.expect_only_on("store", "n2")
+    expect("both are there: %s" % lab.disks("n2"), lab.disks("n2") == ["raw.img", "store.qcow2"])
+    expect("they are sparse", os.stat(other).st_blocks * 512 < 32 << 20 and
+           os.stat(other[:-len("store.qcow2")] + "raw.img").st_blocks * 512 < 1 << 20)
+    passes = agent.check()
+    wait_for("two passes over the disk", lambda: agent.check() >= passes + 2, 60)
+    lab.move("store", "n1", "--strategy", "cold")
+    lab.expect_only_on("store", "n1")
+    passes = agent.check()
+    wait_for("a pass over the disk", lambda: agent.check() > passes, 60)
+    lab("rm", "--force", "store")
 
 
 def evacuation(lab):
@@ -175,6 +229,7 @@ def main():
         evacuation(lab)
         stopped(lab)
         refusals(lab)
+        disks(lab)
     return 0
 
 

@@ -70,6 +70,23 @@ class VmLab(Lab):
     def domains(self, node):
         return self.virsh(node, "list", "--all", "--name").stdout.split()
 
+    # As libvirt sees it, on each node another one.
+    DISKS = "/var/lib/libvirt/disks"
+
+    def disk_folder(self, node):
+        """The same as the tests see it."""
+        return "/var/lib/godwit/%s/%s/libvirt/disks" % (lab_name(), node)
+
+    def make_disk(self, name, mib, node="n1", form="qcow2"):
+        os.makedirs(self.disk_folder(node), exist_ok=True)
+        run("qemu-img", "create", "-q", "-f", form,
+            os.path.join(self.disk_folder(node), name), "%dM" % mib)
+        return os.path.join(self.DISKS, name)
+
+    def disks(self, node):
+        folder = self.disk_folder(node)
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
     def define(self, name, number=1, node="n1", **options):
         """A domain that is defined through Godwit; its address."""
         address = ADDRESS % number
@@ -109,6 +126,8 @@ class VmLab(Lab):
                  lambda: all(name not in self.domains(n) for n in others), timeout)
         if name not in self.domains(node):
             raise Failure("%s is not on %s" % (name, node))
+        # Those are copied, if there are any.
+        wait_for("no disks to be left behind", lambda: not any(map(self.disks, others)), 10)
         for n in ("n1", "n2"):
             folder = "/run/godwit/%s/%s/libvirt/sockets" % (lab_name(), n)
             wait_for("no sockets in %s" % folder, lambda: not os.listdir(folder), 10)
