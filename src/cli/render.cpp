@@ -101,7 +101,12 @@ std::string plan_text(const api::MigrateResult& result) {
     out += fmt::format("  expected: freeze {}, total {}, at {}/s\n",
                        format_ns(s.predicted_downtime_ns()), format_ns(s.predicted_total_ns()),
                        format_bytes(s.bytes_per_s()));
-  out += fmt::format("  based on {}\n", result.based_on());
+  if (!result.based_on().empty()) out += fmt::format("  based on {}\n", result.based_on());
+  if (s.processes() == 0) {  // a virtual machine
+    if (s.memory_bytes() > 0)
+      out += fmt::format("  carries {} of memory\n", format_bytes(s.memory_bytes()));
+    return out;
+  }
   out += fmt::format(
       "  carries {}, {}, {} of memory ({} of it zero), {},\n  {}, {} of files of its own\n",
       format_amount(s.processes(), "process", "processes"),

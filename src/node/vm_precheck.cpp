@@ -230,7 +230,8 @@ absl::StatusOr<std::optional<migration::Reason>> misses_writes(vm::Hypervisor& h
   if (domain.emulation == "kvm" || vm::machine_version(domain.machine) >= kRightSince)
     return std::nullopt;
   // What is more than libvirt has given it is its whole RAM: none of it is in the balloon.
-  GW_ASSIGN_OR_RETURN(const uint64_t ram, hypervisor.ram_bytes(domain.uuid));
+  GW_ASSIGN_OR_RETURN(const vm::MemoryFigures memory, hypervisor.memory(domain.uuid));
+  const uint64_t ram = memory.ram_bytes;
   if (ram > domain.memory_bytes && ram % kBlock != 0 && !domain.video) return std::nullopt;
   return vm_reason("vm.tcg_tracking", domain.name,
                    fmt::format("it is emulated, without KVM, on a machine ({}) of a QEMU before "

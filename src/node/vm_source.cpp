@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "node/machine.h"
 #include "node/node.h"
+#include "node/vm_forecast.h"
 #include "node/vms.h"
 #include "pages/link_share.h"
 
@@ -140,8 +141,14 @@ absl::Status VmMigration::look_at_domain() {
 
 absl::StatusOr<api::MigrateResult> VmMigration::dry_run(const api::MigrateRequest& request) {
   GW_RETURN_IF_ERROR(ask_destination(true, request.stall_timeout_ns()));
-  statistics_.set_memory_bytes(runs_ ? domain_.memory_bytes : 0);
-  return result(reasons_.empty() ? "movable" : "refused", node_.config().name);
+  api::MigrateResult found = result(reasons_.empty() ? "movable" : "refused", node_.config().name);
+  if (!runs_ || !reasons_.empty()) return found;
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
+  const bool chosen = cold_ || request.strategy() == "precopy";
+  predict_vm(node_, *hypervisor_, domain_, request,
+             chosen ? migration::strategy_of(statistics_.strategy()) : migration::STRATEGY_AUTO,
+             *peer, found);
+  return found;
 }
 
 absl::Status VmMigration::mark_migrating() {
@@ -356,6 +363,8 @@ absl::Status VmMigration::look_at_job(const api::MigrateRequest& request) {
   if (!job.ok() || !job->active) return absl::OkStatus();  // not yet, or not any more
   statistics_.set_rounds(static_cast<uint32_t>(job->rounds));
   statistics_.set_bytes_per_s(job->bytes_per_s);
+  // By QEMU's small passes: that figure tells nothing of the link.
+  statistics_.set_bandwidth_limited(true);
   statistics_.set_dirty_pages_per_s(job->dirty_bytes_per_s / kPageSize);
   statistics_.set_memory_bytes(job->memory_total);
   api::MigrateProgress progress;

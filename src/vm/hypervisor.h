@@ -38,6 +38,13 @@ struct JobFigures {
   uint64_t disk_left = 0;
 };
 
+struct MemoryFigures {
+  // As the hypervisor itself says, without what its balloon has taken. 0: it has no balloon to
+  // tell.
+  uint64_t ram_bytes = 0;
+  uint64_t resident_bytes = 0;  // of its process; 0: not known
+};
+
 struct DiskSize {
   uint64_t bytes = 0;      // as the guest sees it
   uint64_t allocated = 0;  // on the node's storage
@@ -69,9 +76,9 @@ class Hypervisor {
   // `migratable`: as another node has to define it.
   virtual absl::StatusOr<std::string> xml(const std::string& uuid, bool migratable) = 0;
   virtual absl::StatusOr<bool> persistent(const std::string& uuid) = 0;
-  // As the hypervisor itself says, without what its balloon has taken. 0: it has no balloon to
-  // tell.
-  virtual absl::StatusOr<uint64_t> ram_bytes(const std::string& uuid) = 0;
+  virtual absl::StatusOr<MemoryFigures> memory(const std::string& uuid) = 0;
+  // Bytes a second that a running domain writes first, by samples of its pages; takes a second.
+  virtual absl::StatusOr<uint64_t> measure_writes(const std::string& uuid) = 0;
   virtual absl::StatusOr<int> snapshots(const std::string& uuid) = 0;
 
   // Returns the uuid. An existing domain of that name and uuid gets the new definition.

@@ -34,6 +34,7 @@ namespace godwit::vm {
   X(virDomainGetXMLDesc)                \
   X(virDomainHasManagedSaveImage)       \
   X(virDomainIsPersistent)              \
+  X(virDomainListGetStats)              \
   X(virDomainLookupByName)              \
   X(virDomainLookupByUUIDString)        \
   X(virDomainMemoryStats)               \
@@ -43,6 +44,8 @@ namespace godwit::vm {
   X(virDomainResume)                    \
   X(virDomainShutdown)                  \
   X(virDomainSnapshotNum)               \
+  X(virDomainStartDirtyRateCalc)        \
+  X(virDomainStatsRecordListFree)       \
   X(virDomainUndefineFlags)             \
   X(virEventAddTimeout)                 \
   X(virEventRegisterDefaultImpl)        \
@@ -68,6 +71,7 @@ namespace godwit::vm {
   X(virStreamSend)                      \
   X(virTypedParamsAddString)            \
   X(virTypedParamsFree)                 \
+  X(virTypedParamsGetLLong)             \
   X(virTypedParamsGetULLong)            \
   X(virTypedParamsGetInt)
 

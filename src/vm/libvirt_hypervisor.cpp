@@ -169,15 +169,19 @@ absl::StatusOr<bool> LibvirtHypervisor::persistent(const std::string& uuid) {
   return answer == 1;
 }
 
-absl::StatusOr<uint64_t> LibvirtHypervisor::ram_bytes(const std::string& uuid) {
+absl::StatusOr<MemoryFigures> LibvirtHypervisor::memory(const std::string& uuid) {
   std::array<virDomainMemoryStatStruct, VIR_DOMAIN_MEMORY_STAT_NR> figures{};
   int count = 0;
   GW_RETURN_IF_ERROR(on_domain(uuid, "virDomainMemoryStats()", [&](virDomainPtr found) {
     return count = api_.virDomainMemoryStats(found, figures.data(), figures.size(), 0);
   }));
-  for (const auto& each : std::span(figures).first(static_cast<size_t>(count)))
-    if (each.tag == VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON) return uint64_t{each.val} << 10;
-  return uint64_t{0};
+  MemoryFigures memory;
+  for (const auto& each : std::span(figures).first(static_cast<size_t>(count))) {
+    const uint64_t bytes = uint64_t{each.val} << 10;
+    if (each.tag == VIR_DOMAIN_MEMORY_STAT_ACTUAL_BALLOON) memory.ram_bytes = bytes;
+    if (each.tag == VIR_DOMAIN_MEMORY_STAT_RSS) memory.resident_bytes = bytes;
+  }
+  return memory;
 }
 
 absl::StatusOr<int> LibvirtHypervisor::snapshots(const std::string& uuid) {

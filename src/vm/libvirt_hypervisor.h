@@ -25,7 +25,8 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::StatusOr<DomainState> state(const std::string& uuid) override;
   absl::StatusOr<std::string> xml(const std::string& uuid, bool migratable) override;
   absl::StatusOr<bool> persistent(const std::string& uuid) override;
-  absl::StatusOr<uint64_t> ram_bytes(const std::string& uuid) override;
+  absl::StatusOr<MemoryFigures> memory(const std::string& uuid) override;
+  absl::StatusOr<uint64_t> measure_writes(const std::string& uuid) override;
   absl::StatusOr<int> snapshots(const std::string& uuid) override;
   absl::StatusOr<std::string> define(const std::string& xml) override;
   absl::Status start(const std::string& uuid) override;

@@ -65,6 +65,12 @@ def moves(lab, address):
     agent.ask("load 16 16")
     agent.ask("disk /dev/vda")
     wait_for("a pass over memory and disk", lambda: agent.check() > 0)
+    plan = lab.migrate("web", "n2", "--dry-run")
+    expect("it is told before what a move costs: %s" % plan,
+           plan["outcome"] == "movable" and plan["strategy"] == "precopy" and
+           plan["predicted_total_ns"] > 0 and plan["dirty_pages_per_s"] > 0 and
+           "samples of what it wrote" in plan["based_on"] and
+           [each["strategy"] for each in plan["forecasts"]] == ["precopy", "cold"])
     pulse.mark()
     gaps = []
     for node in ("n2", "n1", "n2"):
