@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 SOURCES = $(shell git ls-files 'src/*.cpp' 'src/*.h' 'tests/*.cpp' 'tests/*.h' 'bench/*.cpp' 'bench/*.h')
 
 .DEFAULT_GOAL := build
-.PHONY: help deps test-deps build test check-fast demo bench faults install format format-check tidy clean
+.PHONY: help deps test-deps build test check-fast demo demo-vm bench faults install format format-check tidy clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -30,6 +30,9 @@ check-fast: build  ## the tests that take seconds
 
 demo: build  ## a redis-server moves between two nodes and back while a client uses it
 	scripts/demo $(BUILD)/godwit
+
+demo-vm: build test-deps  ## the same of a virtual machine and its disk
+	scripts/demo-vm $(BUILD)/godwit
 
 faults: build test-deps  ## moves disturbed at random, MOVES=1000, SEED=n repeats a run
 	python3 tests/faults/campaign.py $(BUILD)/godwit --moves $(or $(MOVES),1000) $(if $(SEED),--seed $(SEED))

@@ -62,10 +62,12 @@ class VmLab(Lab):
         super().__init__(godwit, **options)
         self.arguments.append("--vm")
 
+    def uri(self, node):
+        return "qemu+unix:///system?socket=/run/godwit/%s/%s/libvirt/run/libvirt-sock" % (
+            lab_name(), node)
+
     def virsh(self, node, *command, check=True, timeout=60):
-        socket_path = "/run/godwit/%s/%s/libvirt/run/libvirt-sock" % (lab_name(), node)
-        return run("virsh", "-c", "qemu+unix:///system?socket=" + socket_path, *command,
-                   check=check, timeout=timeout)
+        return run("virsh", "-c", self.uri(node), *command, check=check, timeout=timeout)
 
     def domains(self, node):
         return self.virsh(node, "list", "--all", "--name").stdout.split()
