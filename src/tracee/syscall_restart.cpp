@@ -6,7 +6,10 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
+#include <optional>
 
+#include "absl/container/flat_hash_map.h"
 #include "base/status.h"
 #include "tracee/memory.h"
 
@@ -56,6 +59,26 @@ bool is_restart(int64_t result) {
          result == kRestartBlock;
 }
 
+// By task, as it was first interrupted.
+std::mutex waits_mutex;
+absl::flat_hash_map<pid_t, Registers>& waits() {
+  static auto& map = *new absl::flat_hash_map<pid_t, Registers>;
+  return map;
+}
+
+// restart_syscall(2) leaves the arguments of the call where they were.
+std::optional<uint64_t> remembered_number(HostPid tid, const Registers& now) {
+  if (number_of(now) != SYS_restart_syscall) return std::nullopt;
+  const std::lock_guard lock(waits_mutex);
+  const auto found = waits().find(tid.value);
+  if (found == waits().end()) return std::nullopt;
+  const Registers& then = found->second;
+  if (then.rip != now.rip || then.rsp != now.rsp || then.rdi != now.rdi || then.rsi != now.rsi ||
+      then.rdx != now.rdx || then.r10 != now.r10)
+    return std::nullopt;
+  return then.orig_rax;
+}
+
 }  // namespace
 
 SyscallState repair_interrupted_syscall(Registers& registers) {
@@ -79,9 +102,17 @@ Registers registers_rewound(Registers registers) {
   return registers;
 }
 
+void remember_wait(HostPid tid, const Registers& registers) {
+  if (result_of(registers) != kRestartBlock || number_of(registers) == SYS_restart_syscall) return;
+  const std::lock_guard lock(waits_mutex);
+  waits().insert_or_assign(tid.value, registers);
+}
+
 absl::StatusOr<Registers> registers_for_elsewhere(HostPid pid, Registers registers) {
   if (number_of(registers) < 0 || result_of(registers) != kRestartBlock) return registers;
-  if (number_of(registers) == SYS_restart_syscall) {
+  if (const auto known = remembered_number(pid, registers); known) {
+    registers.orig_rax = *known;
+  } else if (number_of(registers) == SYS_restart_syscall) {
     // B8 imm32 0F 05 with rip behind it.
     std::array<std::byte, 7> code;
     GW_RETURN_IF_ERROR(read_memory_forced(pid, RemoteAddress{registers.rip - code.size()}, code));

@@ -43,9 +43,13 @@ SyscallState repair_interrupted_syscall(Registers& registers);
 // the -EINTR calls, epoll_wait, sigtimedwait, semtimedop, socket timeouts. select, pselect6 and
 // ppoll write the rest back; absolute times and calls without one are exact.)
 //
-// A call that had been interrupted before has orig_rax = restart_syscall: its number is read from
-// the `mov $nr, %eax` before its syscall instruction; kUnimplemented if there is none.
-absl::StatusOr<Registers> registers_for_elsewhere(HostPid pid, Registers registers);
+// A call that had been interrupted before has orig_rax = restart_syscall: its number is known from
+// that stop if it was this process's (remember_wait()), else read from the `mov $nr, %eax` before
+// its syscall instruction; kUnimplemented if there is none.
+absl::StatusOr<Registers> registers_for_elsewhere(HostPid tid, Registers registers);
+
+// Of a task in a stop that follows an interrupt. Any thread.
+void remember_wait(HostPid tid, const Registers& registers);
 
 // Pure: the same continuation without the kernel's help, for a plain jump to rip: the call's
 // instruction is run again by the program itself. For a stub's tail.

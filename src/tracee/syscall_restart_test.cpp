@@ -438,5 +438,30 @@ TEST(SyscallRestartTest, ElsewhereTheCallItselfRunsAgain) {
   }
 }
 
+// syscall(2) of the C library has no number in its code; other places have it further away.
+TEST(SyscallRestartTest, AWaitThatThisProcessHasInterruptedIsKnown) {
+  Child child([](Shared& shared) {
+    shared.word[1] = 1;
+    const timespec time{.tv_sec = 100, .tv_nsec = 0};
+    ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &time, nullptr);
+    return 0;
+  });
+  ASSERT_TRUE(child.wait_word(1, 1));
+  for (int round = 0; round < 3; ++round) {
+    ASSERT_TRUE(wait_until([&] { return in_a_wait(child.pid()); }));
+    auto task = stop_task(child.pid());
+    GW_ASSERT_OK(task.status());
+    Registers here = task->registers().value();
+    EXPECT_EQ(here.orig_rax == SYS_restart_syscall, round > 0);
+    const auto there = registers_for_elsewhere(child.pid(), here);
+    GW_ASSERT_OK(there.status());
+    EXPECT_EQ(static_cast<long>(there->orig_rax), SYS_clock_nanosleep);
+    // Another wait of that task.
+    if (round == 0) continue;
+    here.rsp -= 8;
+    EXPECT_TRUE(absl::IsUnimplemented(registers_for_elsewhere(child.pid(), here).status()));
+  }
+}
+
 }  // namespace
 }  // namespace godwit::tracee

@@ -80,6 +80,7 @@ absl::StatusOr<StoppedTask> SeizedTask::wait_stopped(Deadline deadline) && {
     StoppedTask task(tid, options_, stop.is_group_stop());
     Registers registers;
     GW_RETURN_IF_ERROR(internal::get_registers(tid, registers));
+    remember_wait(tid, registers);
     const uint64_t rax = registers.rax;
     repair_interrupted_syscall(registers);
     if (registers.rax != rax) GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));

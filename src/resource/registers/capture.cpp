@@ -24,7 +24,7 @@ absl::StatusOr<TaskResource::Collect> RegistersResource::capture(const TaskView&
     return make_error(absl::StatusCode::kFailedPrecondition, "registers of running task {}",
                       view.host_tid.value);
   return Collect(
-      [task, process = view.host_tgid](const tracee::Batch&) -> absl::StatusOr<std::string> {
+      [task](const tracee::Batch&) -> absl::StatusOr<std::string> {
         GW_ASSIGN_OR_RETURN(tracee::Registers registers, task->registers());
         if (registers.cs != kUserCs64)
           return make_error(absl::StatusCode::kFailedPrecondition,
@@ -34,7 +34,7 @@ absl::StatusOr<TaskResource::Collect> RegistersResource::capture(const TaskView&
         GW_ASSIGN_OR_RETURN(const uint64_t mask, task->signal_mask());
         // A call that was interrupted is still in them, as a restart code that the destination's
         // kernel acts on when the task first goes on there.
-        GW_ASSIGN_OR_RETURN(registers, tracee::registers_for_elsewhere(process, registers));
+        GW_ASSIGN_OR_RETURN(registers, tracee::registers_for_elsewhere(task->tid(), registers));
 
         RegistersState state;
         std::array<uint64_t, sizeof(tracee::Registers) / sizeof(uint64_t)> general;
