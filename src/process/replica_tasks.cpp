@@ -142,7 +142,18 @@ absl::Status Replica::add_task_calls(Restoring& one) {
   return absl::OkStatus();
 }
 
+absl::Status Replica::seal_memory() {
+  for (auto& [pid, husk] : husks_) {
+    tracee::Batch batch;
+    resource::add_seal_calls(husk.memory_map, batch);
+    GW_RETURN_IF_ERROR(husk.run(batch));
+    GW_RETURN_IF_ERROR(annotate(batch.check_all(), fmt::format("process {}", pid)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Replica::restore_last() {
+  GW_RETURN_IF_ERROR(seal_memory());
   for (auto& [pid, husk] : husks_)
     GW_RETURN_IF_ERROR(
         annotate(husk.start_removing_stub(ignoring_faults_.contains(pid), vdso_syscall_offset_),

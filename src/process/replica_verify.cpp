@@ -118,7 +118,11 @@ absl::Status Replica::compare_maps(Husk& husk) {
       mapping.set_object(known->second->object());
       mapping.set_path(known->second->path());
     }
-  const std::string differs = difference(husk.memory_map, std::move(shown));
+  // It is sealed when there is nothing left to do in it.
+  resource::MemoryMapState unsealed = husk.memory_map;
+  for (MappingState& mapping : *unsealed.mutable_mappings())
+    mapping.set_flags(mapping.flags() & ~uint32_t{resource::kMapSealed});
+  const std::string differs = difference(unsealed, std::move(shown));
   if (differs.empty()) return absl::OkStatus();
   return make_error(absl::StatusCode::kDataLoss, "{}", differs);
 }

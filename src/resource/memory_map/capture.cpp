@@ -24,6 +24,7 @@ constexpr FlagName kFlagNames[] = {
     {"gd", kMapGrowsDown},  {"lo", kMapLocked},    {"lf", kMapLockOnFault}, {"nr", kMapNoReserve},
     {"dc", kMapDontFork},   {"dd", kMapDontDump},  {"wf", kMapWipeOnFork},  {"hg", kMapHugePage},
     {"nh", kMapNoHugePage}, {"mg", kMapMergeable}, {"sr", kMapSequential},  {"rr", kMapRandom},
+    {"sl", kMapSealed},
 };
 
 bool is_shmem_object(const kernel::Mapping& mapping) {
@@ -132,16 +133,18 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
          std::move(reason), std::move(way_out)});
   };
   const MappingState::Kind kind = kind_of(mapping);
-  if (kind == MappingState::KIND_KERNEL) return absl::OkStatus();
+  if (kind == MappingState::KIND_KERNEL) {
+    if (mapping.has_flag("sl"))
+      refuse("mapping.sealed", "this kernel seals its own mappings, which could not be made there",
+             "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS");
+    return absl::OkStatus();
+  }
   if (mapping.has_flag("ht"))
     refuse("mapping.hugetlb", "explicit huge pages (hugetlbfs) are not carried",
            "use transparent huge pages (madvise) instead");
   else if (mapping.has_flag("io") || mapping.has_flag("pf"))
     refuse("mapping.device", "memory of a device cannot move to another machine",
            "stop using the device");
-  else if (mapping.has_flag("sl"))
-    refuse("mapping.sealed", "mseal(2) makes the mapping unchangeable, also for a restore",
-           "start the program without sealing (glibc.rtld.memory_sealing=0)");
   else if (mapping.has_flag("ss"))
     refuse("mapping.shadow_stack", "shadow stacks are not restored",
            "start the program without them (glibc.cpu.x86_shstk=off)");

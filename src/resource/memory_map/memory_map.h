@@ -37,6 +37,7 @@ enum MapFlag : uint32_t {
   kMapSequential = 1 << 10,
   kMapRandom = 1 << 11,
   kMapMayWrite = 1 << 12,  // of a shared file: was opened for writing
+  kMapSealed = 1 << 13,    // mseal(2)
 };
 
 // Takes the stub's area out, which the kernel may have merged with a neighbour.
@@ -78,6 +79,10 @@ std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const Memor
 // gone.
 absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
                                   BackingOf backing, tracee::Batch& batch);
+
+// Seals what is sealed in `wanted` (mseal(2), Linux 6.10): no other call changes that afterwards,
+// for the process or for us, but to track, fill and drop pages.
+void add_seal_calls(const MemoryMapState& wanted, tracee::Batch& batch);
 
 // PR_SET_MM_MAP with everything but the exe link (`exe_fd` -1), or with it. The old exe's mappings
 // must be gone before it can change.

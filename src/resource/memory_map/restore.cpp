@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr uint64_t kArchMapVdso64 = 0x2003;  // asm/prctl.h, Linux 4.8
 constexpr uint64_t kPrSetVma = 0x53564d41;   // linux/prctl.h, 5.17
+constexpr long kSysMseal = 462;              // asm/unistd_64.h, 6.10
 #ifndef MAP_FIXED_NOREPLACE
 #error "Linux 4.17 headers or newer are needed"
 #endif
@@ -179,6 +181,18 @@ absl::Status add_map(const Piece& piece, BackingOf backing_of, tracee::Batch& ba
   return absl::OkStatus();
 }
 
+// Asked when something is mapped, not when all is done: of nothing at all, which every kernel that
+// has the call lets pass.
+absl::Status check_seals(const MemoryMapState& wanted) {
+  for (const MappingState& mapping : wanted.mappings())
+    if ((mapping.flags() & kMapSealed) != 0 && ::syscall(kSysMseal, 0, 0, 0) != 0)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "mapping {:x}-{:x} is sealed (mseal(2)), which this kernel cannot do: "
+                        "Linux 6.10 or later is needed",
+                        mapping.start(), mapping.end());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const MemoryMapState& wanted) {
@@ -190,6 +204,7 @@ std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const Memor
 
 absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
                                   BackingOf backing, tracee::Batch& batch) {
+  GW_RETURN_IF_ERROR(check_seals(wanted));
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);
@@ -209,6 +224,12 @@ absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapStat
     add_advice(piece, batch);
   }
   return absl::OkStatus();
+}
+
+void add_seal_calls(const MemoryMapState& wanted, tracee::Batch& batch) {
+  for (const MappingState& mapping : wanted.mappings())
+    if ((mapping.flags() & kMapSealed) != 0)
+      batch.call(kSysMseal, {mapping.start(), mapping.end() - mapping.start(), 0}, true);
 }
 
 void add_mm_fields_call(const MemoryMapState& wanted, int exe_fd, tracee::Batch& batch) {

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cinttypes>
@@ -12,6 +13,7 @@ namespace state {
 namespace {
 
 constexpr size_t kPage = 4096;
+constexpr long kSysMseal = 462;  // Linux 6.10
 
 // "rw-p" and the VmFlags line of the mapping at `address`, from smaps.
 struct Seen {
@@ -61,6 +63,11 @@ Check mapping_check() {
   must(::madvise(advised + 4 * kPage, 4 * kPage, MADV_WIPEONFORK), "madvise");
   must(::madvise(advised + 8 * kPage, 4 * kPage, MADV_DONTDUMP), "madvise");
   must(::madvise(advised + 12 * kPage, 4 * kPage, MADV_NOHUGEPAGE), "madvise");
+  // Two of four pages, one of which cannot be written to; kernels before 6.10 have no such call.
+  char* sealed = map(4, PROT_READ | PROT_WRITE, 0);
+  std::memset(sealed, 's', 3 * kPage);
+  must(::mprotect(sealed + 2 * kPage, kPage, PROT_READ), "mprotect");
+  const bool seals = ::syscall(kSysMseal, sealed + kPage, 2 * kPage, 0) == 0;
   char* read_only = map(1, PROT_READ | PROT_WRITE, 0);
   read_only[7] = 'r';
   must(::mprotect(read_only, kPage, PROT_READ), "mprotect");
@@ -85,6 +92,15 @@ Check mapping_check() {
             flag(advised + 4 * kPage, " wf ");
             flag(advised + 8 * kPage, " dd ");
             flag(advised + 12 * kPage, " nh ");
+            if (!seals) return;
+            flag(sealed + kPage, " sl ");
+            flag(sealed + 2 * kPage, " sl ");
+            report().expect(look_up(sealed).flags.find(" sl ") == std::string::npos,
+                            "a neighbour is sealed");
+            report().expect(::mprotect(sealed + 2 * kPage, kPage, PROT_READ | PROT_WRITE) != 0,
+                            "a sealed page can be made writable");
+            for (int page = 0; page < 3; ++page)
+              report().equal("a page around a seal", sealed[page * kPage + 5], 's');
           }};
 }
 
