@@ -91,6 +91,13 @@ SyscallState repair_interrupted_syscall(Registers& registers) {
   return SyscallState::kCompleted;
 }
 
+bool waits_by_restart_block(const Registers& registers) {
+  return number_of(registers) >= 0 && number_of(registers) != SYS_restart_syscall &&
+         result_of(registers) == kRestartBlock;
+}
+
+void wait_anew(Registers& registers) { registers.rax = static_cast<uint64_t>(kRestartNoHand); }
+
 Registers registers_rewound(Registers registers) {
   if (number_of(registers) >= 0 && is_restart(result_of(registers))) {
     registers.rax = result_of(registers) == kRestartBlock
@@ -127,7 +134,7 @@ absl::StatusOr<Registers> registers_for_elsewhere(HostPid pid, Registers registe
     }
     registers.orig_rax = number;
   }
-  registers.rax = static_cast<uint64_t>(kRestartNoHand);
+  wait_anew(registers);
   return registers;
 }
 

@@ -34,6 +34,11 @@ enum class SyscallState {
 // signal-delivery stop. `registers` are as seen in the stop after PTRACE_INTERRUPT.
 SyscallState repair_interrupted_syscall(Registers& registers);
 
+// Pure: of registers with -516, the call's own number being known: the same call from its beginning
+// (-514). A relative time starts anew.
+bool waits_by_restart_block(const Registers& registers);
+void wait_anew(Registers& registers);
+
 // The registers of a task of `pid` (as repaired above) for a task in another kernel, to be set in
 // a PTRACE_EVENT_STOP or a signal-delivery stop there. Only -516 changes: the other kernel has no
 // restart block, so the call itself runs again with its arguments (-514).

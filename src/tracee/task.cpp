@@ -27,6 +27,11 @@ constexpr absl::Duration kSoon = absl::Seconds(2);
 // Larger than any XSAVE area today (AMX: 11 KiB).
 constexpr size_t kMaxXstate = size_t{64} << 10;
 
+bool has_filters(HostPid tid) {
+  return ::ptrace(static_cast<__ptrace_request>(PTRACE_SECCOMP_GET_FILTER), tid.value, 0, nullptr) >
+         0;
+}
+
 absl::Status set_ptrace_options(HostPid tid, unsigned long options) {
   return request(PTRACE_SETOPTIONS, "PTRACE_SETOPTIONS", tid, 0, options);
 }
@@ -83,6 +88,9 @@ absl::StatusOr<StoppedTask> SeizedTask::wait_stopped(Deadline deadline) && {
     remember_wait(tid, registers);
     const uint64_t rax = registers.rax;
     repair_interrupted_syscall(registers);
+    // restart_syscall(2), which goes on with the rest of a wait, is a call that a filter may not
+    // have in its list: better to wait anew, by the call that it has let through.
+    if (waits_by_restart_block(registers) && has_filters(tid)) wait_anew(registers);
     if (registers.rax != rax) GW_RETURN_IF_ERROR(internal::set_registers(tid, registers));
     if (set_ptrace_options(tid, options_ | PTRACE_O_SUSPEND_SECCOMP).ok())
       task.options_ |= PTRACE_O_SUSPEND_SECCOMP;
