@@ -55,8 +55,9 @@ Check attached_check() {
   char* parts = attach(shmid, 0);
   must(::munmap(parts, kPage), "munmap");
   must(::munmap(parts + 2 * kPage, kPage), "munmap");
+  void* free_place = ::mmap(nullptr, kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   void* moved =
-      ::mremap(parts + 3 * kPage, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, parts - 40 * kPage);
+      ::mremap(parts + 3 * kPage, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, free_place);
   if (moved == MAP_FAILED) must(-1, "mremap");
   must(::munmap(parts + 4 * kPage, 2 * kPage), "munmap");
   std::strcpy(whole + kPage, "written");
@@ -87,7 +88,7 @@ Check attached_check() {
             const int before = *turns;
             report().expect(soon([&] { return *turns > before; }),
                             "another process's writes do not come");
-            report().expect(*reinterpret_cast<std::atomic<int>*>(parts - 40 * kPage) >= before,
+            report().expect(*static_cast<std::atomic<int>*>(moved) >= before,
                             "a part of a segment elsewhere");
             report().expect(map_line(looks).find(" r--s ") != std::string::npos,
                             "read-only: " + map_line(looks));
