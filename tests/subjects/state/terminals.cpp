@@ -39,9 +39,13 @@ void put(int fd, const std::string& text) { must(::write(fd, text.data(), text.s
 std::string take_until(int fd, const std::string& end) {
   std::string text;
   pollfd polled{fd, POLLIN, 0};
-  while (text.find(end) == std::string::npos && ::poll(&polled, 1, 20000) == 1) {
+  // Signals arrive all the time here.
+  while (text.find(end) == std::string::npos) {
+    const int ready = ::poll(&polled, 1, 20000);
+    if (ready < 0 && errno == EINTR) continue;
     char bytes[512];
-    const ssize_t n = ::read(fd, bytes, sizeof bytes);
+    const ssize_t n = ready == 1 ? ::read(fd, bytes, sizeof bytes) : 0;
+    if (n < 0 && errno == EINTR) continue;
     if (n <= 0) break;
     text.append(bytes, static_cast<size_t>(n));
   }
