@@ -143,6 +143,13 @@ absl::StatusOr<api::MigrateResult> VmMigration::dry_run(const api::MigrateReques
   GW_RETURN_IF_ERROR(ask_destination(true, request.stall_timeout_ns()));
   api::MigrateResult found = result(reasons_.empty() ? "movable" : "refused", node_.config().name);
   if (!runs_ || !reasons_.empty()) return found;
+  for (const api::VmDisk& each : copied_)
+    *found.add_warnings() = to_refusal(
+        vm_reason("vm.disk_copied", fmt::format("disk {}", each.target()),
+                  fmt::format("{} does not see it: it is copied there ({} MiB), and {} is removed "
+                              "here when the machine runs there",
+                              entry_.peer(), each.allocated() >> 20, each.path()),
+                  "nothing, or put it on storage that both nodes have mounted at the same place"));
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
   const bool chosen = cold_ || request.strategy() == "precopy";
   predict_vm(node_, *hypervisor_, domain_, request,
@@ -206,16 +213,14 @@ absl::Status VmMigration::ask_destination(bool dry_run, int64_t stall_timeout_ns
   for (const api::Refusal& each : prepared_.refusals())
     reasons_.push_back(
         vm_reason(each.code().c_str(), each.object(), each.reason(), each.way_out()));
-  if (dry_run || !reasons_.empty() || prepared_.copied_disks().empty()) return absl::OkStatus();
-  // Once the machine is there they are old copies.
-  for (const api::VmDisk& each : request.disks())
-    if (is_copied(each.target())) entry_.add_vm_disks(each.path());
-  return node_.journal().write(entry_);
-}
-
-bool VmMigration::is_copied(const std::string& target) const {
   const auto& copied = prepared_.copied_disks();
-  return std::find(copied.begin(), copied.end(), target) != copied.end();
+  for (const api::VmDisk& each : request.disks())
+    if (std::find(copied.begin(), copied.end(), each.target()) != copied.end())
+      copied_.push_back(each);
+  if (dry_run || !reasons_.empty() || copied_.empty()) return absl::OkStatus();
+  // Once the machine is there they are old copies.
+  for (const api::VmDisk& each : copied_) entry_.add_vm_disks(each.path());
+  return node_.journal().write(entry_);
 }
 
 absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
@@ -270,7 +275,7 @@ absl::Status VmMigration::start_libvirt(const api::MigrateRequest& request) {
   parameters.disks_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'd');
   parameters.live = !cold_;
   // All others are shared: that was seen.
-  parameters.copied_disks.assign(prepared_.copied_disks().begin(), prepared_.copied_disks().end());
+  for (const api::VmDisk& each : copied_) parameters.copied_disks.push_back(each.target());
   const auto persistent = hypervisor_->persistent(entry_.vm_uuid());
   parameters.persistent = persistent.ok() && *persistent;
   libvirt_ = std::thread([this, parameters] {

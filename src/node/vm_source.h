@@ -40,7 +40,6 @@ class VmMigration {
   absl::StatusOr<api::MigrateResult> dry_run(const api::MigrateRequest& request);
   absl::Status mark_migrating();
   absl::Status ask_destination(bool dry_run, int64_t stall_timeout_ns);
-  bool is_copied(const std::string& target) const;
   absl::Status open_relay(const api::MigrateRequest& request);
   absl::Status start_libvirt(const api::MigrateRequest& request);
   // Until it runs there, or the reason why not.
@@ -66,6 +65,7 @@ class VmMigration {
   std::unique_ptr<SharedMarks> marks_;
   std::vector<migration::Reason> reasons_;
   api::PrepareVmReply prepared_;
+  std::vector<api::VmDisk> copied_;  // that the destination does not see
   api::MigrationStatistics statistics_;
   std::unique_ptr<VmRelay> relay_;
   std::unique_ptr<VmFrameRecorder> recorder_;
