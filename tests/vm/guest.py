@@ -131,9 +131,8 @@ def disk_xml(target, path, form="qcow2"):
 
 
 def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0", extra="",
-               cpu="<cpu mode='custom' match='exact'><model>qemu64</model></cpu>", odd=True):
-    """A domain for emulation without KVM; `address` as 10.77.0.9/16. `disks`: qcow2 files. `odd`:
-    its memory can be copied while it runs (EMULATOR)."""
+               cpu="<cpu mode='custom' match='exact'><model>qemu64</model></cpu>"):
+    """A domain for emulation without KVM; `address` as 10.77.0.9/16. `disks`: qcow2 files."""
     kernel, initramfs, emulator = make(build)
     drives = "".join(disk_xml("vd" + "abcdef"[i], path) for i, path in enumerate(disks))
     return """<domain type='qemu'>
@@ -154,7 +153,7 @@ def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0"
   </devices>
 </domain>
 """ % (name, memory_mib, kernel, initramfs, address, cpu,
-       emulator if odd else "/usr/bin/qemu-system-x86_64", drives, mac, bridge, extra)
+       emulator, drives, mac, bridge, extra)
 
 
 if __name__ == "__main__":
