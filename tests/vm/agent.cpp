@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <memory>
 
 namespace {
 
@@ -75,7 +76,7 @@ void* load_memory(void*) {
 }
 
 void* load_disk(void*) {
-  const int fd = ::open(disk_path, O_RDWR | O_SYNC | O_DIRECT);
+  const int fd = ::open(disk_path, O_RDWR | O_SYNC | O_DIRECT | O_CLOEXEC);
   if (fd < 0) {
     wrong_at = -2;
     return nullptr;
@@ -103,8 +104,14 @@ void begin(void* (*work)(void*), std::atomic<uint64_t>& passes) {
   ::pthread_detach(thread);
 }
 
+// A thread's descriptor, as it was given it.
+int taken(void* argument) {
+  const std::unique_ptr<int> fd(static_cast<int*>(argument));
+  return *fd;
+}
+
 void* echo(void* argument) {
-  const int fd = static_cast<int>(reinterpret_cast<intptr_t>(argument));
+  const int fd = taken(argument);
   char bytes[4096];
   for (ssize_t n = 0; (n = ::read(fd, bytes, sizeof bytes)) > 0;)
     if (::write(fd, bytes, static_cast<size_t>(n)) != n) break;
@@ -113,7 +120,7 @@ void* echo(void* argument) {
 }
 
 void* obey(void* argument) {
-  const int fd = static_cast<int>(reinterpret_cast<intptr_t>(argument));
+  const int fd = taken(argument);
   char line[128];
   for (ssize_t n = 0; (n = ::read(fd, line, sizeof line - 1)) > 0;) {
     line[n] = 0;
@@ -140,7 +147,7 @@ struct Port {
 
 void* listen_at(void* argument) {
   const auto* port = static_cast<const Port*>(argument);
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
   ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   sockaddr_in address{};
@@ -150,11 +157,10 @@ void* listen_at(void* argument) {
       ::listen(listener, 64) != 0)
     ::_exit(1);
   for (;;) {
-    const int fd = ::accept(listener, nullptr, nullptr);
+    const int fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
     if (fd < 0) continue;
     pthread_t thread{};
-    ::pthread_create(&thread, nullptr, port->serve,
-                     reinterpret_cast<void*>(static_cast<intptr_t>(fd)));
+    ::pthread_create(&thread, nullptr, port->serve, new int(fd));
     ::pthread_detach(thread);
   }
 }
