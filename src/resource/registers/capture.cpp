@@ -23,28 +23,27 @@ absl::StatusOr<TaskResource::Collect> RegistersResource::capture(const TaskView&
   if (task == nullptr)
     return make_error(absl::StatusCode::kFailedPrecondition, "registers of running task {}",
                       view.host_tid.value);
-  return Collect(
-      [task](const tracee::Batch&) -> absl::StatusOr<std::string> {
-        GW_ASSIGN_OR_RETURN(tracee::Registers registers, task->registers());
-        if (registers.cs != kUserCs64)
-          return make_error(absl::StatusCode::kFailedPrecondition,
-                            "task {} runs 32-bit code (cs {:#x}), which cannot move",
-                            task->tid().value, uint64_t{registers.cs});
-        GW_ASSIGN_OR_RETURN(const std::vector<std::byte> xstate, task->xstate());
-        GW_ASSIGN_OR_RETURN(const uint64_t mask, task->signal_mask());
-        // A call that was interrupted is still in them, as a restart code that the destination's
-        // kernel acts on when the task first goes on there.
-        GW_ASSIGN_OR_RETURN(registers, tracee::registers_for_elsewhere(task->tid(), registers));
+  return Collect([task](const tracee::Batch&) -> absl::StatusOr<std::string> {
+    GW_ASSIGN_OR_RETURN(tracee::Registers registers, task->registers());
+    if (registers.cs != kUserCs64)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "task {} runs 32-bit code (cs {:#x}), which cannot move", task->tid().value,
+                        uint64_t{registers.cs});
+    GW_ASSIGN_OR_RETURN(const std::vector<std::byte> xstate, task->xstate());
+    GW_ASSIGN_OR_RETURN(const uint64_t mask, task->signal_mask());
+    // A call that was interrupted is still in them, as a restart code that the destination's
+    // kernel acts on when the task first goes on there.
+    GW_ASSIGN_OR_RETURN(registers, tracee::registers_for_elsewhere(task->tid(), registers));
 
-        RegistersState state;
-        std::array<uint64_t, sizeof(tracee::Registers) / sizeof(uint64_t)> general;
-        static_assert(sizeof general == sizeof(tracee::Registers));
-        std::memcpy(general.data(), &registers, sizeof general);
-        for (const uint64_t value : general) state.add_general(value);
-        state.set_xstate(xstate.data(), xstate.size());
-        state.set_signal_mask(mask);
-        return state.SerializeAsString();
-      });
+    RegistersState state;
+    std::array<uint64_t, sizeof(tracee::Registers) / sizeof(uint64_t)> general;
+    static_assert(sizeof general == sizeof(tracee::Registers));
+    std::memcpy(general.data(), &registers, sizeof general);
+    for (const uint64_t value : general) state.add_general(value);
+    state.set_xstate(xstate.data(), xstate.size());
+    state.set_signal_mask(mask);
+    return state.SerializeAsString();
+  });
 }
 
 absl::Status RegistersResource::precheck(const TaskView& view,
