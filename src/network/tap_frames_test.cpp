@@ -68,12 +68,15 @@ class TapTest : public testing::Test {
     ASSERT_TRUE(sender.ok());
     ASSERT_TRUE(sender->send(std::string(kOffloadHeader, '\0') + reverse_arp(mac).bytes).ok());
   }
-  static size_t count(const std::vector<std::string>& frames, const MacAddress& mac) {
+  static std::vector<std::string> of(std::vector<std::string> frames, const MacAddress& mac) {
     const std::string wanted(reinterpret_cast<const char*>(mac.bytes.data()), mac.bytes.size());
-    return static_cast<size_t>(
-        std::count_if(frames.begin(), frames.end(), [&](const std::string& each) {
-          return each.find(wanted, kOffloadHeader) != std::string::npos;
-        }));
+    std::erase_if(frames, [&](const std::string& each) {
+      return each.find(wanted, kOffloadHeader) == std::string::npos;
+    });
+    return frames;
+  }
+  static size_t count(std::vector<std::string> frames, const MacAddress& mac) {
+    return of(std::move(frames), mac).size();
   }
   // All that were missed until one of `mac` was.
   static std::vector<std::string> until_seen(TapRecorder& recorder, const MacAddress& mac) {
@@ -96,8 +99,9 @@ TEST_F(TapTest, WhatGoesToTheGuestIsSeenAndCanBeGivenAgain) {
   send_to_guest(kOne);
   const std::string first = next_of_guest();
   ASSERT_FALSE(first.empty());
-  const auto seen = until_seen(**recorder, kOne);
-  ASSERT_EQ(count(seen, kOne), 1u);
+  // Among what the kernel says by itself meanwhile.
+  const auto seen = of(until_seen(**recorder, kOne), kOne);
+  ASSERT_EQ(seen.size(), 1u);
   EXPECT_EQ(seen.back().substr(kOffloadHeader), first.substr(kOffloadHeader));
   // Once only.
   EXPECT_EQ(count((*recorder)->missed(clock_ns(CLOCK_REALTIME)), kOne), 0u);

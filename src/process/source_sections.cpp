@@ -257,8 +257,8 @@ absl::Status Source::read_descriptors() {
   }
   GW_ASSIGN_OR_RETURN(resource::Descriptors read, resource::Descriptors::read(holders(), hints));
   GW_RETURN_IF_ERROR(read.read_locks());
-  descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
   if (final_) GW_RETURN_IF_ERROR(read.read_signal_owners(*context_));
+  descriptors_ = std::make_unique<resource::Descriptors>(std::move(read));
   return final_ ? absl::OkStatus() : look_at_descriptors();
 }
 

@@ -71,7 +71,8 @@ class TerminalTest : public ::testing::Test {
   static std::string take_all(const UniqueFd& fd) {
     std::string all;
     pollfd polled{fd.get(), POLLIN, 0};
-    while (::poll(&polled, 1, 50) == 1 && (polled.revents & POLLIN) != 0) {
+    // A kernel's thread brings it from the other side; all of these have something to come.
+    while (::poll(&polled, 1, all.empty() ? 5000 : 100) == 1 && (polled.revents & POLLIN) != 0) {
       const std::string some = take(fd);
       if (some.empty()) break;
       all += some;
