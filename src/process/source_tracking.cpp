@@ -137,8 +137,7 @@ absl::Status Source::open_tracker(SourceProcess& process) {
 }
 
 // A thread that forks while another one is stopped in take_userfaultfd() gives its child a copy of
-// the descriptor. Stopping all threads would prevent that, but a wait with a time-out that is
-// interrupted twice before it ends may be one that cannot be told (registers_for_elsewhere()).
+// the descriptor. Stopping all threads would prevent that, but interrupt all of their waits.
 absl::StatusOr<std::vector<int>> Source::inherited_by(const SourceProcess& process) const {
   if (perhaps_inherited_.empty()) return std::vector<int>();
   return copies_of(perhaps_inherited_, process.host_pid);

@@ -2,8 +2,11 @@
 
 import contextlib
 import glob
+import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -43,6 +46,30 @@ class Faults:
 
     def go_on(self):
         open(self.path + ".go", "w").close()
+
+    def held(self, lab, point, move, meanwhile, cancel=False):
+        """`godwit migrate` with `move` waits at `point` for `meanwhile`, then it goes on or is cancelled.
+        Fails unless it ends as it should."""
+        self.arm(point, "wait")
+        process = subprocess.Popen([lab.godwit, "migrate", *move, "--json"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        try:
+            wait_for("the mover to be at %s" % point, self.was_hit, 30)
+            meanwhile()
+            if cancel:
+                process.send_signal(signal.SIGINT)
+            self.go_on()
+            out, error = process.communicate(timeout=120)
+        finally:
+            self.go_on()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            self.disarm()
+        wanted = "rolled_back" if cancel else "moved"
+        if json.loads(out)["outcome"] != wanted:
+            raise Failure("migrate %s, held at %s, is not %s: %s%s" % (move, point, wanted, out, error))
+        return wanted
 
     def remove(self):
         del os.environ["GODWIT_FAULT"]

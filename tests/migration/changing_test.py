@@ -6,11 +6,9 @@ maps have been read; and shells, whose children do both at any time.
   changing_test.py build/godwit
 """
 import itertools
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -67,33 +65,17 @@ def is_right(lab, name):
 
 def changes_at(lab, faults, name, node, point, strategy, change, cancel=False):
     """The mover waits at `point` of the engine while the service changes."""
-    faults.arm(point, "wait")
-    command = [lab.godwit, "migrate", name, node, "--json", "--strategy", strategy]
-    if strategy == "precopy":
-        command.append("--verify")
-    move = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for("the mover to be at %s" % point, faults.was_hit, 30)
-        change(lab, name)
-        if cancel:
-            move.send_signal(signal.SIGINT)
-        faults.go_on()
-        out, error = move.communicate(timeout=120)
-    finally:
-        faults.go_on()
-        if move.poll() is None:
-            move.kill()
-            move.wait()
-        faults.disarm()
-    wanted = "rolled_back" if cancel else "moved"
-    if json.loads(out)["outcome"] != wanted:
-        raise Failure("%s, held at %s, is not %s: %s%s" % (name, point, wanted, out, error))
+    options = ["--verify"] if strategy == "precopy" else []
+    if cancel:
+        options = ["--bandwidth", "1MiB"]  # seconds, in which it is heard of
+    wanted = faults.held(lab, point, [name, node, "--strategy", strategy, *options],
+                         lambda: change(lab, name), cancel)
     print("%s %s (%s), held at %s" % (name, wanted, strategy, point), flush=True)
 
 
 def starts_other_programs(lab, faults, name):
     nodes = itertools.cycle(["n2", "n1"])
-    changes_at(lab, faults, name, "n2", "source.freeze", "precopy", goes_on, cancel=True)
+    changes_at(lab, faults, name, "n2", "source.send_pages", "precopy", goes_on, cancel=True)
     goes_on(lab, name)
     # The first round; between rounds and freeze.
     for point, strategy in (("source.send_pages", "precopy"), ("source.freeze", "precopy"),

@@ -6,10 +6,7 @@ or is called off, however long the child lives.
   forking_test.py build/godwit
 """
 import contextlib
-import json
 import os
-import signal
-import subprocess
 import sys
 
 TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -44,25 +41,9 @@ def with_tracker(lab):
 
 def held_with_the_descriptor_inside(lab, faults, cancel):
     """Until long-lived children have inherited it: then the move goes on, or is cancelled."""
-    faults.arm("source.uffd_inside", "wait")
-    move = subprocess.Popen([lab.godwit, "migrate", "forker", "n2", "--json"],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for("the mover to be inside", faults.was_hit, 30)
-        wait_for("a child that has inherited it", lambda: len(with_tracker(lab)) > 3, 10)
-        if cancel:
-            move.send_signal(signal.SIGINT)
-        faults.go_on()
-        out, error = move.communicate(timeout=120)
-    finally:
-        faults.go_on()
-        if move.poll() is None:
-            move.kill()
-            move.wait()
-        faults.disarm()
-    wanted = "rolled_back" if cancel else "moved"
-    if json.loads(out)["outcome"] != wanted:
-        raise Failure("migrate: %s%s" % (out, error))
+    wanted = faults.held(
+        lab, "source.uffd_inside", ["forker", "n2"],
+        lambda: wait_for("a child that has inherited it", lambda: len(with_tracker(lab)) > 3, 10), cancel)
     left = with_tracker(lab)
     if left:
         raise Failure("%s, and processes %s have the mover's descriptor" % (wanted, left))
