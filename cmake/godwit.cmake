@@ -8,10 +8,36 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   list(APPEND GODWIT_WARNINGS -Wno-sign-conversion)  # not in what g++ means by -Wconversion
 endif()
 
-# godwit_library(NAME [DEPS ...] [LIBS ...] [GRPC])
-#   DEPS: other folders; LIBS: libraries of others; GRPC: generate services as well.
+# Headers of others that most files include, compiled once for each library: reading them was two
+# thirds of the build's time. What a file uses it includes nevertheless; `make tidy` and clang's
+# build go without these.
+set(GODWIT_HEADERS <algorithm> <array> <atomic> <charconv> <condition_variable> <cstring>
+    <filesystem> <fstream> <functional> <map> <memory> <mutex> <optional> <random> <set> <span>
+    <sstream> <string> <string_view> <thread> <utility> <vector> <fmt/format.h>
+    <absl/cleanup/cleanup.h> <absl/functional/function_ref.h> <absl/status/statusor.h>
+    <absl/time/time.h>)
+set(GODWIT_PROTO_HEADERS <google/protobuf/message.h> <google/protobuf/repeated_field.h>
+    <google/protobuf/map_field.h> <google/protobuf/generated_message_reflection.h>
+    <google/protobuf/reflection_ops.h> <google/protobuf/wire_format.h>)
+set(GODWIT_TEST_HEADERS <gmock/gmock.h> <gtest/gtest.h>)
+
+# godwit_precompile(TARGET HEADER ...)  Nothing where the files are too few to be worth it: the
+# headers take as long as five files do without them.
+function(godwit_precompile target)
+  get_target_property(files ${target} SOURCES)
+  list(LENGTH files count)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND count GREATER 5)
+    target_precompile_headers(${target} PRIVATE ${ARGN})
+    # ccache(1), "precompiled headers".
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+  endif()
+endfunction()
+
+# godwit_library(NAME [DEPS ...] [LIBS ...] [HEADERS ...] [GRPC])
+#   DEPS: other folders; LIBS: libraries of others; HEADERS: of others, besides GODWIT_HEADERS,
+#   that most of its files include; GRPC: generate services as well.
 function(godwit_library name)
-  cmake_parse_arguments(ARG "GRPC" "" "DEPS;LIBS" ${ARGN})
+  cmake_parse_arguments(ARG "GRPC" "" "DEPS;LIBS;HEADERS" ${ARGN})
   set(dir ${CMAKE_CURRENT_SOURCE_DIR})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cpp ${dir}/*.S)
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${dir}/*_test.cpp)
@@ -43,6 +69,11 @@ function(godwit_library name)
   if(generated)
     # Generated code does not follow our warnings.
     add_library(godwit_${name}_proto STATIC ${generated})
+    list(APPEND ARG_HEADERS ${GODWIT_PROTO_HEADERS})
+    if(ARG_GRPC)
+      list(APPEND ARG_HEADERS <grpcpp/grpcpp.h>)
+    endif()
+    godwit_precompile(godwit_${name}_proto ${ARG_HEADERS})
     target_include_directories(godwit_${name}_proto SYSTEM PUBLIC ${GODWIT_GEN})
     target_link_libraries(godwit_${name}_proto PUBLIC protobuf::libprotobuf)
     if(ARG_GRPC)
@@ -63,6 +94,7 @@ function(godwit_library name)
     target_compile_options(godwit_${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${GODWIT_WARNINGS}>)
     target_include_directories(godwit_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
     target_link_libraries(godwit_${name} PUBLIC ${deps} ${ARG_LIBS} Threads::Threads)
+    godwit_precompile(godwit_${name} ${GODWIT_HEADERS} ${ARG_HEADERS})
   else()
     add_library(godwit_${name} INTERFACE)
     target_include_directories(godwit_${name} INTERFACE ${CMAKE_SOURCE_DIR}/src)
@@ -76,6 +108,7 @@ function(godwit_library name)
                            $<$<CONFIG:RelWithDebInfo>:-O1 -g0>)
     target_link_libraries(${name}_test PRIVATE godwit_${name} GTest::gmock GTest::gtest
                           GTest::gtest_main)
+    godwit_precompile(${name}_test ${GODWIT_HEADERS} ${ARG_HEADERS} ${GODWIT_TEST_HEADERS})
     add_test(NAME ${name} COMMAND ${name}_test)
     set_tests_properties(${name} PROPERTIES TIMEOUT 300 LABELS unit)
   endif()
