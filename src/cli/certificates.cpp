@@ -9,11 +9,11 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct CertificateOptions {
   std::string authority, cluster = "default", node, out;
 };
 
-int init(const Options& options) {
+int init(const CertificateOptions& options) {
   if (tls::load_authority(options.authority).ok())
     return complain(absl::AlreadyExistsError(fmt::format(
         "{} holds an authority already; a new one would lock every node out", options.authority)));
@@ -23,7 +23,7 @@ int init(const Options& options) {
   return saved.ok() ? 0 : complain(saved);
 }
 
-int issue(const Options& options) {
+int issue(const CertificateOptions& options) {
   const auto authority = tls::load_authority(options.authority);
   if (!authority.ok()) return complain(authority.status());
   const auto own = tls::issue_certificate(*authority, options.node);
@@ -35,7 +35,7 @@ int issue(const Options& options) {
 }  // namespace
 
 void add_certificates(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CertificateOptions>();
   CLI::App* command =
       app.add_subcommand("certificates", "make the keys by which nodes know each other")
           ->group(kCluster);

@@ -71,11 +71,11 @@ int check(const Context& context, const std::string& what, bool as_json) {
 }  // namespace
 
 void add_check(CLI::App& app, Context& context) {
-  struct Options {
+  struct CheckOptions {
     std::string what;
     bool json = false;
   };
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CheckOptions>();
   CLI::App* command =
       app.add_subcommand("check", "say what a program holds, and what of it could not move")
           ->group(kMoving);

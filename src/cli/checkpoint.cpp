@@ -11,7 +11,7 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct CheckpointOptions {
   std::string name, file, node, compress = "none", bandwidth;
   bool leave_running = false, lazy = false, with_files = false, verify = false, json = false,
        verbose = false, quiet = false;
@@ -25,11 +25,11 @@ std::string absolute(const std::string& path) {
   return result;
 }
 
-MoveOutput output_of(const Options& options) {
+MoveOutput output_of(const CheckpointOptions& options) {
   return {options.name, options.json, options.verbose, options.quiet || options.json};
 }
 
-int checkpoint(const Context& context, const Options& options) {
+int checkpoint(const Context& context, const CheckpointOptions& options) {
   api::CheckpointRequest request;
   request.set_name(options.name);
   request.set_file(absolute(options.file));
@@ -43,7 +43,7 @@ int checkpoint(const Context& context, const Options& options) {
                      });
 }
 
-int restore(const Context& context, const Options& options) {
+int restore(const Context& context, const CheckpointOptions& options) {
   api::RestoreRequest request;
   request.set_file(absolute(options.file));
   request.set_node(options.node);
@@ -60,7 +60,7 @@ int restore(const Context& context, const Options& options) {
                      });
 }
 
-void add_output_flags(CLI::App* command, Options& o) {
+void add_output_flags(CLI::App* command, CheckpointOptions& o) {
   command->add_flag("--json", o.json, "print the result as JSON, as migrate does");
   command->add_flag("-v,--verbose", o.verbose, "print what the time in the freeze went to");
   command->add_flag("-q,--quiet", o.quiet, "no progress line");
@@ -69,7 +69,7 @@ void add_output_flags(CLI::App* command, Options& o) {
 }  // namespace
 
 void add_checkpoint(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CheckpointOptions>();
   CLI::App* command =
       app.add_subcommand("checkpoint", "save a running service to a file")->group(kMoving);
   command->add_option("NAME", options->name, "service")->required();
@@ -98,7 +98,7 @@ void add_checkpoint(CLI::App& app, Context& context) {
 }
 
 void add_restore(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CheckpointOptions>();
   CLI::App* command =
       app.add_subcommand("restore", "let a service run again from a file")->group(kMoving);
   command->add_option("FILE", options->file, "made by checkpoint; on the node that restores")

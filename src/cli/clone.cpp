@@ -8,12 +8,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct CloneOptions {
   std::string name, clone, node, ip, max_downtime, bandwidth, compress = "auto";
   bool json = false, verbose = false, quiet = false;
 };
 
-int clone(const Context& context, const Options& options) {
+int clone(const Context& context, const CloneOptions& options) {
   api::CloneRequest request;
   request.set_name(options.name);
   request.set_clone(options.clone);
@@ -41,8 +41,8 @@ int clone(const Context& context, const Options& options) {
 }  // namespace
 
 void add_clone(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<CloneOptions>();
+  CloneOptions& o = *options;
   CLI::App* command =
       app.add_subcommand("clone", "make a second, live copy of a running service")->group(kMoving);
   command->add_option("NAME", o.name, "service")->required();

@@ -9,7 +9,7 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct ExecOptions {
   std::string name;
   std::vector<std::string> argv;
   std::vector<std::string> env;
@@ -19,7 +19,7 @@ struct Options {
   bool interactive = false;
 };
 
-int exec(const Context& context, const Options& options) {
+int exec(const Context& context, const ExecOptions& options) {
   if (options.tty && options.interactive && !is_terminal(STDIN_FILENO))
     return complain(
         absl::InvalidArgumentError("-t with -i needs a terminal as standard input; leave -t out"),
@@ -36,7 +36,7 @@ int exec(const Context& context, const Options& options) {
                      [](auto& stub, auto* call) { return stub.Exec(call); });
 }
 
-int attach(const Context& context, const Options& options) {
+int attach(const Context& context, const ExecOptions& options) {
   api::InspectRequest request;
   request.set_name(options.name);
   const auto service = ask<api::Service>(context.socket, [&](auto& stub, auto* call, auto* out) {
@@ -55,7 +55,7 @@ int attach(const Context& context, const Options& options) {
 }  // namespace
 
 void add_exec(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExecOptions>();
   CLI::App* command =
       app.add_subcommand("exec", "run another program inside a service")->group(kServices);
   command->add_option("NAME", options->name, "service")->required();
@@ -79,7 +79,7 @@ void add_exec(CLI::App& app, Context& context) {
 }
 
 void add_attach(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExecOptions>();
   options->interactive = true;
   CLI::App* command =
       app.add_subcommand("attach", "join the standard streams of a service's main process")

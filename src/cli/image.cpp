@@ -12,12 +12,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct ImageOptions {
   std::string file;
   bool json = false, verbose = false;
 };
 
-int show(const Options& options) {
+int show(const ImageOptions& options) {
   UniqueFd fd(::open(options.file.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return complain(errno_status(errno, fmt::format("open({})", options.file)));
   const auto feed = stream::fd_feed(fd.get());
@@ -36,7 +36,7 @@ int show(const Options& options) {
 }  // namespace
 
 void add_image(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ImageOptions>();
   CLI::App* command = app.add_subcommand("image", "look into checkpoints")->group(kMoving);
   command->require_subcommand(1);
   CLI::App* sub = command->add_subcommand("show", "print what is in a checkpoint file");

@@ -10,12 +10,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct InspectOptions {
   std::vector<std::string> names;
   bool json = false;
 };
 
-int inspect(const Context& context, const Options& options) {
+int inspect(const Context& context, const InspectOptions& options) {
   int exit_code = 0;
   std::vector<api::Service> found;
   for (const std::string& name : options.names) {
@@ -45,7 +45,7 @@ int inspect(const Context& context, const Options& options) {
 }  // namespace
 
 void add_inspect(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectOptions>();
   CLI::App* command = app.add_subcommand("inspect", "show all about a service")->group(kServices);
   command->add_option("NAME", options->names, "services")->required();
   command->add_flag("--json", options->json,

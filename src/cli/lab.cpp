@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "capsule/capsule.h"
 #include "cli/lab_daemon.h"
+#include "cli/lab_file.h"
 #include "cli/lab_libvirt.h"
 #include "kernel/syscalls.h"
 #include "network/netns.h"
@@ -69,14 +70,6 @@ absl::Status make_run_folder() {
   if (is_mount_point(run)) return absl::OkStatus();
   if (::mount("godwit-lab", run.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64m") != 0)
     return errno_status(errno, fmt::format("mount(tmpfs, {})", run));
-  return absl::OkStatus();
-}
-
-absl::Status write_text(const std::string& path, const std::string& text) {
-  GW_ASSIGN_OR_RETURN(const UniqueFd fd,
-                      kernel::open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return errno_status(errno, fmt::format("write({})", path));
   return absl::OkStatus();
 }
 
@@ -249,7 +242,7 @@ absl::Status lab_up(const network::LabSpec& spec, bool libvirt,
                       "another lab is up ({} nodes{}, {}); take it down first (godwit lab down)",
                       before->nodes, before->overlay ? ", overlay" : "", before->subnet);
   GW_RETURN_IF_ERROR(make_run_folder());
-  GW_RETURN_IF_ERROR(write_text(spec_file(), to_text(spec)));
+  GW_RETURN_IF_ERROR(write_lab_file(spec_file(), to_text(spec)));
   GW_RETURN_IF_ERROR(lab.up());
   GW_RETURN_IF_ERROR(make_identities(spec.nodes));
   if (libvirt) {

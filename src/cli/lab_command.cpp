@@ -14,7 +14,7 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct LabOptions {
   network::LabSpec spec;
   std::string host;
   std::vector<std::string> argv;
@@ -22,7 +22,7 @@ struct Options {
   bool vm = false;
 };
 
-int up(Options& options, const std::vector<std::string>& more) {
+int up(LabOptions& options, const std::vector<std::string>& more) {
   options.spec.id = node::LabPlace::current().id;
   const absl::Status status = lab_up(options.spec, options.vm, more);
   if (!status.ok()) return complain(status);
@@ -34,7 +34,7 @@ int up(Options& options, const std::vector<std::string>& more) {
   return 0;
 }
 
-int status(const Options& options) {
+int status(const LabOptions& options) {
   const auto spec = lab_spec();
   if (!spec.ok()) return complain(spec.status());
   const auto lab = network::LabNetwork::of(*spec);
@@ -71,8 +71,8 @@ int status(const Options& options) {
 }  // namespace
 
 void add_lab(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<LabOptions>();
+  LabOptions& o = *options;
   CLI::App* command =
       app.add_subcommand("lab", "nodes and a client on this machine, to try things out")
           ->group(kCluster);

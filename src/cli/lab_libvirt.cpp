@@ -16,6 +16,7 @@
 
 #include "base/status.h"
 #include "cli/lab_daemon.h"
+#include "cli/lab_file.h"
 #include "kernel/syscalls.h"
 #include "network/netns.h"
 #include "node/node_config.h"
@@ -29,30 +30,22 @@ namespace fs = std::filesystem;
 constexpr absl::Duration kMachinesEndWait = absl::Seconds(10);
 constexpr char kLibvirtd[] = "/usr/sbin/libvirtd";
 
-absl::Status make_folder(const std::string& path) {
+absl::Status make_folders(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
   return error ? errno_status(error.value(), fmt::format("mkdir({})", path)) : absl::OkStatus();
 }
 
-absl::Status write_text(const std::string& path, const std::string& text) {
-  GW_ASSIGN_OR_RETURN(const UniqueFd fd,
-                      kernel::open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return errno_status(errno, fmt::format("write({})", path));
-  return absl::OkStatus();
-}
-
 // libvirt refuses a migration between two hosts of one uuid.
 absl::Status write_configuration(const LabLibvirt& place) {
-  GW_RETURN_IF_ERROR(write_text(
+  GW_RETURN_IF_ERROR(write_lab_file(
       place.folder() + "/etc/libvirtd.conf",
       fmt::format("host_uuid = \"6f6e6f64-0000-4000-8000-{:012d}\"\n"
                   "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nunix_sock_group = \"root\"\n",
                   place.number)));
-  return write_text(place.folder() + "/etc/qemu.conf",
-                    "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\n"
-                    "cgroup_controllers = []\nnamespaces = []\nstdio_handler = \"file\"\n");
+  return write_lab_file(place.folder() + "/etc/qemu.conf",
+                        "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\n"
+                        "cgroup_controllers = []\nnamespaces = []\nstdio_handler = \"file\"\n");
 }
 
 struct Bind {
@@ -137,8 +130,8 @@ absl::Status start_libvirt(const LabLibvirt& place, Deadline deadline) {
                       kLibvirtd);
   const std::vector<Bind> binds = binds_of(place);
   for (const Bind& each : binds) {
-    GW_RETURN_IF_ERROR(make_folder(each.from));
-    GW_RETURN_IF_ERROR(make_folder(each.to));
+    GW_RETURN_IF_ERROR(make_folders(each.from));
+    GW_RETURN_IF_ERROR(make_folders(each.to));
   }
   GW_RETURN_IF_ERROR(write_configuration(place));
   const std::string log = place.folder() + "/log/libvirtd.log";

@@ -9,13 +9,13 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct LogOptions {
   std::string name;
   bool follow = false;
   int64_t tail = -1;
 };
 
-int logs(const Context& context, const Options& options) {
+int logs(const Context& context, const LogOptions& options) {
   auto client = Client::connect(context.socket);
   if (!client.ok()) return complain(client.status());
   api::LogsRequest request;
@@ -41,7 +41,7 @@ int logs(const Context& context, const Options& options) {
 }  // namespace
 
 void add_logs(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<LogOptions>();
   CLI::App* command =
       app.add_subcommand("logs", "print what a service wrote to its standard output and error")
           ->group(kServices);

@@ -9,7 +9,7 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct MigrateOptions {
   std::string all, name, node, strategy = "auto", max_downtime, max_total, bandwidth, stall,
                                compress = "auto";
   uint32_t parallel = 1;
@@ -18,7 +18,7 @@ struct Options {
        quiet = false;
 };
 
-int resume(const Context& context, const Options& options) {
+int resume(const Context& context, const MigrateOptions& options) {
   api::ResumeRequest request;
   request.set_name(options.name);
   request.set_source_lost(options.source_lost);
@@ -29,7 +29,7 @@ int resume(const Context& context, const Options& options) {
                      });
 }
 
-int migrate(const Context& context, const Options& options) {
+int migrate(const Context& context, const MigrateOptions& options) {
   if (options.resume || options.source_lost) return resume(context, options);
   if (options.all.empty() && options.node.empty())
     return complain(absl::InvalidArgumentError("NAME and NODE are needed: what goes, and where"),
@@ -78,8 +78,8 @@ int migrate(const Context& context, const Options& options) {
 }  // namespace
 
 void add_migrate(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<MigrateOptions>();
+  MigrateOptions& o = *options;
   CLI::App* command =
       app.add_subcommand(
              "migrate",

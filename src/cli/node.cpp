@@ -19,7 +19,7 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct NodeOptions {
   node::NodeConfig config;
   std::string listen;
   std::string join;
@@ -29,7 +29,7 @@ struct Options {
   bool keep_alive = false;
 };
 
-absl::Status fill(Options& options) {
+absl::Status fill(NodeOptions& options) {
   node::NodeConfig& config = options.config;
   const size_t colon = options.listen.rfind(':');
   config.listen_host = options.listen.substr(0, colon);
@@ -107,7 +107,7 @@ int run_kept_alive(const node::NodeConfig& config) {
   }
 }
 
-int run_node(Options& options) {
+int run_node(NodeOptions& options) {
   if (absl::Status status = fill(options); !status.ok()) return complain(status, kUsage);
   return options.keep_alive ? run_kept_alive(options.config) : node::node_main(options.config);
 }
@@ -115,8 +115,8 @@ int run_node(Options& options) {
 }  // namespace
 
 void add_node(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<NodeOptions>();
+  NodeOptions& o = *options;
   CLI::App* command = app.add_subcommand("node", "be a node's daemon")->group(kCluster);
   command->add_option("--name", o.config.name, "name in the cluster (default: the host name)");
   command->add_option("--listen", o.listen, "IP[:PORT] where other nodes reach this one")

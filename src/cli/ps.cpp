@@ -10,13 +10,13 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct PsOptions {
   bool all = false;
   bool quiet = false;
   bool json = false;
 };
 
-int list(const Context& context, const Options& options) {
+int list(const Context& context, const PsOptions& options) {
   api::ListRequest request;
   request.set_all(options.all);
   const auto reply = ask<api::ListReply>(context.socket, [&](auto& stub, auto* call, auto* out) {
@@ -50,7 +50,7 @@ int list(const Context& context, const Options& options) {
 }  // namespace
 
 void add_ps(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PsOptions>();
   CLI::App* command = app.add_subcommand("ps", "list the services of all nodes")->group(kServices);
   command->add_flag("-a,--all", options->all, "also those that have exited");
   command->add_flag("-q,--quiet", options->quiet, "names only");

@@ -8,12 +8,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct RejuvenateOptions {
   std::string name, max_downtime;
   bool verify = false, json = false, verbose = false, quiet = false;
 };
 
-int rejuvenate(const Context& context, const Options& options) {
+int rejuvenate(const Context& context, const RejuvenateOptions& options) {
   api::MigrateRequest request;
   request.set_name(options.name);
   request.set_in_place(true);
@@ -35,8 +35,8 @@ int rejuvenate(const Context& context, const Options& options) {
 }  // namespace
 
 void add_rejuvenate(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<RejuvenateOptions>();
+  RejuvenateOptions& o = *options;
   CLI::App* command =
       app.add_subcommand("rejuvenate",
                          "move a running service to a new capsule on the node that it is on; its "

@@ -7,12 +7,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct RmOptions {
   std::vector<std::string> names;
   bool force = false;
 };
 
-int remove(const Context& context, const Options& options) {
+int remove(const Context& context, const RmOptions& options) {
   int exit_code = 0;
   for (const std::string& name : options.names) {
     api::RemoveRequest request;
@@ -29,7 +29,7 @@ int remove(const Context& context, const Options& options) {
 }  // namespace
 
 void add_rm(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RmOptions>();
   CLI::App* command =
       app.add_subcommand("rm", "remove a service that has exited, with its log and its layer")
           ->group(kServices);

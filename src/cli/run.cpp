@@ -13,13 +13,13 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct RunOptions {
   std::string name, node, ip, rootfs, workdir, user, hostname;
   std::vector<std::string> argv, env, binds;
   bool remove = false, detach = false, interactive = false, tty = false, json = false;
 };
 
-absl::Status fill(const Options& options, api::RunRequest& request) {
+absl::Status fill(const RunOptions& options, api::RunRequest& request) {
   request.set_name(options.name);
   request.set_node(options.node);
   request.set_ip(options.ip);
@@ -52,7 +52,7 @@ absl::Status fill(const Options& options, api::RunRequest& request) {
   return absl::OkStatus();
 }
 
-int run(const Context& context, const Options& options) {
+int run(const Context& context, const RunOptions& options) {
   const bool foreground = !options.detach;
   if (foreground && options.tty && options.interactive && !is_terminal(STDIN_FILENO))
     return complain(absl::InvalidArgumentError(
@@ -90,8 +90,8 @@ int run(const Context& context, const Options& options) {
 }  // namespace
 
 void add_run(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<RunOptions>();
+  RunOptions& o = *options;
   CLI::App* command =
       app.add_subcommand("run", "start an unmodified program as a service")->group(kServices);
   command->add_option("COMMAND", o.argv, "program and its arguments, after --");

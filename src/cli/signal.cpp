@@ -7,12 +7,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct SignalOptions {
   std::string name;
   std::string signal;
 };
 
-int send_signal(const Context& context, const Options& options) {
+int send_signal(const Context& context, const SignalOptions& options) {
   const auto number = parse_signal(options.signal);
   if (!number.ok()) return complain(number.status(), kUsage);
   api::SignalRequest request;
@@ -27,7 +27,7 @@ int send_signal(const Context& context, const Options& options) {
 }  // namespace
 
 void add_signal(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SignalOptions>();
   CLI::App* command =
       app.add_subcommand("signal", "send a signal to a service's main process")->group(kServices);
   command->add_option("NAME", options->name, "service")->required();

@@ -10,13 +10,13 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct StopOptions {
   std::vector<std::string> names;
   std::string signal = "TERM";
   std::string timeout = "10s";
 };
 
-int stop(const Context& context, const Options& options) {
+int stop(const Context& context, const StopOptions& options) {
   const auto number = parse_signal(options.signal);
   if (!number.ok()) return complain(number.status(), kUsage);
   const auto timeout = parse_duration_ns(options.timeout);
@@ -35,7 +35,7 @@ int stop(const Context& context, const Options& options) {
   return exit_code;
 }
 
-int wait(const Context& context, const Options& options) {
+int wait(const Context& context, const StopOptions& options) {
   int exit_code = 0;
   for (const std::string& name : options.names) {
     api::WaitRequest request;
@@ -54,7 +54,7 @@ int wait(const Context& context, const Options& options) {
 }  // namespace
 
 void add_stop(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<StopOptions>();
   CLI::App* command =
       app.add_subcommand("stop", "end a service; it can be inspected until rm")->group(kServices);
   command->add_option("NAME", options->names, "services")->required();
@@ -67,7 +67,7 @@ void add_stop(CLI::App& app, Context& context) {
 }
 
 void add_wait(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<StopOptions>();
   CLI::App* command =
       app.add_subcommand("wait", "wait until a service has exited and print its exit code")
           ->group(kServices);

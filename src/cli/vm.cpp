@@ -15,12 +15,12 @@
 namespace godwit::cli {
 namespace {
 
-struct Options {
+struct VmOptions {
   std::string name, file, node, ip;
   bool json = false, no_stdin = false;
 };
 
-int print(const absl::StatusOr<api::Service>& vm, const Options& options) {
+int print(const absl::StatusOr<api::Service>& vm, const VmOptions& options) {
   if (!vm.ok()) return complain(vm.status());
   if (!options.json) {
     fmt::print("{}", service_text(*vm));
@@ -32,7 +32,7 @@ int print(const absl::StatusOr<api::Service>& vm, const Options& options) {
   return 0;
 }
 
-int add(const Context& context, const Options& options) {
+int add(const Context& context, const VmOptions& options) {
   api::AddVmRequest request;
   request.set_name(options.name);
   request.set_node(options.node);
@@ -51,7 +51,7 @@ int add(const Context& context, const Options& options) {
       options);
 }
 
-int start(const Context& context, const Options& options) {
+int start(const Context& context, const VmOptions& options) {
   api::InspectRequest request;
   request.set_name(options.name);
   return print(ask<api::Service>(context.socket,
@@ -61,7 +61,7 @@ int start(const Context& context, const Options& options) {
                options);
 }
 
-int stop(const Context& context, const Options& options) {
+int stop(const Context& context, const VmOptions& options) {
   api::StopRequest request;
   request.set_name(options.name);
   const auto reply = ask<api::StopReply>(context.socket, [&](auto& stub, auto* call, auto* out) {
@@ -70,7 +70,7 @@ int stop(const Context& context, const Options& options) {
   return reply.ok() ? 0 : complain(reply.status());
 }
 
-int console(const Context& context, const Options& options) {
+int console(const Context& context, const VmOptions& options) {
   const bool terminal = is_terminal(STDIN_FILENO);
   api::ExecStart start;
   start.set_name(options.name);
@@ -88,8 +88,8 @@ int console(const Context& context, const Options& options) {
 }  // namespace
 
 void add_vm(CLI::App& app, Context& context) {
-  auto options = std::make_shared<Options>();
-  Options& o = *options;
+  auto options = std::make_shared<VmOptions>();
+  VmOptions& o = *options;
   CLI::App* command =
       app.add_subcommand("vm", "virtual machines of a node's libvirt")->group(kServices);
   command->require_subcommand(1);

@@ -1,6 +1,7 @@
 #include "node/launch.h"
 
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <openssl/rand.h>
 #include <sys/socket.h>
 
@@ -124,7 +125,7 @@ absl::StatusOr<capsule::CapsuleSpec> spec_of(const api::RunRequest& request) {
   spec.set_name(request.name());
   *spec.mutable_argv() = request.argv();
   const bool root = request.user().empty() || request.user() == "root" || request.user() == "0";
-  if (!has_key(request, "PATH")) spec.add_env(std::string("PATH=") + kDefaultPath);
+  if (!has_key(request, "PATH")) spec.add_env(fmt::format("PATH={}", kDefaultPath));
   if (!has_key(request, "HOME") && root) spec.add_env("HOME=/root");
   if (!has_key(request, "TERM") && request.tty()) spec.add_env("TERM=xterm");
   for (const std::string& each : request.env()) {
