@@ -30,8 +30,7 @@ def spread(values, unit=1.0):
 
 def in_node(node, *command):
     """A command line that runs in a node's network namespace."""
-    lab = os.environ.get("GODWIT_LAB", "gw")
-    return ["ip", "netns", "exec", "%s-%s" % (lab, node), *map(str, command)]
+    return ["ip", "netns", "exec", "%s-%s" % (godwit_lab.lab_id(), node), *map(str, command)]
 
 
 def memory_server_command(lab, mib, dirty=0, threads=0, files=0):

@@ -98,8 +98,7 @@ class Daemon:
     """The daemon of a node, started again with other files in its sight."""
 
     def __init__(self, lab, node, over):
-        beside = os.environ.get("GODWIT_LAB")
-        pid_file = "/run/godwit/%s/%s/pid" % ("lab-" + beside if beside else "lab", node)
+        pid_file = "/run/godwit/%s/%s/pid" % (godwit_lab.lab_name(), node)
         with open(pid_file) as file:
             pid = int(file.read().split()[0])
         with open("/proc/%d/cmdline" % pid, "rb") as file:
@@ -155,9 +154,7 @@ class Test:
 
     def layer(self, node, name="files"):
         """Files of the service's layer there, without those that every capsule has."""
-        beside = os.environ.get("GODWIT_LAB")
-        upper = "/var/lib/godwit/%s/%s/services/%s/layer/upper" % (
-            "lab-" + beside if beside else "lab", node, name)
+        upper = "/var/lib/godwit/%s/%s/services/%s/layer/upper" % (godwit_lab.lab_name(), node, name)
         found = {"/" + path for path in tree(upper)}
         return upper, {path for path in found if not path.startswith("/etc/")}
 
