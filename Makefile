@@ -53,7 +53,7 @@ format-check:  ## fails where a source differs from .clang-format
 
 tidy: build  ## clang-tidy with warnings as errors
 	@scripts/install-deps.sh test
-	clang-tidy -p $(BUILD) --quiet $(filter %.cpp,$(SOURCES))
+	scripts/check-tidy $(BUILD) $(filter %.cpp,$(SOURCES))
 
 clean:  ## remove the build folder
 	rm -rf $(BUILD)
