@@ -96,6 +96,7 @@ class Transactions:
         self.rows = []
         self.problems = []
         self.gap = 0.0
+        self.answers_again()  # its connections belong to the program as it is before each case
 
     # -- what a case is made of
 
