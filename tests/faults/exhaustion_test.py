@@ -20,7 +20,11 @@ from godwit_lab import Failure, Lab, lab_name, wait_for  # noqa: E402
 PORT = 7000
 MIB = 1 << 20
 MEMORY = "/sys/fs/cgroup/memory"
-STATE = "/var/lib/godwit/%s/n2/services" % lab_name()
+
+
+def state():
+    """Of the services of n2, in the lab that this test has taken."""
+    return "/var/lib/godwit/%s/n2/services" % lab_name()
 
 
 @contextlib.contextmanager
@@ -102,7 +106,7 @@ class Service:
         self.still_here("n1", what)
 
         def clean():
-            return not glob.glob(STATE + "/*/") and \
+            return not glob.glob(state() + "/*/") and \
                 not glob.glob("/var/lib/godwit/%s/*/migrations/*" % lab_name())
         wait_for("%s: nothing to be left" % what, clean, 20)
 
@@ -124,13 +128,13 @@ def disk_full_at_a_checkpoint(lab, service):
 
 def disk_full_at_the_destination(lab, service):
     lab("exec", "svc", "--", "dd", "if=/dev/urandom", "of=/var/tmp/big", "bs=1M", "count=24")
-    with small_file_system(STATE, 8):
+    with small_file_system(state(), 8):
         # Seen before anything is sent.
         service.must_fail("file layer on a full disk", ["No space left on device"],
                           "migrate", "svc", "n2")
     lab("exec", "svc", "--", "sh", "-c",
         "mkdir /var/tmp/many; for i in $(seq 300); do echo $i > /var/tmp/many/$i; done")
-    with small_file_system(STATE, 64, 150):
+    with small_file_system(state(), 64, 150):
         # It has room for the bytes but not for the names: found out on the way.
         service.must_fail("file layer on a disk that becomes full", ["No space left on device"],
                           "migrate", "svc", "n2")

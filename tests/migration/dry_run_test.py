@@ -15,7 +15,11 @@ from godwit_lab import Failure, Lab, lab_name, wait_for  # noqa: E402
 
 PORT = 7000
 MIB = 1 << 20
-SERVICES = "/var/lib/godwit/%s/n2/services" % lab_name()
+
+
+def services():
+    """Of n2, in the lab that this test has taken."""
+    return "/var/lib/godwit/%s/n2/services" % lab_name()
 
 
 def expect(what, condition, seen):
@@ -25,13 +29,13 @@ def expect(what, condition, seen):
 
 @contextlib.contextmanager
 def small_disk(mib):
-    os.makedirs(SERVICES, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % mib, "godwit-test", SERVICES],
+    os.makedirs(services(), exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dm" % mib, "godwit-test", services()],
                    check=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", SERVICES], check=True)
+        subprocess.run(["umount", services()], check=True)
 
 
 def codes(result, field="refusals"):
@@ -80,14 +84,14 @@ def moves_tell_the_next(lab, first):
 
 
 def without_room_it_is_refused(lab):
-    wait_for("n2 to be empty", lambda: not os.listdir(SERVICES), 20)
+    wait_for("n2 to be empty", lambda: not os.listdir(services()), 20)
     with small_disk(8):
         for options in (["--dry-run"], []):
             seen = lab.migrate("svc", "n2", *options)
             expect("%s without room" % options, seen["outcome"] == "refused" and
                    codes(seen) == ["disk.room"] and seen["exit_code"] == 3, seen)
             expect("it runs on", lab.inspect("svc")["state"] == "running", seen)
-        expect("nothing is left", not os.listdir(SERVICES), os.listdir(SERVICES))
+        expect("nothing is left", not os.listdir(services()), os.listdir(services()))
 
 
 def what_is_not_possible_is_said(lab):
