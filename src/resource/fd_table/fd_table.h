@@ -118,6 +118,15 @@ class Descriptors {
   std::vector<const OpenFile*> with_inode(dev_t dev, ino_t ino) const;
 
  private:
+  // A descriptor of a file on which there may be a record lock of its process.
+  struct Lockable {
+    ImagePid tgid;
+    HostPid host_tgid;
+    int fd = -1;
+    size_t description = 0;  // of descriptions_
+  };
+  std::vector<Lockable> lockable() const;
+
   absl::StatusOr<bool> read_views(std::span<const FdHolder> processes, const Hints& hints);
   absl::StatusOr<size_t> add_seen(const FdHolder& holder, const FileView& view, const Hints& hints);
   absl::Status add(const FdHolder& holder, int fd);
@@ -132,6 +141,7 @@ class Descriptors {
   absl::flat_hash_map<std::pair<uint64_t, uint64_t>, SameInode> by_inode_;
   const FileRanks* before_ = nullptr;  // while reading
   std::vector<FdHolder> processes_;
+  std::optional<std::vector<Lockable>> seen_lockable_;  // by views
   std::unique_ptr<std::atomic<size_t>> next_to_settle_ = std::make_unique<std::atomic<size_t>>(0);
 };
 

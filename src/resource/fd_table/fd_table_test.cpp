@@ -3,10 +3,13 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <map>
@@ -144,6 +147,70 @@ TEST(DescriptorsTest, AReadingByViewsIsTheSame) {
     const uint64_t id = by_views->description_at({self.value}, fd.get());
     EXPECT_NE(id, 0U);
     EXPECT_EQ(id, one_by_one->description_at({self.value}, fd.get()));
+  }
+}
+
+// Holds a record lock of its second file and has another kind of its third. Another process, since
+// closing a duplicate gives up the locks of whoever closes it.
+class LockOwner {
+ public:
+  explicit LockOwner(size_t files) {
+    for (size_t i = 0; i < files; ++i)
+      fds_.emplace_back(::open(::testing::TempDir().c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    const UniqueFd done(::eventfd(0, EFD_CLOEXEC));
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      struct flock lock {};
+      lock.l_type = F_WRLCK;
+      lock.l_start = 10;
+      lock.l_len = 20;
+      if (::fcntl(fds_[1].get(), F_SETLK, &lock) != 0 || ::flock(fds_[2].get(), LOCK_EX) != 0 ||
+          ::eventfd_write(done.get(), 1) != 0)
+        ::_exit(1);
+      for (;;) ::pause();
+    }
+    eventfd_t value = 0;
+    EXPECT_EQ(::eventfd_read(done.get(), &value), 0);
+  }
+  ~LockOwner() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  LockOwner(const LockOwner&) = delete;
+  LockOwner& operator=(const LockOwner&) = delete;
+  HostPid pid() const { return {pid_}; }
+  int locked() const { return fds_[1].get(); }
+
+ private:
+  std::vector<UniqueFd> fds_;
+  pid_t pid_ = -1;
+};
+
+// By views, asked one by one, and after a look at the machine's list where files are many.
+TEST(DescriptorsTest, RecordLocksAreFound) {
+  const auto views = FileViews::open(1024);
+  const NoCapture context;
+  const Descriptors::KnownFiles known;
+  for (const size_t files : {3, 300}) {
+    const LockOwner owner(files);
+    const ImagePid pid{2};
+    const auto pidfd = kernel::pidfd_open(owner.pid());
+    ASSERT_TRUE(pidfd.ok()) << pidfd.status();
+    const FdHolder holders[] = {{pid, owner.pid(), pidfd->get()}};
+    std::vector<Descriptors::Hints> ways = {{}};
+    if (views.ok()) ways.push_back({.views = views->get(), .known = &known, .context = &context});
+    for (const Descriptors::Hints& hints : ways) {
+      auto read = Descriptors::read(holders, hints);
+      ASSERT_TRUE(read.ok()) << read.status();
+      ASSERT_TRUE(read->read_locks().ok());
+      const FdTableState& table = read->table(pid);
+      ASSERT_EQ(table.locks_size(), 1) << files;
+      EXPECT_EQ(table.locks(0).fd(), owner.locked());
+      EXPECT_EQ(table.locks(0).lock().start(), 10);
+      EXPECT_EQ(table.locks(0).lock().length(), 20);
+      for (const auto& description : read->descriptions())
+        EXPECT_EQ(description.file.process_locks, description.file.remote_fd == owner.locked());
+    }
   }
 }
 

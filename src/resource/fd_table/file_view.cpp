@@ -158,6 +158,7 @@ absl::StatusOr<std::vector<bpf_insn>> make_program(const kernel::Btf& btf, int m
   GW_COPY("inode", "i_mode", mode);
   GW_COPY("inode", "i_uid", uid);
   GW_COPY("inode", "i_gid", gid);
+  GW_COPY("inode", "i_flctx", locks);
 
   program.add(move(1, kContext));
   program.add(call(BPF_FUNC_sock_from_file));

@@ -69,6 +69,7 @@ struct FileView {
   uint64_t file;   // the open file description: the same for those who share it
   uint64_t inode;  // its number
   uint64_t owner;  // not 0: somebody asked for its signals (fcntl(2), F_SETOWN)
+  uint64_t locks;  // not 0: somebody has or had a lock of some kind on its inode
   uint32_t fd;
   uint32_t flags;  // F_GETFL's
   uint32_t uid;

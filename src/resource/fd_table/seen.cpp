@@ -21,6 +21,7 @@ absl::StatusOr<bool> Descriptors::read_views(std::span<const FdHolder> processes
   descriptions_.reserve(count);
   absl::flat_hash_map<uint64_t, size_t> by_file;
   by_file.reserve(count);
+  seen_lockable_.emplace();
   for (size_t i = 0; i < processes.size(); ++i) {
     tables_[processes[i].tgid];
     for (const FileView& view : all[i]) {
@@ -32,7 +33,10 @@ absl::StatusOr<bool> Descriptors::read_views(std::span<const FdHolder> processes
         GW_ASSIGN_OR_RETURN(index, add_seen(processes[i], view, hints));
         by_file.emplace(view.file, index);
       }
-      add_entry(processes[i], static_cast<int>(view.fd), index);
+      const auto fd = static_cast<int>(view.fd);
+      add_entry(processes[i], fd, index);
+      if (view.locks != 0)
+        seen_lockable_->push_back({processes[i].tgid, processes[i].host_tgid, fd, index});
     }
   }
   return true;
