@@ -56,8 +56,8 @@ absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name, const cha
   return UniqueFd(static_cast<int>(fd));
 }
 
-absl::StatusOr<UniqueFd> load_file_iterator(uint32_t function, const char* name,
-                                            std::span<const bpf_insn> program) {
+absl::StatusOr<UniqueFd> load_iterator(uint32_t function, const char* name,
+                                       std::span<const bpf_insn> program) {
   bpf_attr attr{};
   attr.prog_type = BPF_PROG_TYPE_TRACING;
   attr.expected_attach_type = BPF_TRACE_ITER;
@@ -66,7 +66,7 @@ absl::StatusOr<UniqueFd> load_file_iterator(uint32_t function, const char* name,
   return load_program(attr, name, "Dual MIT/GPL", program);
 }
 
-absl::Status run_file_iterator(int program, HostPid process) {
+absl::Status run_iterator(int program, HostPid process) {
   bpf_iter_link_info what{};
   what.task.pid = static_cast<uint32_t>(process.value);
   bpf_attr attr{};
@@ -77,15 +77,15 @@ absl::Status run_file_iterator(int program, HostPid process) {
   const UniqueFd link(static_cast<int>(command(BPF_LINK_CREATE, attr)));
   if (!link) {
     return errno_status(errno,
-                        fmt::format("bpf(BPF_LINK_CREATE, files of process {})", process.value));
+                        fmt::format("bpf(BPF_LINK_CREATE, iterator, process {})", process.value));
   }
   attr = {};
   attr.iter_create.link_fd = static_cast<uint32_t>(link.get());
-  const UniqueFd files(static_cast<int>(command(BPF_ITER_CREATE, attr)));
-  if (!files) return errno_status(errno, "bpf(BPF_ITER_CREATE)");
+  const UniqueFd objects(static_cast<int>(command(BPF_ITER_CREATE, attr)));
+  if (!objects) return errno_status(errno, "bpf(BPF_ITER_CREATE)");
   for (;;) {
     char nothing[64];
-    const ssize_t n = ::read(files.get(), nothing, sizeof nothing);
+    const ssize_t n = ::read(objects.get(), nothing, sizeof nothing);
     if (n == 0) return absl::OkStatus();
     if (n < 0 && errno != EINTR) {
       return errno_status(errno, fmt::format("read(BPF iterator, process {})", process.value));

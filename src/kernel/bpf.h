@@ -25,12 +25,13 @@ absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_
 absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name, const char* license,
                                       std::span<const bpf_insn> program);
 
-// A program that the kernel calls for each open file of a process (Documentation/bpf/bpf_iterators;
-// a process's number: Linux 6.1). `function`: id of bpf_iter_task_file in the kernel's BTF.
-absl::StatusOr<UniqueFd> load_file_iterator(uint32_t function, const char* name,
-                                            std::span<const bpf_insn> program);
-// Runs it for every file of `process` now; one that writes nothing by itself.
-absl::Status run_file_iterator(int program, HostPid process);
+// A program that the kernel calls for each object of a process (Documentation/bpf/bpf_iterators; a
+// process's number: Linux 6.1). `function`: in the kernel's BTF, the id of bpf_iter_task_file or of
+// another that iterates over what tasks have.
+absl::StatusOr<UniqueFd> load_iterator(uint32_t function, const char* name,
+                                       std::span<const bpf_insn> program);
+// Runs it for every object of `process` now; one that writes nothing by itself.
+absl::Status run_iterator(int program, HostPid process);
 
 }  // namespace godwit::kernel::bpf
 

@@ -17,12 +17,13 @@
 #include <deque>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ids.h"
-#include "base/unique_fd.h"
+#include "kernel/bpf_views.h"
 
 namespace godwit::resource {
 
@@ -84,25 +85,18 @@ class FileViews {
   // For processes of at most `files` open files each. kNotFound, kUnimplemented, EPERM and others:
   // this kernel has none.
   static absl::StatusOr<std::unique_ptr<FileViews>> open(uint32_t files);
-  ~FileViews();
-  FileViews(const FileViews&) = delete;
-  FileViews& operator=(const FileViews&) = delete;
 
   // In the order of their numbers. kOutOfRange: more than open() was told.
   absl::StatusOr<std::span<const FileView>> read(HostPid process);
   // What was read is kept until then, in memory that has been used before.
   void forget() { used_ = 0; }
-  uint32_t capacity() const { return capacity_; }
+  uint32_t capacity() const { return views_.capacity(); }
 
  private:
-  struct Shared;
-  FileViews() = default;
-  UniqueFd program_;
-  Shared* shared_ = nullptr;
-  size_t shared_bytes_ = 0;
+  explicit FileViews(kernel::bpf::Views views) : views_(std::move(views)) {}
+  kernel::bpf::Views views_;
   std::deque<std::vector<FileView>> kept_;
   size_t used_ = 0;  // of kept_
-  uint32_t capacity_ = 0;
 };
 
 }  // namespace godwit::resource
