@@ -2,6 +2,7 @@
 #include "resource/terminal/line_discipline.h"
 
 #include <ctime>
+#include <utility>
 
 #include "base/status.h"
 
@@ -95,14 +96,22 @@ absl::Status read_discipline(const KernelMemory& memory, KernelAddress data, Ter
   return absl::OkStatus();
 }
 
+// What is in flip buffers, and whether a worker is about to carry it over or does.
+struct Waiting {
+  std::string bytes;
+  bool pending = false;
+  bool carried = false;
+  bool operator==(const Waiting&) const = default;
+};
+
 // Buffers from head on; what of each was given to the discipline already is left out.
-absl::Status read_waiting(const KernelMemory& memory, KernelAddress port, TerminalSide& side) {
+absl::StatusOr<Waiting> read_waiting(const KernelMemory& memory, KernelAddress port) {
+  Waiting waiting;
   Reading of_port(memory, port, "tty_port");
-  const bool pending = (of_port("buf.work.data") & 1) != 0;  // WORK_STRUCT_PENDING
-  const bool carried = of_port("buf.lock.owner") != 0;
+  waiting.pending = (of_port("buf.work.data") & 1) != 0;  // WORK_STRUCT_PENDING
+  waiting.carried = of_port("buf.lock.owner") != 0;
   KernelAddress buffer = of_port.pointer("buf.head");
   GW_RETURN_IF_ERROR(of_port.status());
-  side.busy = carried;
   while (buffer) {
     Reading of(memory, buffer, "tty_buffer");
     const uint64_t used = of("used");
@@ -111,18 +120,16 @@ absl::Status read_waiting(const KernelMemory& memory, KernelAddress port, Termin
     const KernelAddress data = of.at("data");
     const KernelAddress next = of.pointer("next");
     GW_RETURN_IF_ERROR(of.status());
-    if (used < read || side.waiting.size() + (used - read) > kMostWaiting)
+    if (used < read || waiting.bytes.size() + (used - read) > kMostWaiting)
       return absl::UnavailableError("a terminal is being written");
     if (with_flags && used > read)
       return absl::UnavailableError("a terminal has characters with errors");
     std::string bytes(used - read, '\0');
     if (!bytes.empty()) GW_RETURN_IF_ERROR(read_bytes(memory, data + read, bytes));
-    side.waiting += bytes;
+    waiting.bytes += bytes;
     buffer = next;
   }
-  // The worker empties it as long as there is room.
-  side.busy |= (pending || !side.waiting.empty()) && !(side.full && !pending);
-  return absl::OkStatus();
+  return waiting;
 }
 
 absl::StatusOr<TerminalSide> look_at(const KernelMemory& memory, KernelAddress tty) {
@@ -138,8 +145,15 @@ absl::StatusOr<TerminalSide> look_at(const KernelMemory& memory, KernelAddress t
   const KernelAddress port = of.pointer("port");
   GW_RETURN_IF_ERROR(of.status());
   GW_ASSIGN_OR_RETURN(side.foreground, number_of(memory, group));
+  // Before the discipline and after it: what a worker carries over between would be in neither, or
+  // in both.
+  GW_ASSIGN_OR_RETURN(const Waiting before, read_waiting(memory, port));
   GW_RETURN_IF_ERROR(read_discipline(memory, data, side));
-  GW_RETURN_IF_ERROR(read_waiting(memory, port, side));
+  GW_ASSIGN_OR_RETURN(Waiting waiting, read_waiting(memory, port));
+  // The worker empties it as long as there is room.
+  side.busy = before != waiting || waiting.carried || waiting.pending ||
+              (!waiting.bytes.empty() && !side.full);
+  side.waiting = std::move(waiting.bytes);
   return side;
 }
 
