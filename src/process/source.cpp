@@ -217,6 +217,7 @@ absl::StatusOr<RoundResult> Source::round(stream::Writer& writer, const Extra& e
   const int64_t begin = monotonic_ns();
   GW_RETURN_IF_ERROR(read_tree());
   GW_RETURN_IF_ERROR(track_new_processes());
+  prepare_to_see_tasks();
   GW_RETURN_IF_ERROR(writer.begin_epoch(false));
   begin_sections(false);
   GW_RETURN_IF_ERROR(tree_section(writer));

@@ -230,6 +230,12 @@ class Source {
   absl::Status capture_memory_of(SourceProcess& process);
   absl::Status run_capture_batches();
   static std::string describe(const FrozenProcess& frozen);
+  using SeenTasksOf = absl::flat_hash_map<HostPid, resource::SeenTask>;
+  // From so many threads on in a process; to make ready what shows them takes some milliseconds of
+  // a round.
+  static constexpr size_t kWorthSeeing = 8;
+  void prepare_to_see_tasks();
+  SeenTasksOf see_tasks(const FrozenProcess& frozen);
   absl::Status add_capture_calls(Capturing& one);
   absl::Status collect_states(Capturing& one);
 
@@ -252,6 +258,8 @@ class Source {
   resource::Descriptors::KnownFiles known_files_;    // of the last round
   std::unique_ptr<resource::FileViews> file_views_;  // for many descriptors
   bool without_views_ = false;                       // this kernel has none
+  std::unique_ptr<resource::SeenTasks> seen_tasks_;  // for many threads
+  bool without_seen_tasks_ = false;                  // this kernel shows none
   std::unique_ptr<pages::WorkPool> pool_;  // what is done in the freeze for many descriptors
   std::vector<FrozenProcess> frozen_;
   std::vector<std::pair<stream::SectionKey, std::string>> task_states_;

@@ -5,10 +5,12 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
 #include "base/fault_point.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
@@ -202,6 +204,7 @@ struct Source::Capturing {
     const resource::TaskResource* resource;
     size_t task;
     resource::TaskResource::Collect collect;
+    std::optional<size_t> as;  // of `collecting`: its state is that one's
   };
   std::vector<tracee::Batch> batches;
   std::vector<tracee::StubArea::Run> runs;
@@ -261,9 +264,34 @@ std::string Source::describe(const FrozenProcess& frozen) {
   return fmt::format("process {} ({})", frozen.process->pid.value, frozen.process->comm);
 }
 
+void Source::prepare_to_see_tasks() {
+  size_t most = 0;
+  for (const auto& process : tree_.processes) most = std::max(most, process.tasks.size());
+  if (without_seen_tasks_ || most < kWorthSeeing) return;
+  if (seen_tasks_ && seen_tasks_->capacity() >= most) return;
+  // With room for what is born until the freeze.
+  auto tasks = resource::SeenTasks::open(static_cast<uint32_t>(std::bit_ceil(most + most / 4)));
+  if (tasks.ok()) {
+    seen_tasks_ = *std::move(tasks);
+    return;
+  }
+  log_info("threads are asked one by one: {}", message_of(tasks.status()));
+  without_seen_tasks_ = true;
+}
+
+// Empty: everything is asked by calls.
+Source::SeenTasksOf Source::see_tasks(const FrozenProcess& frozen) {
+  const size_t count = frozen.stopped.tasks.size();
+  if (count < kWorthSeeing || !seen_tasks_ || seen_tasks_->capacity() < count) return {};
+  auto seen = seen_tasks_->read(frozen.process->host_pid);
+  return seen.ok() ? *std::move(seen) : SeenTasksOf{};
+}
+
 absl::Status Source::add_capture_calls(Capturing& one) {
   FrozenProcess& frozen = *one.frozen;
   one.batches.resize(frozen.stopped.tasks.size());
+  const SeenTasksOf seen = see_tasks(frozen);
+  std::map<std::pair<const resource::TaskResource*, std::string>, size_t> decided;
   for (size_t i = 0; i < frozen.stopped.tasks.size(); ++i) {
     resource::TaskView view;
     view.tgid = frozen.process->pid;
@@ -273,11 +301,23 @@ absl::Status Source::add_capture_calls(Capturing& one) {
     view.leader = i == 0;
     view.pidfd = frozen.process->pidfd.get();
     view.task = &frozen.stopped.tasks[i];
+    const auto found = seen.find(view.host_tid);
+    if (!view.leader && found != seen.end()) view.seen = &found->second;
     for (const resource::TaskResource* resource : resource::task_resources()) {
       if (resource->scope() == resource::Scope::kProcess && i != 0) continue;
+      if (found != seen.end()) {
+        if (auto key = resource->decided_by(found->second)) {
+          const auto [same, first] =
+              decided.try_emplace({resource, *std::move(key)}, one.collecting.size());
+          if (!first) {
+            one.collecting.push_back({resource, i, nullptr, same->second});
+            continue;
+          }
+        }
+      }
       auto collect = resource->capture(view, one.batches[i]);
       if (!collect.ok()) return annotate(collect.status(), resource->name());
-      one.collecting.push_back({resource, i, *std::move(collect)});
+      one.collecting.push_back({resource, i, *std::move(collect), std::nullopt});
     }
   }
   // New zombies: nothing is reaped, a process without children says ECHILD.
@@ -295,13 +335,20 @@ absl::Status Source::add_capture_calls(Capturing& one) {
 
 absl::Status Source::collect_states(Capturing& one) {
   const FrozenProcess& frozen = *one.frozen;
-  for (const Capturing::Collecting& collecting : one.collecting) {
-    auto state = collecting.collect(one.batches[collecting.task]);
-    if (!state.ok()) return annotate(state.status(), collecting.resource->name());
-    if (!state->empty())
+  std::vector<std::string> states(one.collecting.size());
+  for (size_t i = 0; i < states.size(); ++i) {
+    const Capturing::Collecting& collecting = one.collecting[i];
+    if (collecting.as) {
+      states[i] = states[*collecting.as];
+    } else {
+      auto state = collecting.collect(one.batches[collecting.task]);
+      if (!state.ok()) return annotate(state.status(), collecting.resource->name());
+      states[i] = *std::move(state);
+    }
+    if (!states[i].empty())
       task_states_.push_back({{std::string(collecting.resource->name()),
                                static_cast<uint64_t>(frozen.tids[collecting.task].value)},
-                              *std::move(state)});
+                              states[i]});
   }
   GW_RETURN_IF_ERROR(one.batches[0].check(one.brk_call));
   frozen.process->brk = static_cast<uint64_t>(one.batches[0].result(one.brk_call));

@@ -30,6 +30,7 @@
 #include "kernel/kernel_memory.h"
 #include "resource/clone_addresses.h"
 #include "resource/fd_table/file_view.h"
+#include "resource/seen_tasks.h"
 #include "tracee/batch.h"
 #include "tracee/task.h"
 
@@ -65,6 +66,9 @@ struct TaskView {
   int pidfd = -1;  // of the thread group
   // Null while the program runs (precheck and the rounds): then only /proc is read.
   tracee::StoppedTask* task = nullptr;
+  // In the freeze, of a thread that is not its process's first, where the kernel shows it: it may
+  // save calls.
+  const SeenTask* seen = nullptr;
   // For restore(): the state that the husk's task has, where it is known.
   std::optional<std::string_view> known;
   ProcessNotes* notes = nullptr;  // for restore()
@@ -94,6 +98,10 @@ class TaskResource {
   // nothing to restore (the default of a new task).
   using Collect = std::function<absl::StatusOr<std::string>(const tracee::Batch&)>;
   virtual absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const = 0;
+
+  // All that decides the state of a task, compared with other tasks of its process: one of those
+  // with the same is captured for all of them. None: each has its own.
+  virtual std::optional<std::string> decided_by(const SeenTask&) const { return std::nullopt; }
 
   // Brings the husk's task to `state`: acts from outside, and adds calls to `batch`; the returned
   // function (may be empty) runs after the batch and checks results. Must be right also when an

@@ -102,6 +102,12 @@ absl::StatusOr<TaskResource::Collect> CredentialsResource::capture(const TaskVie
       });
 }
 
+// Users, groups, capabilities and securebits are in what `cred` points to; dumpable is the
+// memory's.
+std::optional<std::string> CredentialsResource::decided_by(const SeenTask& task) const {
+  return fmt::format("{} {}", task.cred, task.atomic_flags);
+}
+
 absl::Status CredentialsResource::precheck(const TaskView& view,
                                            std::vector<Refusal>& refusals) const {
   struct stat theirs {};

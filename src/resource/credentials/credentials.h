@@ -17,6 +17,7 @@ class CredentialsResource final : public TaskResource {
   Phase phase() const override { return Phase::kFinal; }
   bool keeps_in_husk() const override { return true; }
   absl::StatusOr<Collect> capture(const TaskView& task, tracee::Batch& batch) const override;
+  std::optional<std::string> decided_by(const SeenTask& task) const override;
   absl::StatusOr<Check> restore(std::string_view state, const TaskView& husk,
                                 tracee::Batch& batch) const override;
   absl::Status precheck(const TaskView& task, std::vector<Refusal>& refusals) const override;

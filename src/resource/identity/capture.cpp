@@ -68,6 +68,15 @@ absl::StatusOr<TaskResource::Collect> TaskIdentityResource::capture(const TaskVi
   });
 }
 
+// Which bits are the policy for machine checks, speculation and the modes of rdtsc and cpuid
+// differs between kernels: all of them are compared.
+std::optional<std::string> TaskIdentityResource::decided_by(const SeenTask& task) const {
+  std::string key = fmt::format("{} {} {} {} {} ", task.flags, task.atomic_flags, task.thread_flags,
+                                task.personality, task.pdeath_signal);
+  const auto name = bytes_of(task.comm);
+  return key.append(reinterpret_cast<const char*>(name.data()), name.size());
+}
+
 absl::Status TaskIdentityResource::precheck(const TaskView&, std::vector<Refusal>&) const {
   return absl::OkStatus();
 }

@@ -123,6 +123,13 @@ absl::StatusOr<TaskResource::Collect> SchedulingResource::capture(const TaskView
     return Collect([bytes = state.SerializeAsString()](
                        const tracee::Batch&) -> absl::StatusOr<std::string> { return bytes; });
   }
+  if (view.seen != nullptr)
+    return Collect([tid = view.host_tid, slack = view.seen->timer_slack_ns](
+                       const tracee::Batch&) -> absl::StatusOr<std::string> {
+      GW_ASSIGN_OR_RETURN(SchedulingState state, from_outside(tid));
+      state.set_timer_slack_ns(slack);
+      return state.SerializeAsString();
+    });
   const size_t slack = batch.call(SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0});
   const auto state = std::make_shared<SchedulingState>();
   batch.meanwhile([state, tid = view.host_tid]() -> absl::Status {

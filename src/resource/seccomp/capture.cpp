@@ -106,6 +106,8 @@ absl::StatusOr<TaskResource::Collect> SeccompResource::capture(const TaskView& v
   if (view.task == nullptr)
     return make_error(absl::StatusCode::kFailedPrecondition, "{} of running task {}", name(),
                       view.host_tid.value);
+  if (view.seen != nullptr && view.seen->seccomp_mode == SECCOMP_MODE_DISABLED)
+    return Collect([](const tracee::Batch&) -> absl::StatusOr<std::string> { return ""; });
   const size_t mode = batch.call(SYS_prctl, {PR_GET_SECCOMP, 0, 0, 0, 0});
   return Collect([mode, view](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     // EINVAL: a kernel without seccomp.

@@ -16,6 +16,19 @@ absl::Status must_be_stopped(const TaskView& view, std::string_view what) {
                     view.host_tid.value);
 }
 
+constexpr uint32_t kAutoDisarm = uint32_t{1} << 31;  // SS_AUTODISARM, linux/signal.h
+
+// A task on an SS_AUTODISARM stack reads as disabled: the frame of its handler holds the settings,
+// and sigreturn brings them back there as here.
+std::string stack_state(uint64_t address, uint64_t size, uint32_t flags) {
+  if (size == 0 && flags == SS_DISABLE && address == 0) return std::string();
+  SignalStackState state;
+  state.set_address(address);
+  state.set_flags(flags);
+  state.set_size(size);
+  return state.SerializeAsString();
+}
+
 }  // namespace
 
 absl::StatusOr<TaskResource::Collect> SignalActionsResource::capture(const TaskView& view,
@@ -54,20 +67,21 @@ absl::Status SignalActionsResource::precheck(const TaskView&, std::vector<Refusa
 absl::StatusOr<TaskResource::Collect> SignalStackResource::capture(const TaskView& view,
                                                                    tracee::Batch& batch) const {
   GW_RETURN_IF_ERROR(must_be_stopped(view, name()));
+  if (view.seen != nullptr) {
+    // As do_sigaltstack() says it, kernel/signal.c.
+    const SeenTask& seen = *view.seen;
+    const uint32_t disabled = seen.sas_ss_size == 0 ? uint32_t{SS_DISABLE} : 0;
+    return Collect([bytes = stack_state(seen.sas_ss_sp, seen.sas_ss_size,
+                                        disabled | (seen.sas_ss_flags & kAutoDisarm))](
+                       const tracee::Batch&) -> absl::StatusOr<std::string> { return bytes; });
+  }
   const tracee::Batch::Data old = batch.reserve(sizeof(stack_t));
   const size_t call = batch.call(SYS_sigaltstack, {0, old});
   return Collect([old, call](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     GW_RETURN_IF_ERROR(done.check(call));
     const auto stack = value_in<stack_t>(done, old);
-    SignalStackState state;
-    // A task on an SS_AUTODISARM stack reads as disabled: the frame of its handler holds the
-    // settings, and sigreturn brings them back there as here.
-    const auto flags = static_cast<uint32_t>(stack.ss_flags) & ~uint32_t{SS_ONSTACK};
-    if (stack.ss_size == 0 && flags == SS_DISABLE && stack.ss_sp == nullptr) return std::string();
-    state.set_address(reinterpret_cast<uint64_t>(stack.ss_sp));
-    state.set_flags(flags);
-    state.set_size(stack.ss_size);
-    return state.SerializeAsString();
+    return stack_state(reinterpret_cast<uint64_t>(stack.ss_sp), stack.ss_size,
+                       static_cast<uint32_t>(stack.ss_flags) & ~uint32_t{SS_ONSTACK});
   });
 }
 
