@@ -237,14 +237,18 @@ def what_is_shown(lab, folder):
     """Fields that scripts rely on."""
     del folder
     lab("run", "--name", "show", "--node", "n1", "-d", "--", "sleep", "1000")
-    before = lab.inspect("show")
-    moved = lab.move("show", "n2")
-    after = lab.inspect("show")
-    for shown, node in ((before, "n1"), (after, "n2")):
+
+    def shown_at(node):
+        shown = lab.inspect("show")
         expect_same("name, node and state", (shown["name"], shown["node"], shown["state"]),
                     ("show", node, "running"))
         with open("/proc/%d/cmdline" % shown["pid"]) as text:
             expect_same("its process", text.read().split("\0")[:2], ["sleep", "1000"])
+        return shown
+
+    before = shown_at("n1")
+    moved = lab.move("show", "n2")
+    after = shown_at("n2")
     expect("pids", before["pid"] != after["pid"])
     wait_for("the first one's end", lambda: not os.path.exists("/proc/%d" % before["pid"]))
     expect_same("address", after["address"], before["address"])

@@ -108,9 +108,9 @@ def what_does_not_shrink(lab):
 def a_limit_counts_what_is_on_the_wire(lab):
     start(lab, "limited", "words")
     move = Moves(lab, "limited")
-    none = move("none", "--bandwidth", "40MiB")
-    zstd = move("zstd", "--bandwidth", "40MiB")
-    auto = move("auto", "--bandwidth", "40MiB", "--verify")
+    none = move("none", "--bandwidth", "20MiB")
+    zstd = move("zstd", "--bandwidth", "20MiB")
+    auto = move("auto", "--bandwidth", "20MiB", "--verify")
     if zstd["total_ns"] > 0.7 * none["total_ns"] or auto["compression"] == "none":
         raise Failure("the limit: none %s, zstd %s, auto %s" % (none, zstd, auto))
     move.end()
