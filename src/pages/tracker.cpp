@@ -1,13 +1,18 @@
 #include "pages/tracker.h"
 
+#include "kernel/huge_pages.h"
+
 namespace godwit::pages {
 
 std::vector<TrackedMapping> private_mappings(std::span<const kernel::Mapping> mappings) {
   std::vector<TrackedMapping> tracked;
   for (const kernel::Mapping& mapping : mappings) {
     if (mapping.of_kernel() || mapping.shared) continue;
-    tracked.push_back({mapping, mapping.anonymous() ? MappingKind::kPrivateAnonymous
-                                                    : MappingKind::kPrivateFile});
+    const uint64_t huge = kernel::huge_page_bytes(mapping);
+    const MappingKind kind = huge != 0             ? MappingKind::kHugePages
+                             : mapping.anonymous() ? MappingKind::kPrivateAnonymous
+                                                   : MappingKind::kPrivateFile;
+    tracked.push_back({mapping, kind, huge});
   }
   return tracked;
 }

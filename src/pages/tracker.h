@@ -16,11 +16,13 @@ enum class MappingKind {
   kInvalid,
   kPrivateAnonymous,  // what is populated; the rest reads as zero
   kPrivateFile,       // what was copied on write; the rest is the file's
+  kHugePages,         // private, MAP_HUGETLB: what is populated, pages of zeros too
 };
 
 struct TrackedMapping {
   kernel::Mapping mapping;
   MappingKind kind = MappingKind::kInvalid;
+  uint64_t huge_page_bytes = 0;  // of kHugePages
 };
 
 // The private mappings among `mappings`, with their kinds. Not here: the kernel's own ([vdso] and
@@ -31,7 +33,7 @@ std::vector<TrackedMapping> private_mappings(std::span<const kernel::Mapping> ma
 // (or dirty_file) and will be looked at again by the next scan.
 struct ScanResult {
   PageSet dirty;       // of anonymous mappings: contents to carry
-  PageSet dirty_file;  // of private file mappings: contents to carry, zero pages too
+  PageSet dirty_file;  // of private file mappings and huge pages: contents to carry, zeros too
   // Unpopulated now (MADV_DONTNEED and its like, a mapping made anew): zero, or the file below.
   // Never to be read: that would populate the source. May name pages that never were populated.
   PageSet dropped;

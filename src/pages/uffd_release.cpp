@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 #include "kernel/proc/maps.h"
 
 namespace godwit::pages {
@@ -35,6 +36,11 @@ absl::Status release_uffd(UniqueFd uffd, HostPid pid) {
   GW_RETURN_IF_ERROR(maps.status());
   for (const kernel::Mapping& mapping : *maps) {
     if (mapping.of_kernel() || mapping.shared) continue;
+    // A part of a huge page cannot be let go; of whole ones there are few to walk.
+    if (kernel::huge_page_bytes(mapping) != 0) {
+      unregister(uffd.get(), mapping.start, mapping.end);
+      continue;
+    }
     uint64_t step = kStepBytes;
     for (uint64_t at = mapping.start; at < mapping.end;) {
       const uint64_t end = mapping.end - at < step ? mapping.end : at + step;

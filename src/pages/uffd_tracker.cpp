@@ -41,12 +41,13 @@ PageRange blocks_around(PageRange range, PageRange limit) {
 
 }  // namespace
 
-UffdTracker::UffdTracker(UniqueFd uffd, Pagemap pagemap, UffdTrackerOptions options)
+UffdTracker::UffdTracker(UniqueFd uffd, HostPid pid, Pagemap pagemap, UffdTrackerOptions options)
     : uffd_(std::move(uffd)),
       pagemap_(std::move(pagemap)),
       options_(options),
       pool_(std::max<size_t>(1, options.threads)),
-      regions_(pool_.threads(), std::vector<Region>(kRegionsPerStep)) {}
+      regions_(pool_.threads(), std::vector<Region>(kRegionsPerStep)),
+      huge_(pid) {}
 
 absl::StatusOr<std::unique_ptr<UffdTracker>> UffdTracker::make(UniqueFd uffd, HostPid pid,
                                                                UffdTrackerOptions options) {
@@ -66,7 +67,7 @@ absl::StatusOr<std::unique_ptr<UffdTracker>> UffdTracker::make(UniqueFd uffd, Ho
     return errno_status(errno, fmt::format("ioctl({}, UFFDIO_API)", uffd.get()));
   }
   return std::unique_ptr<UffdTracker>(
-      new UffdTracker(std::move(uffd), std::move(pagemap), options));
+      new UffdTracker(std::move(uffd), pid, std::move(pagemap), options));
 }
 
 int UffdTracker::register_range(PageRange range) {
@@ -115,6 +116,7 @@ std::vector<UffdTracker::Item> UffdTracker::items_of(std::span<const TrackedMapp
     }
   };
   for (size_t i = 0; i < mappings.size(); ++i) {
+    if (mappings[i].kind == MappingKind::kHugePages) continue;
     const PageRange all = range_of(mappings[i]);
     for (const PageRange& seen : seen_.intersect(all)) {
       if (mappings[i].kind != MappingKind::kPrivateAnonymous) {
@@ -298,6 +300,38 @@ absl::Status UffdTracker::take_in(MappingKind kind, PageRange range, ScanMode mo
   return absl::OkStatus();
 }
 
+absl::Status UffdTracker::scan_huge(const TrackedMapping& tracked, ScanMode mode,
+                                    ScanResult& result) {
+  const PageRange all = range_of(tracked);
+  ScanResult pages;
+  int error = huge_.scan(tracked, mode, pagemap_, uffd_.get(), pages);
+  if (error == -EPERM) {
+    // Another mapping than before, of which nothing is known.
+    huge_.forget(PageSet{all});
+    pages = ScanResult();
+    error = register_range(all);
+    if (error == -EBUSY)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "mapping {:x}-{:x}: the program uses userfaultfd on it itself", all.start,
+                        all.end);
+    if (error == 0) error = huge_.scan(tracked, mode, pagemap_, uffd_.get(), pages);
+    if (error == 0 && !first_) {
+      PageSet dropped{all};
+      dropped.subtract(pages.dirty_file);
+      pages.dropped.add(dropped);
+    }
+  }
+  if (error == 0) {
+    result.add(pages);
+    return absl::OkStatus();
+  }
+  huge_.forget(PageSet{all});
+  if (mode == ScanMode::kFrozen)
+    return errno_status(-error, fmt::format("huge pages of mapping {:x}-{:x}", all.start, all.end));
+  result.stale = true;
+  return absl::OkStatus();
+}
+
 void UffdTracker::settle(MappingKind kind, PageRange range, const ScanResult& pages) {
   if (kind == MappingKind::kPrivateAnonymous) {
     PageSet blocks;
@@ -314,7 +348,10 @@ absl::Status UffdTracker::scan(std::span<const TrackedMapping> mappings, ScanMod
                                ScanResult& result) {
   FAULT_POINT("pages.scan");
   PageSet listed;
-  for (const TrackedMapping& tracked : mappings) listed.add(range_of(tracked));
+  PageSet listed_huge;
+  for (const TrackedMapping& tracked : mappings)
+    (tracked.kind == MappingKind::kHugePages ? listed_huge : listed).add(range_of(tracked));
+  huge_.keep(listed_huge);
   seen_ = seen_.intersect(listed);
   armed_ = armed_.intersect(listed);
   copied_ = copied_.intersect(listed);
@@ -334,6 +371,10 @@ absl::Status UffdTracker::scan(std::span<const TrackedMapping> mappings, ScanMod
 
   for (size_t m = 0, i = 0; m < mappings.size(); ++m) {
     const MappingKind kind = mappings[m].kind;
+    if (kind == MappingKind::kHugePages) {
+      GW_RETURN_IF_ERROR(scan_huge(mappings[m], mode, result));
+      continue;
+    }
     const PageRange all = range_of(mappings[m]);
     ScanResult pages;
     int error = 0;
@@ -389,6 +430,7 @@ absl::Status UffdTracker::stop(ScanMode mode) {
   seen_.clear();
   armed_.clear();
   copied_.clear();
+  huge_.clear();
   first_ = true;
   return absl::OkStatus();
 }

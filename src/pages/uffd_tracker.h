@@ -15,9 +15,9 @@
 // 100 GiB would cost 200 MiB of them. So only the 2 MiB blocks that have held a page (whose page
 // tables exist) are marked: they are "armed".
 //
-// In private file mappings a dropped page keeps its mark (zap_install_uffd_wp_if_needed(),
-// mm/memory.c) and so is not WRITTEN: there the pages carried so far are compared with what is
-// there now.
+// Huge pages of their own kind: huge_tracker.h. In private file mappings a dropped page keeps its
+// mark (zap_install_uffd_wp_if_needed(), mm/memory.c) and so is not WRITTEN: there the pages
+// carried so far are compared with what is there now.
 #ifndef GODWIT_PAGES_UFFD_TRACKER_H_
 #define GODWIT_PAGES_UFFD_TRACKER_H_
 
@@ -28,6 +28,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/unique_fd.h"
+#include "pages/huge_tracker.h"
 #include "pages/pagemap.h"
 #include "pages/tracker.h"
 #include "pages/work_pool.h"
@@ -56,7 +57,10 @@ class UffdTracker final : public DirtyTracker {
   absl::Status start(std::span<const TrackedMapping> mappings) override;
   absl::Status scan(std::span<const TrackedMapping> mappings, ScanMode mode,
                     ScanResult& result) override;
-  void forget(const PageSet& pages) override { seen_.subtract(pages); }
+  void forget(const PageSet& pages) override {
+    seen_.subtract(pages);
+    huge_.forget(pages);
+  }
   absl::Status stop(ScanMode mode) override;
 
  private:
@@ -70,7 +74,7 @@ class UffdTracker final : public DirtyTracker {
     ScanResult pages;
     int error = 0;  // -errno
   };
-  UffdTracker(UniqueFd uffd, Pagemap pagemap, UffdTrackerOptions options);
+  UffdTracker(UniqueFd uffd, HostPid pid, Pagemap pagemap, UffdTrackerOptions options);
 
   // 0 or -errno.
   int register_range(PageRange range);
@@ -85,6 +89,7 @@ class UffdTracker final : public DirtyTracker {
   int find_dropped_copies(PageRange range, std::vector<Region>& regions, ScanResult& pages) const;
   // A range that is not (or no longer) registered: registers it; all that it holds is dirty.
   absl::Status take_in(MappingKind kind, PageRange range, ScanMode mode, ScanResult& result);
+  absl::Status scan_huge(const TrackedMapping& tracked, ScanMode mode, ScanResult& result);
   void settle(MappingKind kind, PageRange range, const ScanResult& pages);
   void pause(ScanMode mode) const;
 
@@ -96,6 +101,7 @@ class UffdTracker final : public DirtyTracker {
   PageSet registered_;
   PageSet seen_;  // registered, and all that was there has been reported once
   PageSet armed_;
+  HugeTracker huge_;
   PageSet copied_;  // pages of private file mappings that were reported as dirty
   bool first_ = true;
 };

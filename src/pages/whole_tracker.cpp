@@ -31,7 +31,7 @@ absl::Status WholeTracker::scan(std::span<const TrackedMapping> mappings, ScanMo
         result.guards.add(found);
       else if (!anonymous && (region.categories & kPageIsFile) != 0)
         return;  // the file's
-      else if ((region.categories & kPageIsPresent) != 0)
+      else if ((region.categories & kPageIsPresent) != 0 || tracked.huge_page_bytes != 0)
         dirty.add(found);
       else
         pagemap_.add_swapped(found, dirty);
