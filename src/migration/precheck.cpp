@@ -136,6 +136,16 @@ class Judge {
           fmt::format("it has {} MiB of memory to give, the service needs {} MiB",
                       machine_.memory_available() >> 20, mib(memory)),
           "end something there, or choose another node");
+    for (const HugePages& need : needs_.huge_pages()) {
+      uint64_t has = 0;
+      for (const HugePages& each : machine_.huge_pages())
+        if (each.page_bytes() == need.page_bytes()) has = each.pages();
+      if (need.pages() > has)
+        add("memory.huge_pages",
+            fmt::format("{} more huge pages of {} KiB can be had there, the service needs {}", has,
+                        need.page_bytes() >> 10, need.pages()),
+            "raise nr_hugepages there (/sys/kernel/mm/hugepages), or choose another node");
+    }
     const uint64_t disk = needs_.disk_bytes() + kDiskMargin;
     if (disk > machine_.disk_available())
       add("disk.room",

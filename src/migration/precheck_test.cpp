@@ -116,6 +116,24 @@ TEST_F(PrecheckTest, RoomIsNeededWithAMargin) {
   EXPECT_THAT(codes(), IsEmpty());
 }
 
+TEST_F(PrecheckTest, HugePagesComeFromThePoolOfTheirSize) {
+  auto* need = needs_.add_huge_pages();
+  need->set_page_bytes(2 << 20);
+  need->set_pages(5);
+  EXPECT_THAT(codes(), ElementsAre("memory.huge_pages"));
+  auto* has = machine_.add_huge_pages();
+  has->set_page_bytes(kGiB);
+  has->set_pages(100);
+  EXPECT_THAT(codes(), ElementsAre("memory.huge_pages"));
+  has = machine_.add_huge_pages();
+  has->set_page_bytes(2 << 20);
+  has->set_pages(4);
+  EXPECT_THAT(codes(), ElementsAre("memory.huge_pages"));
+  EXPECT_THAT(first_reason(), HasSubstr("4 more huge pages of 2048 KiB"));
+  has->set_pages(5);
+  EXPECT_THAT(codes(), IsEmpty());
+}
+
 TEST_F(PrecheckTest, AnAddressOfTheNodeItselfIsTaken) {
   machine_.add_addresses("10.0.0.5");
   EXPECT_THAT(codes(), ElementsAre("address.taken"));

@@ -10,6 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <map>
 #include <optional>
 #include <set>
 #include <string_view>
@@ -22,6 +23,7 @@
 #include "capsule/file_check.h"
 #include "capsule/layer_listing.h"
 #include "kernel/cpu.h"
+#include "kernel/huge_pages.h"
 #include "kernel/proc/memory.h"
 #include "kernel/proc/status.h"
 #include "kernel/syscalls.h"
@@ -104,6 +106,31 @@ void add_addresses(migration::Machine& machine) {
   }
 }
 
+// By size; of an object that several map the most that one of them maps.
+class HugePageCount {
+ public:
+  void add(const kernel::HugePagesOf& of) {
+    for (const kernel::HugePagePool& own : of.own) pages_[own.page_bytes] += own.available;
+    for (const auto& object : of.objects) {
+      uint64_t& most = objects_[{object.page_bytes, object.inode}];
+      most = std::max(most, object.pages);
+    }
+  }
+  void into(migration::Needs& needs) {
+    for (const auto& [object, pages] : objects_) pages_[object.first] += pages;
+    for (const auto& [bytes, pages] : pages_) {
+      if (pages == 0) continue;
+      migration::HugePages* one = needs.add_huge_pages();
+      one->set_page_bytes(bytes);
+      one->set_pages(pages);
+    }
+  }
+
+ private:
+  std::map<uint64_t, uint64_t> pages_;
+  std::map<std::pair<uint64_t, uint64_t>, uint64_t> objects_;
+};
+
 // Of all its processes. Ones that end meanwhile need nothing.
 absl::Status add_processes(capsule::Capsule& capsule, migration::Needs& needs) {
   GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, capsule.work_pids());
@@ -111,18 +138,21 @@ absl::Status add_processes(capsule::Capsule& capsule, migration::Needs& needs) {
   uint64_t shared = 0;
   uint32_t tasks = 0;
   int32_t highest = 0;
+  HugePageCount huge;
   for (const HostPid pid : pids) {
     const auto text = kernel::read_file(fmt::format("/proc/{}/status", pid.value));
     if (!text.ok()) continue;
     const auto status = kernel::parse_task_status(*text);
     const auto memory = kernel::parse_process_memory(*text);
     if (!status.ok() || !memory.ok()) continue;
+    if (const auto of = kernel::huge_pages_of(pid); of.ok()) huge.add(*of);
     own += memory->anonymous + memory->swapped;
     shared = std::max(shared, memory->shared);
     tasks += status->threads;
     highest = std::max(highest, status->image_tgid().value);
   }
   needs.set_memory_bytes(own + shared);
+  huge.into(needs);
   needs.set_tasks(tasks);
   needs.set_highest_pid(static_cast<uint32_t>(highest));
   return absl::OkStatus();
@@ -175,6 +205,12 @@ absl::StatusOr<migration::Machine> describe_machine(const MachineFacts& facts,
   }
   GW_ASSIGN_OR_RETURN(const kernel::MemoryInfo memory, kernel::read_memory_info());
   machine.set_memory_available(memory.available + memory.swap_free);
+  GW_ASSIGN_OR_RETURN(const auto pools, kernel::read_huge_page_pools());
+  for (const kernel::HugePagePool& pool : pools) {
+    migration::HugePages* one = machine.add_huge_pages();
+    one->set_page_bytes(pool.page_bytes);
+    one->set_pages(pool.available);
+  }
   struct statvfs disk {};
   // Not there before the first service.
   if (::statvfs(paths.services().c_str(), &disk) != 0 &&

@@ -14,10 +14,12 @@
 
 namespace godwit::process {
 
-// userfaultfd(2) knows the absence of pages of memory without a file only. What is locked must be
+// userfaultfd(2) knows the absence of pages of memory without a file only, and a huge page can only
+// come as a whole, for which a program would wait long. What is locked must be
 // there at all times, a child must not get what is wiped, and the main stack is small and needed.
 inline bool can_come_later(const resource::MappingState& mapping) {
   return mapping.kind() == resource::MappingState::KIND_ANONYMOUS &&
+         mapping.huge_page_bytes() == 0 &&
          (mapping.flags() & (resource::kMapLocked | resource::kMapLockOnFault |
                              resource::kMapWipeOnFork | resource::kMapGrowsDown)) == 0;
 }

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 
 namespace godwit::process {
 namespace {
@@ -20,6 +21,27 @@ constexpr uint64_t kComparedChunk = 64 * kPage;
 uint64_t hash_of(const std::byte* page) { return std::max<uint64_t>(1, XXH3_64bits(page, kPage)); }
 }  // namespace
 
+ObjectSender::ObjectSender(uint64_t id, UniqueFd fd)
+    : id_(id), fd_(std::move(fd)), huge_page_bytes_(kernel::huge_page_bytes_of(fd_.get())) {}
+
+absl::StatusOr<ObjectSender::Range> ObjectSender::next_data(uint64_t at, uint64_t size) const {
+  if (huge_page_bytes_ != 0) {
+    size_t page = at / huge_page_bytes_;
+    while (page < huge_pages_.size() && !huge_pages_[page]) ++page;
+    size_t end = page;
+    while (end < huge_pages_.size() && huge_pages_[end]) ++end;
+    return Range{page * huge_page_bytes_, end * huge_page_bytes_};
+  }
+  const off_t data = ::lseek(fd_.get(), static_cast<off_t>(at), SEEK_DATA);
+  if (data < 0 && errno == ENXIO) return Range{size, size};
+  if (data < 0) return errno_status(errno, "lseek(shared object, SEEK_DATA)");
+  const uint64_t start = static_cast<uint64_t>(data) / kPage * kPage;
+  const off_t hole = ::lseek(fd_.get(), static_cast<off_t>(start), SEEK_HOLE);
+  if (hole < 0) return errno_status(errno, "lseek(shared object, SEEK_HOLE)");
+  const uint64_t end = std::min(size, (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage);
+  return Range{start, std::max(end, start + kPage)};
+}
+
 absl::StatusOr<std::vector<ObjectSender::Range>> ObjectSender::pieces(uint64_t bytes,
                                                                       stream::Writer& writer) {
   std::vector<Range> found;
@@ -27,19 +49,17 @@ absl::StatusOr<std::vector<ObjectSender::Range>> ObjectSender::pieces(uint64_t b
   if (::fstat(fd_.get(), &stat) != 0) return errno_status(errno, "fstat(shared object)");
   const uint64_t size = (static_cast<uint64_t>(stat.st_size) + kPage - 1) / kPage * kPage;
   sent_.resize(size / kPage);
-  uint64_t at = 0;
-  while (at < size) {
-    const off_t data = ::lseek(fd_.get(), static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0 && errno != ENXIO) return errno_status(errno, "lseek(shared object, SEEK_DATA)");
-    const uint64_t start = data < 0 ? size : static_cast<uint64_t>(data) / kPage * kPage;
-    GW_RETURN_IF_ERROR(drop(at, std::min(start, size), writer));
-    if (start >= size) break;
-    const off_t hole = ::lseek(fd_.get(), static_cast<off_t>(start), SEEK_HOLE);
-    if (hole < 0) return errno_status(errno, "lseek(shared object, SEEK_HOLE)");
-    const uint64_t end = std::min(size, (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage);
-    for (uint64_t piece = start; piece < end; piece += bytes)
+  if (huge_page_bytes_ != 0) {
+    GW_ASSIGN_OR_RETURN(huge_pages_, kernel::huge_pages_there(fd_.get(), size, huge_page_bytes_));
+  }
+  for (uint64_t at = 0; at < size;) {
+    GW_ASSIGN_OR_RETURN(const Range data, next_data(at, size));
+    GW_RETURN_IF_ERROR(drop(at, std::min(data.start, size), writer));
+    if (data.start >= size) break;
+    const uint64_t end = std::min(data.end, size);
+    for (uint64_t piece = data.start; piece < end; piece += bytes)
       found.push_back({piece, std::min(piece + bytes, end)});
-    at = std::max(end, start + kPage);
+    at = data.end;
   }
   return found;
 }

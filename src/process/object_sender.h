@@ -27,9 +27,10 @@ namespace godwit::process {
 class ObjectSender {
  public:
   // `fd`: the object, open for reading; closed with us.
-  ObjectSender(uint64_t id, UniqueFd fd) : id_(id), fd_(std::move(fd)) {}
+  ObjectSender(uint64_t id, UniqueFd fd);
 
   int fd() const { return fd_.get(); }
+  uint64_t huge_page_bytes() const { return huge_page_bytes_; }
 
   // `limited`: the rate applies (not in the freeze).
   absl::Status send(stream::Writer& writer, pages::SendControl& control, bool limited);
@@ -56,9 +57,14 @@ class ObjectSender {
                           int64_t begin_ns);
   absl::Status drop(uint64_t start, uint64_t end, stream::Writer& writer);
 
+  // Where data lies at or behind `at`, up to `size`; empty: nowhere.
+  absl::StatusOr<Range> next_data(uint64_t at, uint64_t size) const;
+
   uint64_t id_;
   UniqueFd fd_;
-  std::vector<uint64_t> sent_;  // hash by page number; 0: never sent, or dropped
+  uint64_t huge_page_bytes_;      // 0: ordinary pages
+  std::vector<bool> huge_pages_;  // which of them are there
+  std::vector<uint64_t> sent_;    // hash by page number; 0: never sent, or dropped
   std::vector<std::byte> buffer_;
 };
 

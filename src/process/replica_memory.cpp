@@ -60,6 +60,18 @@ bool may_write(const MappingState& mapping) {
          (mapping.flags() & resource::kMapMayWrite) != 0;
 }
 
+// What a mapping of huge pages reserves comes from the machine's pool.
+absl::Status explained(absl::Status mapped, const resource::MemoryMapState& state) {
+  if (errno_of(mapped) != ENOMEM) return mapped;
+  for (const MappingState& mapping : state.mappings())
+    if (mapping.huge_page_bytes() != 0)
+      return annotate(mapped,
+                      fmt::format("it has huge pages of {} KiB, of which this node's pool has too "
+                                  "few left (nr_hugepages)",
+                                  mapping.huge_page_bytes() >> 10));
+  return mapped;
+}
+
 // System V segments that a husk attaches while it maps parts of them, above the places of stubs,
 // where nothing of a program is nor will be.
 class SegmentsInHusk {
@@ -71,32 +83,39 @@ class SegmentsInHusk {
   absl::StatusOr<resource::Backing> attach(const MappingState& mapping) {
     // What may not be made writable was attached for reading.
     const bool write = (mapping.flags() & resource::kMapMayWrite) != 0;
-    const auto [at, fresh] = attached_.try_emplace({mapping.object(), write}, 0);
+    // What is attached of huge pages is moved away itself.
+    const uint64_t number = mapping.huge_page_bytes() != 0 ? moved_.size() + 1 : 0;
+    const auto [at, fresh] = attached_.try_emplace({mapping.object(), write, number}, 0);
     if (!fresh) return resource::Backing{.attached_at = at->second};
     const uint64_t size = objects_.size(mapping.object());
     if (size == 0)
       return make_error(absl::StatusCode::kDataLoss, "segment {} has no section",
                         resource::segment_of_object(mapping.object()));
-    at->second = free_place(size);
+    at->second = free_place(size, std::max<uint64_t>(1, mapping.huge_page_bytes()));
     batch_.call(SYS_shmat,
                 {resource::segment_of_object(mapping.object()), at->second,
                  resource::attach_flags(write, (mapping.protection() & PROT_EXEC) != 0)},
                 true);
+    if (number != 0) moved_.push_back({at->second, at->second + size});
     return resource::Backing{.attached_at = at->second};
   }
 
   void detach_all() {
-    for (const auto& [segment, address] : attached_) batch_.call(SYS_shmdt, {address}, true);
+    for (const auto& [segment, address] : attached_)
+      if (std::get<2>(segment) == 0) batch_.call(SYS_shmdt, {address}, true);
+    // What is left around a part that was moved: shmdt(2) wants the first page.
+    for (const resource::AddressRange& rest : moved_)
+      batch_.call(SYS_munmap, {rest.start, rest.end - rest.start}, true);
   }
 
  private:
-  uint64_t free_place(uint64_t size) {
-    const uint64_t place = next_;
+  uint64_t free_place(uint64_t size, uint64_t alignment) {
+    const uint64_t place = (next_ + alignment - 1) / alignment * alignment;
     for (const auto* map : {&now_, &wanted_})
       for (const MappingState& mapping : map->mappings())
         if (mapping.start() < place + size && place < mapping.end()) {
           next_ = mapping.end();
-          return free_place(size);
+          return free_place(size, alignment);
         }
     next_ = place + size;
     return place;
@@ -106,7 +125,8 @@ class SegmentsInHusk {
   const resource::MemoryMapState& wanted_;
   const SharedObjects& objects_;
   tracee::Batch& batch_;
-  std::map<std::pair<uint64_t, bool>, uint64_t> attached_;
+  std::map<std::tuple<uint64_t, bool, size_t>, uint64_t> attached_;
+  std::vector<resource::AddressRange> moved_;
   uint64_t next_ = tracee::StubArea::kPlacesEnd.value;
 };
 
@@ -207,7 +227,7 @@ absl::Status Replica::map_memory_of(Husk& husk) {
   segments.detach_all();
   for (const auto& [object, number] : lent) batch.call(SYS_close, {number}, true);
   GW_RETURN_IF_ERROR(husk.run(batch));
-  GW_RETURN_IF_ERROR(batch.check_all());
+  GW_RETURN_IF_ERROR(explained(batch.check_all(), state));
 
   tracee::Batch fields;
   resource::add_mm_fields_call(state, -1, fields);
@@ -252,7 +272,7 @@ pages::PageSet Replica::huge_ranges(const Husk& husk) const {
   pages::PageSet ranges;
   if (!huge_pages_) return ranges;
   for (const MappingState& mapping : husk.memory_map.mappings())
-    if (mapping.kind() == MappingState::KIND_ANONYMOUS &&
+    if (mapping.kind() == MappingState::KIND_ANONYMOUS && mapping.huge_page_bytes() == 0 &&
         (mapping.flags() & (resource::kMapNoHugePage | resource::kMapGrowsDown)) == 0)
       ranges.add({mapping.start(), mapping.end()});
   return ranges;
@@ -274,8 +294,9 @@ absl::Status Replica::apply_pages(const stream::Pages& pages) {
     const std::byte* from = pages.data.data();
     for (const stream::PageRun& run : pages.runs) {
       const uint64_t bytes = uint64_t{run.count} * stream::kPageSize;
-      GW_ASSIGN_OR_RETURN(const std::span<std::byte> to,
-                          objects_.at(pages.space & ~stream::kSharedSpace, run.address, bytes));
+      GW_ASSIGN_OR_RETURN(
+          const std::span<std::byte> to,
+          objects_.writable(pages.space & ~stream::kSharedSpace, run.address, bytes));
       std::memcpy(to.data(), from, bytes);
       from += bytes;
     }

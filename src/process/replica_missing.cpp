@@ -99,7 +99,9 @@ absl::Status Replica::arm_missing() {
     pages::PageSet left = missing.pages;
     for (const MappingState& mapping : husk->memory_map.mappings()) {
       const pages::PageRange range{mapping.start(), mapping.end()};
-      if (mapping.kind() != MappingState::KIND_ANONYMOUS || left.intersect(range).empty()) continue;
+      if (mapping.kind() != MappingState::KIND_ANONYMOUS || mapping.huge_page_bytes() != 0 ||
+          left.intersect(range).empty())
+        continue;
       GW_RETURN_IF_ERROR(annotate(pages::register_missing(missing.uffd.get(), range),
                                   fmt::format("process {}", pid)));
       left.subtract(range);

@@ -110,7 +110,7 @@ absl::Status Replica::compare_maps(Husk& husk) {
     GW_ASSIGN_OR_RETURN(const std::string link,
                         kernel::readlinkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd)));
     wanted[mapping.kind() == MappingState::KIND_SHARED_OBJECT
-               ? info.ino
+               ? resource::object_of_memory(info.ino, mapping.huge_page_bytes())
                : resource::object_of_file(link, info.ino)] = &mapping;
   }
   for (MappingState& mapping : *shown.mutable_mappings())

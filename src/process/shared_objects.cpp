@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 #include "kernel/syscalls.h"
 #include "resource/sysv_ipc/sysv_ipc.h"
 
@@ -16,6 +17,22 @@ namespace {
 
 constexpr std::string_view kMemfd = "/memfd:";
 constexpr uint64_t kMaxObject = uint64_t{1} << 46;
+
+uint64_t whole_pages(const resource::SharedObjectState& state) {
+  const uint64_t page = state.huge_page_bytes() != 0 ? state.huge_page_bytes() : 4096;
+  return (state.size() + page - 1) / page * page;
+}
+
+absl::Status check(const resource::SharedObjectState& state) {
+  if (state.size() > kMaxObject)
+    return make_error(absl::StatusCode::kDataLoss, "shared object {}: {} bytes cannot be right",
+                      state.id(), state.size());
+  if (state.huge_page_bytes() != 0 && !kernel::has_huge_pages_of(state.huge_page_bytes()))
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "shared memory has huge pages of {} KiB, which this machine has not",
+                      state.huge_page_bytes() >> 10);
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -38,19 +55,34 @@ absl::Status SharedObjects::map(Object& object, uint64_t size) {
   object.memory = nullptr;
   object.size = size;
   if (size == 0) return absl::OkStatus();
-  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, object.fd.get(), 0);
+  const int flags = MAP_SHARED | (object.huge_page_bytes != 0 ? MAP_NORESERVE : 0);
+  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, object.fd.get(), 0);
   if (memory == MAP_FAILED)
     return errno_status(errno, fmt::format("mmap(shared object, {} bytes)", size));
   object.memory = memory;
   return absl::OkStatus();
 }
 
+absl::Status SharedObjects::make_anonymous(Object& object, uint64_t size) {
+  int flags = MAP_SHARED | MAP_ANONYMOUS;
+  if (object.huge_page_bytes != 0)
+    flags |= MAP_HUGETLB | MAP_NORESERVE |
+             static_cast<int>(kernel::huge_size_flag(object.huge_page_bytes));
+  void* memory = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (memory == MAP_FAILED)
+    return errno_status(errno, fmt::format("mmap(shared anonymous, {} bytes)", size));
+  object.memory = memory;
+  object.size = size;
+  object.anonymous = true;
+  GW_ASSIGN_OR_RETURN(object.fd, open_own_mapping(memory, size, O_RDWR));
+  return absl::OkStatus();
+}
+
 absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int existing) {
-  if (state.size() > kMaxObject)
-    return make_error(absl::StatusCode::kDataLoss, "shared object {}: {} bytes cannot be right",
-                      state.id(), state.size());
-  const uint64_t size = (state.size() + 4095) & ~uint64_t{4095};
+  GW_RETURN_IF_ERROR(check(state));
+  const uint64_t size = whole_pages(state);
   Object& object = objects_[state.id()];
+  if (!object.fd) object.huge_page_bytes = state.huge_page_bytes();
   if (object.fd && object.size == size) return absl::OkStatus();
   if (!object.fd) {
     if (existing >= 0) {
@@ -58,18 +90,13 @@ absl::Status SharedObjects::ensure(const resource::SharedObjectState& state, int
       GW_ASSIGN_OR_RETURN(
           object.fd, kernel::open(fmt::format("/proc/self/fd/{}", existing), O_RDWR | O_CLOEXEC));
     } else if (state.path().starts_with(kMemfd)) {
+      unsigned flags = MFD_CLOEXEC;
+      if (object.huge_page_bytes != 0)
+        flags |= MFD_HUGETLB | kernel::huge_size_flag(object.huge_page_bytes);
       GW_ASSIGN_OR_RETURN(object.fd,
-                          kernel::memfd_create(state.path().substr(kMemfd.size()), MFD_CLOEXEC));
+                          kernel::memfd_create(state.path().substr(kMemfd.size()), flags));
     } else {
-      void* memory =
-          ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-      if (memory == MAP_FAILED)
-        return errno_status(errno, fmt::format("mmap(shared anonymous, {} bytes)", size));
-      object.memory = memory;
-      object.size = size;
-      object.anonymous = true;
-      GW_ASSIGN_OR_RETURN(object.fd, open_own_mapping(memory, size, O_RDWR));
-      return absl::OkStatus();
+      return make_anonymous(object, size);
     }
   }
   if (existing < 0 && !object.anonymous &&
@@ -114,9 +141,9 @@ absl::Status SharedObjects::ensure_file(const resource::SharedObjectState& state
 absl::Status SharedObjects::ensure_segment(const resource::SharedObjectState& state,
                                            InCapsule in_capsule) {
   const int shmid = state.segment().shmid();
-  const uint64_t size = (state.size() + 4095) & ~uint64_t{4095};
-  if (state.id() != resource::object_of_segment(static_cast<uint64_t>(shmid)) ||
-      state.size() > kMaxObject)
+  GW_RETURN_IF_ERROR(check(state));
+  const uint64_t size = whole_pages(state);
+  if (state.id() != resource::object_of_segment(static_cast<uint64_t>(shmid)))
     return make_error(absl::StatusCode::kDataLoss, "segment {} of {} bytes cannot be right", shmid,
                       state.size());
   Object& object = objects_[state.id()];
@@ -128,6 +155,7 @@ absl::Status SharedObjects::ensure_segment(const resource::SharedObjectState& st
       object.shmid = shmid;
       GW_ASSIGN_OR_RETURN(object.memory, resource::attach_segment(shmid, false));
       object.size = size;
+      object.huge_page_bytes = state.huge_page_bytes();
       return absl::OkStatus();
     });
     GW_RETURN_IF_ERROR(attached);
@@ -169,6 +197,14 @@ absl::StatusOr<std::span<std::byte>> SharedObjects::at(uint64_t id, uint64_t off
     return make_error(absl::StatusCode::kDataLoss,
                       "pages of shared object {} at {} lie outside of it", id, offset);
   return std::span<std::byte>(static_cast<std::byte*>(found->second.memory) + offset, bytes);
+}
+
+absl::StatusOr<std::span<std::byte>> SharedObjects::writable(uint64_t id, uint64_t offset,
+                                                             uint64_t bytes) {
+  GW_ASSIGN_OR_RETURN(const std::span<std::byte> span, at(id, offset, bytes));
+  const uint64_t page = objects_.at(id).huge_page_bytes;
+  if (page != 0) GW_RETURN_IF_ERROR(kernel::populate_huge_pages(span.data(), bytes, page));
+  return span;
 }
 
 }  // namespace godwit::process

@@ -2,7 +2,9 @@
 //
 // A MAP_SHARED|MAP_ANONYMOUS mapping of ours is such an object; /proc/self/map_files/ (proc(5),
 // CAP_CHECKPOINT_RESTORE) gives a descriptor of it, through which husks map the very same one under
-// the same name ("/dev/zero (deleted)"). Husks attach System V segments themselves.
+// the same name ("/dev/zero (deleted)"). Husks attach System V segments themselves. We reserve no
+// huge pages: husks do when they map an object, as the program did, and a reservation of a shared
+// mapping is the object's.
 #ifndef GODWIT_PROCESS_SHARED_OBJECTS_H_
 #define GODWIT_PROCESS_SHARED_OBJECTS_H_
 
@@ -48,6 +50,8 @@ class SharedObjects {
   int descriptor(uint64_t id) const;
   // Where its byte `offset` is in our memory, with `bytes` after it inside of the object.
   absl::StatusOr<std::span<std::byte>> at(uint64_t id, uint64_t offset, uint64_t bytes);
+  // The same, to be written to: where it is of huge pages they are there then, or it is an error.
+  absl::StatusOr<std::span<std::byte>> writable(uint64_t id, uint64_t offset, uint64_t bytes);
   // Closes and unmaps all.
   void clear();
 
@@ -56,10 +60,12 @@ class SharedObjects {
     UniqueFd fd;
     void* memory = nullptr;
     uint64_t size = 0;
+    uint64_t huge_page_bytes = 0;
     bool anonymous = false;
     int shmid = -1;  // of a segment
   };
   static absl::Status map(Object& object, uint64_t size);
+  static absl::Status make_anonymous(Object& object, uint64_t size);
   std::map<uint64_t, Object> objects_;
 };
 

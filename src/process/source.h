@@ -217,6 +217,7 @@ class Source {
   absl::StatusOr<pages::PageSet> leave_out_of(SourceProcess& process, bool frozen,
                                               pages::ScanResult& found);
   absl::StatusOr<pages::PageSet> first_needed(const SourceProcess& process) const;
+  absl::StatusOr<ObjectSender*> sender_of_segment(const resource::SharedObjectState& segment);
   absl::StatusOr<UniqueFd> open_segment(const resource::SharedObjectState& segment);
   absl::Status send_object(ObjectSender& sender, stream::Writer& writer, bool frozen);
   absl::Status send_objects(stream::Writer& writer, bool frozen);

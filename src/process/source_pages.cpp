@@ -1,6 +1,9 @@
 // Pages of an epoch: what the trackers find, and what changed in shared objects.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include "base/fault_point.h"
 #include "base/status.h"
@@ -95,11 +98,26 @@ absl::StatusOr<UniqueFd> Source::open_segment(const resource::SharedObjectState&
     GW_ASSIGN_OR_RETURN(memory, resource::attach_segment(segment.segment().shmid(), true));
     return absl::OkStatus();
   }));
-  const uint64_t bytes =
-      (segment.size() + stream::kPageSize - 1) / stream::kPageSize * stream::kPageSize;
+  GW_ASSIGN_OR_RETURN(const auto maps, kernel::read_maps(HostPid{::getpid()}));
+  const auto at = reinterpret_cast<uint64_t>(memory);
+  const auto mapping = std::find_if(maps.begin(), maps.end(),
+                                    [&](const kernel::Mapping& one) { return one.start == at; });
+  if (mapping == maps.end())
+    return make_error(absl::StatusCode::kInternal, "segment {} is not mapped at {:x}",
+                      segment.segment().shmid(), at);
+  const uint64_t bytes = mapping->size();  // whole pages of its kind
   auto fd = open_own_mapping(memory, bytes, O_RDONLY);
   ::munmap(memory, bytes);
   return fd;
+}
+
+absl::StatusOr<ObjectSender*> Source::sender_of_segment(
+    const resource::SharedObjectState& segment) {
+  if (const auto known = objects_.find(segment.id()); known != objects_.end())
+    return known->second.get();
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, open_segment(segment));
+  auto sender = std::make_unique<ObjectSender>(segment.id(), std::move(fd));
+  return objects_.emplace(segment.id(), std::move(sender)).first->second.get();
 }
 
 absl::Status Source::send_object(ObjectSender& sender, stream::Writer& writer, bool frozen) {
@@ -131,17 +149,13 @@ absl::Status Source::send_objects(stream::Writer& writer, bool frozen) {
   }
   for (const resource::SharedObjectState& segment : segments_) {
     if (!present.insert(segment.id()).second) continue;
-    auto& sender = objects_[segment.id()];
-    if (!sender) {
-      auto fd = open_segment(segment);
-      if (!fd.ok()) {
-        present.erase(segment.id());
-        if (!frozen) continue;  // removed meanwhile
-        return fd.status();
-      }
-      sender = std::make_unique<ObjectSender>(segment.id(), *std::move(fd));
+    const auto sender = sender_of_segment(segment);
+    if (!sender.ok()) {
+      present.erase(segment.id());
+      if (!frozen) continue;  // removed meanwhile
+      return sender.status();
     }
-    GW_RETURN_IF_ERROR(send_object(*sender, writer, frozen));
+    GW_RETURN_IF_ERROR(send_object(**sender, writer, frozen));
   }
   // An inode number may be used again: what is not mapped now is forgotten, and never kept open.
   std::erase_if(objects_, [&](const auto& entry) { return !present.contains(entry.first); });

@@ -48,6 +48,7 @@ absl::StatusOr<resource::SharedObjectState> object_state(HostPid pid, const Mapp
   resource::SharedObjectState object;
   object.set_id(mapping.object());
   object.set_path(mapping.path());
+  object.set_huge_page_bytes(mapping.huge_page_bytes());
   object.set_size(static_cast<uint64_t>(stat.st_size));
   if (mapping.kind() == MappingState::KIND_SHARED_OBJECT) return object;
   object.mutable_file()->set_mode(stat.st_mode & 07777U);
@@ -156,13 +157,23 @@ void Source::cut_out_area(SourceProcess& process) {
 // Attached by somebody or not.
 absl::Status Source::segment_sections(stream::Writer& writer) {
   for (resource::SharedObjectState& state : segments_) {
+    bool mapped = false;
     for (const auto& [pid, process] : processes_)
       for (const MappingState& mapping : process.memory_map.mappings())
         if (mapping.object() == state.id()) {
+          mapped = true;
           state.set_path(mapping.path());  // with the key that it was made with
+          state.set_huge_page_bytes(mapping.huge_page_bytes());
           if ((mapping.flags() & resource::kMapNoReserve) != 0)
             state.mutable_segment()->set_no_reserve(true);
         }
+    // No call tells it.
+    if (!mapped) {
+      const auto sender = sender_of_segment(state);
+      if (!sender.ok() && !final_) continue;  // removed meanwhile
+      GW_RETURN_IF_ERROR(sender.status());
+      state.set_huge_page_bytes((*sender)->huge_page_bytes());
+    }
     GW_RETURN_IF_ERROR(section(writer, "shared_object", state.id(), state.SerializeAsString()));
   }
   for (auto& [key, state] : ipc_states_)

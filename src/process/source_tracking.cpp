@@ -203,7 +203,12 @@ absl::Status Source::go_without_tracker(SourceProcess& process) {
       kernel::read_file(fmt::format("/proc/{}/statm", process.host_pid.value), 4096));
   uint64_t size = 0;
   uint64_t resident = 0;
-  if (std::sscanf(text.c_str(), "%lu %lu", &size, &resident) != 2 || resident > kMostPages)
+  const bool known = std::sscanf(text.c_str(), "%lu %lu", &size, &resident) == 2;
+  // Huge pages are not in it.
+  GW_RETURN_IF_ERROR(read_maps_of(process, false).status());
+  for (const pages::TrackedMapping& tracked : pages::private_mappings(process.maps))
+    if (tracked.huge_page_bytes != 0) resident += tracked.mapping.size() / pages::kPageSize;
+  if (!known || resident > kMostPages)
     return make_error(absl::StatusCode::kFailedPrecondition,
                       "it has no number left for another descriptor, and its memory, {} MiB, is "
                       "too much to be sent in the freeze: raise its limit of open files "

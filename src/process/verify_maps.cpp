@@ -22,7 +22,7 @@ bool goes_on(const MappingState& first, const MappingState& next) {
   return first.end() == next.start() && first.kind() == next.kind() &&
          first.protection() == next.protection() && first.path() == next.path() &&
          first.object() == next.object() && first.flags() == next.flags() &&
-         first.name() == next.name() &&
+         first.name() == next.name() && first.huge_page_bytes() == next.huge_page_bytes() &&
          (!has_offset(first) || first.offset() + (first.end() - first.start()) == next.offset());
 }
 

@@ -4,8 +4,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <string>
 
+#include "kernel/huge_pages.h"
+#include "kernel/huge_pages_for_test.h"
 #include "resource/file_description.h"
 #include "resource/memfd/memfd.pb.h"
 #include "resource/regular_file/regular_file.h"
@@ -114,6 +117,69 @@ TEST(Memfd, TwoDescriptionsShareOneFile) {
     EXPECT_EQ(::pread(destination.description(2), &c, 1, 0), 1);
     EXPECT_EQ(::fcntl(destination.description(2), F_GETFL) & O_ACCMODE, O_RDONLY);
   }
+}
+
+TEST(Memfd, HugePagesAndTheirHoles) {
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
+  const kernel::HugePagesForTest pool(8);
+  if (!pool.there()) GTEST_SKIP() << "the kernel has no huge pages to give";
+  const FakeCaptureContext source;
+  const UniqueFd fd(::memfd_create(
+      "huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | kernel::huge_size_flag(kHuge)));
+  ASSERT_TRUE(fd);
+  ASSERT_EQ(::ftruncate(fd.get(), 4 * kHuge), 0);
+  void* memory = ::mmap(nullptr, 4 * kHuge, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  auto* bytes = static_cast<char*>(memory);
+  std::memset(bytes + kHuge, 'h', kHuge);
+  ASSERT_EQ(::lseek(fd.get(), 99, SEEK_SET), 99);
+  ASSERT_EQ(::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_GROW), 0);
+  ASSERT_TRUE(memfd_kind().recognise(open_file(fd.get())));
+  std::vector<Refusal> refusals;
+  ASSERT_TRUE(memfd_kind().precheck(open_file(fd.get()), source, refusals).ok());
+  EXPECT_TRUE(refusals.empty());
+  const auto before = memfd_kind().capture(open_file(fd.get()), source);
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_EQ(parsed(*before).huge_page_bytes(), kHuge);
+  EXPECT_EQ(parsed(*before).extents_size(), 1);
+  EXPECT_NE(memfd_kind().shared_object(*before), open_file(fd.get()).stat.st_ino);
+  const UniqueFd made = finished(*before);
+  EXPECT_EQ(kernel::huge_page_bytes_of(made.get()), kHuge);
+  auto again = memfd_kind().capture(open_file(made.get()), source);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(parsed(*again).SerializeAsString(), parsed(*before).SerializeAsString());
+  // One page more, and one that was there is a hole.
+  bytes[3 * kHuge + 7] = 'm';
+  ASSERT_EQ(::madvise(bytes + kHuge, kHuge, MADV_REMOVE), 0);
+  const auto now = memfd_kind().capture(open_file(fd.get()), source);
+  FakeRestoreContext destination;
+  EXPECT_TRUE(*memfd_kind().update(made.get(), *before, *now, destination));
+  again = memfd_kind().capture(open_file(made.get()), source);
+  EXPECT_EQ(parsed(*again).SerializeAsString(), parsed(*now).SerializeAsString());
+  ::munmap(memory, 4 * kHuge);
+}
+
+TEST(Memfd, HostileHugePagesAreAnError) {
+  FakeRestoreContext destination;
+  MemfdState state;
+  state.set_name("n");
+  state.set_flags(O_RDWR);
+  state.set_has_content(true);
+  state.set_size(uint64_t{2} << 20);
+  for (const uint64_t bytes : {uint64_t{1}, uint64_t{4096}, uint64_t{3} << 20, UINT64_MAX}) {
+    state.set_huge_page_bytes(bytes);
+    EXPECT_FALSE(memfd_kind().create(1, state.SerializeAsString(), destination).ok());
+  }
+  state.set_huge_page_bytes(uint64_t{2} << 20);
+  for (const uint64_t offset : {uint64_t{4096}, uint64_t{2} << 20, UINT64_MAX / 2 + 1}) {
+    state.clear_extents();
+    state.add_extents()->set_offset(offset);
+    state.mutable_extents(0)->set_data(std::string(size_t{2} << 20, 'x'));
+    EXPECT_FALSE(memfd_kind().create(1, state.SerializeAsString(), destination).ok());
+  }
+  state.clear_extents();
+  state.add_extents()->set_data("a part of a page");
+  EXPECT_FALSE(memfd_kind().create(1, state.SerializeAsString(), destination).ok());
 }
 
 TEST(Memfd, TooBigIsRefusedAndHostileStateIsAnError) {

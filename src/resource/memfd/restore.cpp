@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <cstring>
 #include <string>
 
+#include "absl/cleanup/cleanup.h"
+#include "kernel/huge_pages.h"
 #include "resource/file_content.h"
 #include "resource/file_description.h"
 #include "resource/file_locks/file_locks.h"
@@ -24,10 +27,48 @@ int open_flags(const MemfdState& state) {
   return static_cast<int>(state.flags()) & ~(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC | O_PATH);
 }
 
+// Such a file cannot be written to, only mapped. It is not cut to nothing first, which would give
+// up what mappings have reserved.
+absl::Status write_huge_pages(int fd, const MemfdState& state) {
+  const uint64_t page = state.huge_page_bytes();
+  struct stat stat {};
+  if (::fstat(fd, &stat) != 0) return errno_status(errno, "fstat(memfd)");
+  if (static_cast<uint64_t>(stat.st_size) != state.size() &&
+      ::ftruncate(fd, static_cast<off_t>(state.size())) != 0)
+    return errno_status(errno, fmt::format("ftruncate(memfd of huge pages, {})", state.size()));
+  if (state.size() == 0) return absl::OkStatus();
+  void* memory =
+      ::mmap(nullptr, state.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (memory == MAP_FAILED)
+    return errno_status(errno, fmt::format("mmap(memfd of huge pages, {} bytes)", state.size()));
+  const auto unmapped = absl::MakeCleanup([&] { ::munmap(memory, state.size()); });
+  auto* bytes = static_cast<std::byte*>(memory);
+  const auto punch = [&](uint64_t start, uint64_t end) -> absl::Status {
+    if (start < end && ::madvise(bytes + start, end - start, MADV_REMOVE) != 0)
+      return errno_status(errno, "madvise(memfd of huge pages, MADV_REMOVE)");
+    return absl::OkStatus();
+  };
+  uint64_t at = 0;
+  for (const auto& extent : state.extents()) {
+    if (extent.offset() % page != 0 || extent.data().size() != page || extent.offset() < at ||
+        extent.offset() > state.size() || page > state.size() - extent.offset())
+      return make_error(absl::StatusCode::kDataLoss,
+                        "{} bytes at {} in a memfd of {} in huge pages of {}", extent.data().size(),
+                        extent.offset(), state.size(), page);
+    GW_RETURN_IF_ERROR(punch(at, extent.offset()));
+    GW_RETURN_IF_ERROR(kernel::populate_huge_pages(bytes + extent.offset(), page, page));
+    std::memcpy(bytes + extent.offset(), extent.data().data(), page);
+    at = extent.offset() + page;
+  }
+  return punch(at, state.size());
+}
+
 absl::Status write_content(int fd, const MemfdState& state) {
   if (state.has_content()) {
     GW_ASSIGN_OR_RETURN(const UniqueFd writer, reopen(fd, O_RDWR));
-    GW_RETURN_IF_ERROR(write_extents(writer.get(), state.size(), state));
+    GW_RETURN_IF_ERROR(state.huge_page_bytes() != 0
+                           ? write_huge_pages(writer.get(), state)
+                           : write_extents(writer.get(), state.size(), state));
   }
   GW_RETURN_IF_ERROR(set_status_flags(fd, static_cast<int>(state.flags())));
   if (::lseek(fd, state.pos(), SEEK_SET) != state.pos()) {
@@ -57,7 +98,15 @@ absl::StatusOr<UniqueFd> MemfdKind::create(uint64_t, std::string_view bytes,
   }
   if (!fd) {
     // Without MFD_ALLOW_SEALING it would have F_SEAL_SEAL, and no other could be added.
-    GW_ASSIGN_OR_RETURN(fd, kernel::memfd_create(state.name(), MFD_ALLOW_SEALING));
+    unsigned flags = MFD_ALLOW_SEALING;
+    if (state.huge_page_bytes() != 0) {
+      if (!kernel::has_huge_pages_of(state.huge_page_bytes()))
+        return make_error(absl::StatusCode::kFailedPrecondition,
+                          "a memfd has huge pages of {} KiB, which this machine has not",
+                          state.huge_page_bytes() >> 10);
+      flags |= MFD_HUGETLB | kernel::huge_size_flag(state.huge_page_bytes());
+    }
+    GW_ASSIGN_OR_RETURN(fd, kernel::memfd_create(state.name(), flags));
     GW_RETURN_IF_ERROR(set_owner(fd.get(), state));
     if ((static_cast<int>(state.flags()) & O_ACCMODE) != O_RDWR) {
       GW_ASSIGN_OR_RETURN(fd, reopen(fd.get(), open_flags(state)));
@@ -72,8 +121,8 @@ absl::StatusOr<bool> MemfdKind::update(int fd, std::string_view before_bytes,
   GW_ASSIGN_OR_RETURN(const auto before, parse_state<MemfdState>(before_bytes, name()));
   GW_ASSIGN_OR_RETURN(const auto now, parse_state<MemfdState>(now_bytes, name()));
   constexpr uint32_t kSettable = kSettableFlags;
-  if (before.object() != now.object() || before.name() != now.name() ||
-      ((before.flags() ^ now.flags()) & ~kSettable) != 0) {
+  if (before.object() != now.object() || before.huge_page_bytes() != now.huge_page_bytes() ||
+      before.name() != now.name() || ((before.flags() ^ now.flags()) & ~kSettable) != 0) {
     return false;
   }
   GW_RETURN_IF_ERROR(set_owner(fd, now));

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
 #include "resource/memory_map/memory_map.h"
@@ -27,9 +28,15 @@ constexpr FlagName kFlagNames[] = {
     {"sl", kMapSealed},
 };
 
-bool is_shmem_object(const kernel::Mapping& mapping) {
+bool is_memory_object(const kernel::Mapping& mapping) {
   return mapping.shared && mapping.inode != 0 &&
-         (mapping.path.starts_with("/memfd:") || mapping.path == "/dev/zero (deleted)");
+         (mapping.path.starts_with("/memfd:") || mapping.path == "/dev/zero (deleted)" ||
+          (mapping.path == kernel::kAnonymousHugePages && kernel::huge_page_bytes(mapping) != 0));
+}
+
+bool is_private_huge(const kernel::Mapping& mapping) {
+  return !mapping.shared && mapping.path == kernel::kAnonymousHugePages &&
+         kernel::huge_page_bytes(mapping) != 0;
 }
 
 // A segment's file has no name in any file system, as only a removed one has elsewhere; the first
@@ -37,6 +44,17 @@ bool is_shmem_object(const kernel::Mapping& mapping) {
 bool is_segment(const kernel::Mapping& mapping) {
   return mapping.shared && is_segment_name(mapping.path) && mapping.path.ends_with(kDeletedMark) &&
          major(mapping.dev) == 0;
+}
+
+bool is_kernel_object(const kernel::Mapping& mapping) {
+  return mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
+         mapping.path.starts_with("socket:");
+}
+
+// Of hugetlbfs, and none of what is carried of it.
+bool is_huge_file(const kernel::Mapping& mapping, MappingState::Kind kind) {
+  return kernel::huge_page_bytes(mapping) != 0 && kind != MappingState::KIND_ANONYMOUS &&
+         kind != MappingState::KIND_SHARED_OBJECT;
 }
 
 uint32_t flags_of(const kernel::Mapping& mapping) {
@@ -49,13 +67,14 @@ uint32_t flags_of(const kernel::Mapping& mapping) {
 
 MappingState::Kind kind_of(const kernel::Mapping& mapping) {
   if (mapping.of_kernel()) return MappingState::KIND_KERNEL;
-  if (is_shmem_object(mapping) || is_segment(mapping)) return MappingState::KIND_SHARED_OBJECT;
-  if (mapping.anonymous()) return MappingState::KIND_ANONYMOUS;
+  if (is_memory_object(mapping) || is_segment(mapping)) return MappingState::KIND_SHARED_OBJECT;
+  if (mapping.anonymous() || is_private_huge(mapping)) return MappingState::KIND_ANONYMOUS;
   return mapping.shared ? MappingState::KIND_SHARED_FILE : MappingState::KIND_PRIVATE_FILE;
 }
 
 bool same_thing(const MappingState& a, const MappingState& b) {
   return a.kind() == b.kind() && a.object() == b.object() &&
+         a.huge_page_bytes() == b.huge_page_bytes() &&
          (a.kind() == MappingState::KIND_ANONYMOUS || a.path() == b.path());
 }
 
@@ -89,9 +108,15 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
   state.set_start(mapping.start);
   state.set_end(mapping.end);
   state.set_kind(kind_of(mapping));
+  // Made since the precheck.
+  if (is_kernel_object(mapping) || is_huge_file(mapping, state.kind()))
+    return make_error(absl::StatusCode::kFailedPrecondition,
+                      "mapping {:x}-{:x} {} is not carried: the precheck tells why", mapping.start,
+                      mapping.end, mapping.path);
   state.set_protection((mapping.read ? PROT_READ : 0U) | (mapping.write ? PROT_WRITE : 0U) |
                        (mapping.execute ? PROT_EXEC : 0U));
   state.set_flags(flags_of(mapping));
+  state.set_huge_page_bytes(kernel::huge_page_bytes(mapping));
   switch (state.kind()) {
     case MappingState::KIND_ANONYMOUS:
       if (mapping.path.starts_with("[anon:"))
@@ -99,7 +124,9 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
       break;
     case MappingState::KIND_SHARED_OBJECT:
       state.set_offset(mapping.offset);
-      state.set_object(is_segment(mapping) ? object_of_segment(mapping.inode) : mapping.inode);
+      state.set_object(is_segment(mapping)
+                           ? object_of_segment(mapping.inode)
+                           : object_of_memory(mapping.inode, state.huge_page_bytes()));
       state.set_path(std::string(without_mark(mapping.path)));
       break;
     case MappingState::KIND_PRIVATE_FILE:
@@ -139,9 +166,12 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
              "a kernel without CONFIG_MSEAL_SYSTEM_MAPPINGS");
     return absl::OkStatus();
   }
-  if (mapping.has_flag("ht"))
-    refuse("mapping.hugetlb", "explicit huge pages (hugetlbfs) are not carried",
-           "use transparent huge pages (madvise) instead");
+  if (mapping.has_flag("ht") && kernel::huge_page_bytes(mapping) == 0)
+    refuse("mapping.hugetlb", "files on a mounted hugetlbfs are not carried",
+           "use huge pages without a file: MAP_HUGETLB, MFD_HUGETLB or SHM_HUGETLB");
+  else if (is_huge_file(mapping, kind))
+    refuse("mapping.hugetlb", "a private mapping of a memfd of huge pages is not carried",
+           "map it shared, or use MAP_HUGETLB");
   else if (mapping.has_flag("io") || mapping.has_flag("pf"))
     refuse("mapping.device", "memory of a device cannot move to another machine",
            "stop using the device");
@@ -156,8 +186,7 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
     refuse("mapping.deleted",
            "the name that the mapped file had has been removed while it has another one",
            "restart the program, so that it maps the file by a name that it has");
-  else if (mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
-           mapping.path.starts_with("socket:"))
+  else if (is_kernel_object(mapping))
     refuse("mapping.kernel_object", "rings and buffers shared with the kernel are not carried",
            "configure the program without them (io_uring, perf, packet rings)");
   return absl::OkStatus();

@@ -5,6 +5,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "kernel/huge_pages.h"
+#include "kernel/syscalls.h"
+
 namespace godwit::resource {
 namespace {
 
@@ -107,6 +110,73 @@ TEST(MemoryMapTest, AdviceAndLocksAreCalls) {
   const auto wanted = map_of({mapping(0x1000, 0x3000, kAnon, kRw, kMapDontFork | kMapLocked)});
   EXPECT_EQ(calls(now, wanted), 2U);
   EXPECT_EQ(calls(wanted, now), 2U);
+}
+
+TEST(MemoryMapTest, HugePagesAreMappedAsSuch) {
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
+  auto huge = mapping(4 * kHuge, 8 * kHuge, kAnon, kRw);
+  const auto ordinary = map_of({huge});
+  huge.set_huge_page_bytes(kHuge);
+  const auto wanted = map_of({huge});
+  EXPECT_EQ(calls(wanted, wanted), 0U);
+  EXPECT_EQ(calls(ordinary, wanted), 2U);  // munmap, mmap
+  EXPECT_EQ(calls(wanted, ordinary), 2U);
+  tracee::Batch batch;
+  const auto none = [](const MappingState&) -> absl::StatusOr<Backing> { return Backing{}; };
+  // A hostile state.
+  for (const uint64_t bytes : {uint64_t{4096}, uint64_t{3} << 20, UINT64_MAX}) {
+    huge.set_huge_page_bytes(bytes);
+    EXPECT_FALSE(add_memory_map_calls({}, map_of({huge}), none, batch).ok());
+  }
+  huge.set_huge_page_bytes(kHuge);
+  huge.set_end(8 * kHuge - 4096);
+  EXPECT_FALSE(add_memory_map_calls({}, map_of({huge}), none, batch).ok());
+}
+
+TEST(MemoryMapTest, HugePagesAreCaptured) {
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
+  const HostPid self{::getpid()};
+  // Nothing is reserved and nothing touched: no pool is needed.
+  const auto map = [](int flags, int fd = -1) {
+    return ::mmap(nullptr, kHuge, PROT_READ, flags | MAP_NORESERVE, fd, 0);
+  };
+  const auto fd = kernel::memfd_create("huge", MFD_HUGETLB | kernel::huge_size_flag(kHuge));
+  ASSERT_TRUE(fd.ok()) << fd.status();
+  ASSERT_EQ(::ftruncate(fd->get(), kHuge), 0);
+  const int anonymous =
+      MAP_ANONYMOUS | MAP_HUGETLB | static_cast<int>(kernel::huge_size_flag(kHuge));
+  void* own = map(MAP_PRIVATE | anonymous);
+  void* shared = map(MAP_SHARED | anonymous);
+  void* file = map(MAP_SHARED, fd->get());
+  void* copied = map(MAP_PRIVATE, fd->get());
+  for (const void* at : {own, shared, file, copied}) ASSERT_NE(at, MAP_FAILED);
+  const auto maps = kernel::read_smaps(self);
+  ASSERT_TRUE(maps.ok());
+  const auto state_at = [&](const void* at, std::vector<Refusal>& refusals) {
+    for (const kernel::Mapping& one : *maps)
+      if (one.start == reinterpret_cast<uint64_t>(at)) {
+        EXPECT_TRUE(precheck_mapping(self, one, "test", refusals).ok());
+        return mapping_state(one).value_or(MappingState());
+      }
+    return MappingState();
+  };
+  std::vector<Refusal> refusals;
+  const MappingState a = state_at(own, refusals);
+  EXPECT_EQ(a.kind(), kAnon);
+  EXPECT_EQ(a.huge_page_bytes(), kHuge);
+  EXPECT_EQ(a.flags() & kMapNoReserve, uint32_t{kMapNoReserve});
+  const MappingState b = state_at(shared, refusals);
+  EXPECT_EQ(b.kind(), MappingState::KIND_SHARED_OBJECT);
+  EXPECT_EQ(b.huge_page_bytes(), kHuge);
+  const MappingState c = state_at(file, refusals);
+  EXPECT_EQ(c.kind(), MappingState::KIND_SHARED_OBJECT);
+  EXPECT_EQ(c.path(), "/memfd:huge");
+  EXPECT_NE(b.object(), c.object());
+  EXPECT_TRUE(refusals.empty());
+  EXPECT_EQ(state_at(copied, refusals).kind(), MappingState::KIND_INVALID);
+  ASSERT_EQ(refusals.size(), 1U);
+  EXPECT_EQ(refusals[0].code, "mapping.hugetlb");
+  for (void* at : {own, shared, file, copied}) ::munmap(at, kHuge);
 }
 
 TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 #include "resource/memory_map/memory_map.h"
 
 namespace godwit::resource {
@@ -32,7 +33,9 @@ struct Piece {
 
 bool same_backing(const MappingState& a, const MappingState& b) {
   constexpr uint32_t kAtMmap = kMapGrowsDown | kMapNoReserve | kMapMayWrite;
-  if (a.kind() != b.kind() || ((a.flags() ^ b.flags()) & kAtMmap) != 0) return false;
+  if (a.kind() != b.kind() || ((a.flags() ^ b.flags()) & kAtMmap) != 0 ||
+      a.huge_page_bytes() != b.huge_page_bytes())
+    return false;
   if (a.kind() == MappingState::KIND_ANONYMOUS) return true;
   return a.path() == b.path() && a.object() == b.object() &&
          a.offset() - a.start() == b.offset() - b.start();
@@ -129,13 +132,15 @@ void add_advice(const Piece& piece, tracee::Batch& batch) {
 }
 
 // A copy of a part of what is attached (mremap(2), an old size of 0), so that the kernel counts and
-// ends it as an attach.
+// ends it as an attach. Huge pages cannot be copied so: the part itself goes there.
 void add_attach(const Piece& piece, uint64_t attached_at, tracee::Batch& batch) {
   const MappingState& mapping = *piece.mapping;
   const uint64_t offset = mapping.offset() + (piece.start - mapping.start());
   const uint64_t length = piece.end - piece.start;
   batch.call(SYS_mremap,
-             {attached_at + offset, 0, length, MREMAP_MAYMOVE | MREMAP_FIXED, piece.start}, true);
+             {attached_at + offset, mapping.huge_page_bytes() != 0 ? length : 0, length,
+              MREMAP_MAYMOVE | MREMAP_FIXED, piece.start},
+             true);
   const uint32_t attached =
       (mapping.flags() & kMapMayWrite) != 0 ? PROT_READ | PROT_WRITE : PROT_READ;
   if (mapping.protection() != attached)
@@ -152,6 +157,8 @@ absl::Status add_map(const Piece& piece, BackingOf backing_of, tracee::Batch& ba
   switch (mapping.kind()) {
     case MappingState::KIND_ANONYMOUS:
       flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+      if (mapping.huge_page_bytes() != 0)
+        flags |= MAP_HUGETLB | kernel::huge_size_flag(mapping.huge_page_bytes());
       break;
     case MappingState::KIND_PRIVATE_FILE:
     case MappingState::KIND_SHARED_FILE:
@@ -193,6 +200,22 @@ absl::Status check_seals(const MemoryMapState& wanted) {
   return absl::OkStatus();
 }
 
+absl::Status check_huge_pages(const MemoryMapState& wanted) {
+  for (const MappingState& mapping : wanted.mappings()) {
+    const uint64_t bytes = mapping.huge_page_bytes();
+    if (bytes == 0) continue;
+    if (!kernel::has_huge_pages_of(bytes))
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "mapping {:x}-{:x} has huge pages of {} KiB, which this machine has not",
+                        mapping.start(), mapping.end(), bytes >> 10);
+    if (mapping.start() % bytes != 0 || mapping.end() % bytes != 0)
+      return make_error(absl::StatusCode::kDataLoss,
+                        "mapping {:x}-{:x} of huge pages of {} KiB cannot be right",
+                        mapping.start(), mapping.end(), bytes >> 10);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const MemoryMapState& wanted) {
@@ -205,6 +228,7 @@ std::vector<AddressRange> replaced_ranges(const MemoryMapState& now, const Memor
 absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapState& wanted,
                                   BackingOf backing, tracee::Batch& batch) {
   GW_RETURN_IF_ERROR(check_seals(wanted));
+  GW_RETURN_IF_ERROR(check_huge_pages(wanted));
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <string>
 
+#include "kernel/huge_pages.h"
 #include "kernel/proc/mountinfo.h"
 #include "resource/file_content.h"
 #include "resource/file_description.h"
@@ -64,6 +65,9 @@ absl::Status check_state(const OpenFile& file, const kernel::FdInfo& info,
                          const CaptureContext& context, std::vector<Refusal>& refusals) {
   GW_RETURN_IF_ERROR(refuse_lease(file, info, refusals));
   GW_RETURN_IF_ERROR(refuse_shared_locks(file, info, context, refusals));
+  if (kernel::huge_page_bytes_of(file.fd) != 0)
+    refuse(file, "fd.hugetlbfs", "it is a file of huge pages (hugetlbfs), which are not carried",
+           "use huge pages without a file: MAP_HUGETLB, MFD_HUGETLB or SHM_HUGETLB", refusals);
   if (of_a_thread(file)) {
     refuse(file, "fd.proc", "it is a file of a thread in /proc",
            "let the program open it when it reads it", refusals);

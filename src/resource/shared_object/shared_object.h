@@ -15,11 +15,15 @@ namespace godwit::resource {
 
 // SharedObjectState.id. Shmem files that only the kernel knows (shared anonymous memory, memfds):
 // the inode number. Of others the same number may stand for another thing: System V segments, and
-// files whose name was removed.
+// files whose name was removed; and that of memory of huge pages is counted apart.
 inline constexpr uint64_t kSysvObject = uint64_t{1} << 61;
 inline constexpr uint64_t kFileObject = uint64_t{1} << 60;
+inline constexpr uint64_t kHugeObject = uint64_t{1} << 59;
 
 inline uint64_t object_of_segment(uint64_t shmid) { return kSysvObject | shmid; }
+inline uint64_t object_of_memory(uint64_t inode, uint64_t huge_page_bytes) {
+  return huge_page_bytes != 0 ? kHugeObject | inode : inode;
+}
 inline bool is_segment(uint64_t object) { return (object & kSysvObject) != 0; }
 inline int segment_of_object(uint64_t object) { return static_cast<int>(object & ~kSysvObject); }
 

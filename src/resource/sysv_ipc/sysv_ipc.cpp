@@ -5,6 +5,7 @@
 #include <sys/shm.h>
 
 #include "base/status.h"
+#include "kernel/huge_pages.h"
 #include "resource/sysv_ipc/permissions.h"
 
 namespace godwit::resource {
@@ -86,12 +87,17 @@ absl::Status make_segment(const SharedObjectState& state) {
   const SharedObjectState::Segment& segment = state.segment();
   // One that is marked for removal has the name of the key that it had.
   GW_ASSIGN_OR_RETURN(const int key, key_of(state.path()));
+  // SHM_HUGE_SHIFT (<linux/shm.h>) is that of mmap(2).
+  const int huge =
+      state.huge_page_bytes() == 0
+          ? 0
+          : SHM_HUGETLB | static_cast<int>(kernel::huge_size_flag(state.huge_page_bytes()));
   GW_ASSIGN_OR_RETURN(
       const int made,
       make_numbered(
           "shm_next_id", segment.shmid(), segment.creator_uid(), segment.creator_gid(), [&] {
             return ::shmget(key, state.size(),
-                            IPC_CREAT | IPC_EXCL | static_cast<int>(segment.mode() & 0777U) |
+                            IPC_CREAT | IPC_EXCL | huge | static_cast<int>(segment.mode() & 0777U) |
                                 (segment.no_reserve() ? SHM_NORESERVE : 0));
           }));
   if (made == segment.shmid()) return absl::OkStatus();
