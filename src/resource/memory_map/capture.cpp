@@ -46,9 +46,14 @@ bool is_segment(const kernel::Mapping& mapping) {
          major(mapping.dev) == 0;
 }
 
+// Of io_setup(2): a file of the kernel's own that has no other name (fs/aio.c).
+bool is_aio_ring(const kernel::Mapping& mapping) {
+  return mapping.shared && mapping.path == "/[aio] (deleted)" && major(mapping.dev) == 0;
+}
+
 bool is_kernel_object(const kernel::Mapping& mapping) {
-  return mapping.path.starts_with("anon_inode:") || mapping.path.starts_with("/anon_inode:") ||
-         mapping.path.starts_with("socket:");
+  return is_aio_ring(mapping) || mapping.path.starts_with("anon_inode:") ||
+         mapping.path.starts_with("/anon_inode:") || mapping.path.starts_with("socket:");
 }
 
 // Of hugetlbfs, and none of what is carried of it.
@@ -181,6 +186,11 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
   else if (mapping.has_flag("um") || mapping.has_flag("ui"))
     refuse("mapping.userfaultfd", "the program handles its own page faults (userfaultfd)",
            "move it when it has stopped doing so");
+  else if (is_aio_ring(mapping))
+    refuse("mapping.aio",
+           "what the kernel has of this queue (io_setup), requests under way among it, is not "
+           "carried",
+           "switch asynchronous I/O off in the program (innodb_use_native_aio=0, aio threads)");
   else if ((kind == MappingState::KIND_PRIVATE_FILE || kind == MappingState::KIND_SHARED_FILE) &&
            mapping.path.ends_with(kDeletedMark) && has_a_name(pid, mapping))
     refuse("mapping.deleted",

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernel/huge_pages.h"
@@ -177,6 +178,24 @@ TEST(MemoryMapTest, HugePagesAreCaptured) {
   ASSERT_EQ(refusals.size(), 1U);
   EXPECT_EQ(refusals[0].code, "mapping.hugetlb");
   for (void* at : {own, shared, file, copied}) ::munmap(at, kHuge);
+}
+
+TEST(MemoryMapTest, AQueueOfAsynchronousIoIsRefused) {
+  unsigned long context = 0;
+  ASSERT_EQ(::syscall(SYS_io_setup, 16, &context), 0);
+  const HostPid self{::getpid()};
+  const auto maps = kernel::read_smaps(self);
+  ASSERT_TRUE(maps.ok());
+  std::vector<Refusal> refusals;
+  for (const kernel::Mapping& one : *maps)
+    if (one.start == context) {
+      EXPECT_TRUE(precheck_mapping(self, one, "test", refusals).ok());
+      // One that was made after the precheck.
+      EXPECT_EQ(mapping_state(one).status().code(), absl::StatusCode::kFailedPrecondition);
+    }
+  ::syscall(SYS_io_destroy, context);
+  ASSERT_EQ(refusals.size(), 1U);
+  EXPECT_EQ(refusals[0].code, "mapping.aio");
 }
 
 TEST(MemoryMapTest, OwnAddressSpaceIsCaptured) {
