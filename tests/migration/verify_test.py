@@ -67,6 +67,7 @@ def main():
                                 "--mib", 32, "--dirty-pages-per-s", 1000, "--threads", 2,
                                 port=PORT)
             clients = lab.pulse("echo", address, PORT, connections=2)
+            answers(clients, "unmoved")  # connected
             for strategy in ("precopy", "cold"):
                 lost_pages_are_found(lab, clients, faults, strategy)
             for node, strategy in (("n2", "precopy"), ("n1", "cold")):
