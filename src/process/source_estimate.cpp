@@ -78,7 +78,7 @@ absl::StatusOr<MemoryEstimate> Source::estimate() const {
     GW_RETURN_IF_ERROR(memory.status());
     estimate.resident_pages += (memory->anonymous + memory->swapped) / pages::kPageSize;
     // Mostly one object that all of them map, and never more than all of them together.
-    shared = std::max(shared, memory->shared / pages::kPageSize);
+    shared = std::max(shared, (memory->shared + memory->huge) / pages::kPageSize);
     const auto sample = sample_of(pid, tries, random);
     if (!sample.ok()) continue;  // it ends, or has no memory
     seen.pages += sample->pages;

@@ -60,7 +60,8 @@ absl::StatusOr<ProcessMemory> parse_process_memory(std::string_view text) {
   Line anonymous{"RssAnon:", memory.anonymous};
   Line shared{"RssShmem:", memory.shared};
   Line swapped{"VmSwap:", memory.swapped};
-  GW_RETURN_IF_ERROR(parse_lines(text, {&anonymous, &shared, &swapped}));
+  Line huge{"HugetlbPages:", memory.huge};
+  GW_RETURN_IF_ERROR(parse_lines(text, {&anonymous, &shared, &swapped, &huge}));
   return memory;
 }
 

@@ -26,6 +26,7 @@ struct ProcessMemory {
   uint64_t anonymous = 0;  // RssAnon: private pages
   uint64_t shared = 0;     // RssShmem
   uint64_t swapped = 0;    // VmSwap
+  uint64_t huge = 0;       // HugetlbPages: of the machine's pools, private or shared
 };
 absl::StatusOr<ProcessMemory> parse_process_memory(std::string_view text);
 absl::StatusOr<ProcessMemory> read_process_memory(HostPid pid);

@@ -17,11 +17,13 @@ TEST(MemoryTest, ReadsTheLinesThatCount) {
   EXPECT_EQ(info->available, uint64_t{23990000} << 10);
   EXPECT_EQ(info->swap_free, 512u << 10);
   const auto memory = parse_process_memory(
-      "Name:\tRssAnon:\nVmSwap:\t       8 kB\nRssAnon:\t     100 kB\nRssShmem:\t      20 kB\n");
+      "Name:\tRssAnon:\nVmSwap:\t       8 kB\nRssAnon:\t     100 kB\nRssShmem:\t      20 kB\n"
+      "HugetlbPages:\t    4096 kB\n");
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_EQ(memory->anonymous, 100u << 10);
   EXPECT_EQ(memory->shared, 20u << 10);
   EXPECT_EQ(memory->swapped, 8u << 10);
+  EXPECT_EQ(memory->huge, 4u << 20);
 }
 
 TEST(MemoryTest, RefusesWhatIsNoAmount) {
