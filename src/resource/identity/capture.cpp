@@ -52,7 +52,7 @@ absl::StatusOr<TaskResource::Collect> TaskIdentityResource::capture(const TaskVi
   for (const int which : kSpeculation)
     speculation.push_back(batch.call(SYS_prctl, {PR_GET_SPECULATION_CTRL, which, 0, 0, 0}));
 
-  return Collect([=, tid = view.tid](const tracee::Batch& done) -> absl::StatusOr<std::string> {
+  return Collect([=](const tracee::Batch& done) -> absl::StatusOr<std::string> {
     for (const size_t call : {get_name, get_death, get_tsc, personality, mce_kill})
       GW_RETURN_IF_ERROR(done.check(call));
     TaskIdentityState state;

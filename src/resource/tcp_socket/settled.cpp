@@ -98,7 +98,7 @@ bool same_ends(const TcpView::Addresses& a, const TcpView::Addresses& b) {
 absl::StatusOr<std::string> capture_addresses(const OpenFile& file, const CaptureContext& context,
                                               bool connected, int& family,
                                               TcpView::Addresses& raw) {
-  const InCapsule in_capsule = [&](absl::FunctionRef<absl::Status()> action) {
+  const auto in_capsule = [&](absl::FunctionRef<absl::Status()> action) {
     return context.in_capsule(action);
   };
   TcpSocketState state;
