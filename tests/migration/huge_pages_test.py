@@ -18,6 +18,8 @@ import state_test  # noqa: E402
 
 POOLS = "/sys/kernel/mm/hugepages"
 PORT = "7100"
+# A huge page that is written in one place goes as a whole.
+DOWNTIME = ["--max-downtime", "20s"]
 
 
 def pool_file(kib, name):
@@ -82,7 +84,7 @@ def moves(lab, address):
     for node, strategy, options in (("n2", "precopy", ["--verify"]), ("n1", "cold", ["--verify"]),
                                     ("n2", "postcopy", []), ("n1", "hybrid", []),
                                     ("n2", "precopy", []), ("n1", "precopy", ["--verify"])):
-        lab.move("huge", node, "--strategy", strategy, *options)
+        lab.move("huge", node, "--strategy", strategy, *DOWNTIME, *options)
         check(lab, address, "moved to %s, %s" % (node, strategy))
         godwit_lab.wait_for("pages that are given back: %s, before %s" % (taken(2048), before),
                             lambda: sum(taken(2048)) <= sum(before) + 8)
@@ -114,7 +116,7 @@ def too_few(lab, address):
         # What no process has attached is not counted: the last page is missing.
         needed = int(re.search(r"needs (\d+)", seen["refusals"][0]["reason"]).group(1))
         smaller += resize(2048, needed - spare())
-        seen = lab.migrate("huge", "n2")
+        seen = lab.migrate("huge", "n2", *DOWNTIME)
         expect("too few pages to take: %s" % seen,
                seen["outcome"] == "rolled_back" and "huge pages" in seen["error"])
         print("rolled back: %s" % seen["error"], flush=True)
@@ -134,10 +136,9 @@ def large(lab):
             return
         address = lab.start("large", os.path.join(lab.build, "huge_pages"), PORT, "1048576",
                             port=PORT)
-        # All of a page goes in the freeze for a byte of it.
         for node, strategy, options in (("n2", "precopy", ["--verify"]), ("n1", "postcopy", []),
                                         ("n2", "cold", [])):
-            lab.move("large", node, "--strategy", strategy, "--max-downtime", "20s", *options)
+            lab.move("large", node, "--strategy", strategy, *DOWNTIME, *options)
             check(lab, address, "large, moved to %s, %s" % (node, strategy))
         lab("rm", "-f", "large")
         godwit_lab.wait_for("pages of 1 GiB to come back: %s" % (taken(1048576),),
