@@ -104,8 +104,8 @@ absl::StatusOr<std::vector<std::pair<uint64_t, uint64_t>>> bytes_there(HostPid p
 
 }  // namespace
 
-absl::StatusOr<std::vector<HugePagePool>> read_huge_page_pools() {
-  std::vector<HugePagePool> pools;
+absl::StatusOr<std::vector<HugePages>> read_huge_page_pools() {
+  std::vector<HugePages> pools;
   for (const Size& size : sizes()) {
     const uint64_t bytes = size.page_bytes;
     GW_ASSIGN_OR_RETURN(const uint64_t free, number_of_pool(bytes, "free_hugepages"));

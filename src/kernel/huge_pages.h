@@ -24,13 +24,13 @@ namespace godwit::kernel {
 // As maps show anonymous memory of huge pages, private or shared.
 inline constexpr std::string_view kAnonymousHugePages = "/anon_hugepage (deleted)";
 
-struct HugePagePool {
+struct HugePages {
   uint64_t page_bytes = 0;
-  // Pages that may still be reserved: free, not reserved, or to be had above the pool's size
-  // (nr_overcommit_hugepages).
-  uint64_t available = 0;
+  uint64_t pages = 0;
 };
-absl::StatusOr<std::vector<HugePagePool>> read_huge_page_pools();
+// By size, those that may still be reserved: free and not reserved, or to be had above the pool's
+// size (nr_overcommit_hugepages).
+absl::StatusOr<std::vector<HugePages>> read_huge_page_pools();
 
 // Bytes of a page of the kernel's own hugetlbfs mounts, 0: it is none of these.
 uint64_t huge_page_bytes(dev_t device);
@@ -61,7 +61,7 @@ struct HugePagesOf {
     uint64_t inode = 0;
     uint64_t pages = 0;
   };
-  std::vector<HugePagePool> own;  // available: needed
+  std::vector<HugePages> own;  // by mapping
   std::vector<Object> objects;
 };
 // Reserved pages, or those that are there where none are reserved.

@@ -26,8 +26,8 @@ UniqueFd memfd(uint64_t pages) {
 uint64_t available() {
   const auto pools = read_huge_page_pools();
   EXPECT_TRUE(pools.ok()) << pools.status();
-  for (const HugePagePool& pool : *pools)
-    if (pool.page_bytes == kHuge) return pool.available;
+  for (const HugePages& pool : *pools)
+    if (pool.page_bytes == kHuge) return pool.pages;
   return 0;
 }
 
@@ -84,7 +84,7 @@ TEST(HugePages, WhatIsReservedCannotBeHad) {
   const auto of = huge_pages_of(HostPid{::getpid()});
   ASSERT_TRUE(of.ok()) << of.status();
   uint64_t own = 0;
-  for (const HugePagePool& one : of->own) own += one.available;
+  for (const HugePages& one : of->own) own += one.pages;
   EXPECT_EQ(own, 4U);
   EXPECT_TRUE(of->objects.empty());
   const UniqueFd fd = memfd(2);

@@ -110,7 +110,7 @@ void add_addresses(migration::Machine& machine) {
 class HugePageCount {
  public:
   void add(const kernel::HugePagesOf& of) {
-    for (const kernel::HugePagePool& own : of.own) pages_[own.page_bytes] += own.available;
+    for (const kernel::HugePages& own : of.own) pages_[own.page_bytes] += own.pages;
     for (const auto& object : of.objects) {
       uint64_t& most = objects_[{object.page_bytes, object.inode}];
       most = std::max(most, object.pages);
@@ -206,10 +206,10 @@ absl::StatusOr<migration::Machine> describe_machine(const MachineFacts& facts,
   GW_ASSIGN_OR_RETURN(const kernel::MemoryInfo memory, kernel::read_memory_info());
   machine.set_memory_available(memory.available + memory.swap_free);
   GW_ASSIGN_OR_RETURN(const auto pools, kernel::read_huge_page_pools());
-  for (const kernel::HugePagePool& pool : pools) {
+  for (const kernel::HugePages& pool : pools) {
     migration::HugePages* one = machine.add_huge_pages();
     one->set_page_bytes(pool.page_bytes);
-    one->set_pages(pool.available);
+    one->set_pages(pool.pages);
   }
   struct statvfs disk {};
   // Not there before the first service.

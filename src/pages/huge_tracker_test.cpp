@@ -27,7 +27,7 @@ uint64_t pages_there(const Puppet& puppet) {
   const auto maps = kernel::huge_pages_of(puppet.pid());
   EXPECT_TRUE(maps.ok()) << maps.status();
   uint64_t pages = 0;
-  for (const auto& own : maps->own) pages += own.available;
+  for (const auto& own : maps->own) pages += own.pages;
   return pages;
 }
 

@@ -102,6 +102,13 @@ def checkpoints(lab, address, folder):
     check(lab, address, "restored lazily")
 
 
+def clones(lab, address):
+    lab("clone", "huge", "--name", "second", "--node", "n2")
+    check(lab, lab.inspect("second")["address"].split("/")[0], "clone")
+    check(lab, address, "cloned")
+    lab("rm", "-f", "second")
+
+
 def too_few(lab, address):
     """Refused by name; and where that shows only when they are taken, rolled back."""
     smaller = resize(2048, 3 - spare())
@@ -157,6 +164,7 @@ def main():
         too_few(lab, address)
         moves(lab, address)
         checkpoints(lab, address, folder)
+        clones(lab, address)
         lab("rm", "-f", "huge")
         large(lab)
     return 0
