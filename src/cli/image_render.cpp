@@ -108,7 +108,8 @@ std::string mappings_text(const ImageProcess& process) {
   for (const MappingState& each : process.memory_map.mappings())
     table.row({fmt::format("{:x}", each.start()), fmt::format("{:x}", each.end()),
                format_bytes(each.end() - each.start()), protection_text(each.protection()),
-               std::string(kind_text(each.kind())),
+               fmt::format("{}{}", kind_text(each.kind()),
+                           each.huge_page_bytes() != 0 ? ", huge pages" : ""),
                printable(each.path().empty() ? each.name() : each.path())});
   return table.str();
 }
@@ -197,6 +198,7 @@ void process_json(Json& json, const Image& image, const ImageProcess& each) {
         .number("end", mapping.end())
         .text("access", protection_text(mapping.protection()))
         .text("kind", kind_text(mapping.kind()))
+        .number("huge_page_bytes", mapping.huge_page_bytes())
         .text("path", mapping.path())
         .text("name", mapping.name())
         .end();
