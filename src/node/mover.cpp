@@ -12,6 +12,7 @@
 #include "migration/peer.h"
 #include "migration/session.h"
 #include "node/lazy_image.h"
+#include "node/vm_relay_process.h"
 #include "node/workload_replica.h"
 #include "node/workload_source.h"
 #include "process/left_over.h"
@@ -123,6 +124,9 @@ Finished run(const MoverStart& start, migration::DaemonLink& daemon) {
       };
       return migration::run_serve_pages(start, serve, daemon);
     }
+    case migration::ROLE_VM_SOURCE:
+    case migration::ROLE_VM_DESTINATION:
+      return run_vm_relay(start, daemon);
     case migration::ROLE_WITHDRAW:
       return run_withdraw(node, start.service());
     default:

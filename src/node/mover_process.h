@@ -54,6 +54,8 @@ class MoverProcess {
   // A copy of one of its descriptors, while it lives (pidfd_getfd(2)).
   absl::StatusOr<UniqueFd> copy_fd(uint32_t fd) const;
 
+  // It lives on when this object ends.
+  void leave() { reaped_ = true; }
   // SIGKILL, waits for its end. Idempotent. From here on nothing of it runs.
   void kill();
   pid_t pid() const { return pid_; }
@@ -74,6 +76,8 @@ class MoverProcess {
 // Ends a mover that an earlier daemon started, unless the pid is another process's by now. Gives a
 // copy of its descriptor `hold_fd`, if it lived and had that.
 absl::StatusOr<UniqueFd> end_left_over_mover(pid_t pid, uint64_t start_ticks, int hold_fd);
+// Fine when it has ended.
+absl::Status signal_left_over_mover(pid_t pid, uint64_t start_ticks, int signal);
 
 }  // namespace godwit::node
 

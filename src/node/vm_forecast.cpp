@@ -24,6 +24,8 @@ void predict_vm(Node& node, vm::Hypervisor& hypervisor, const vm::DomainSpec& do
   start.set_max_downtime_ns(request.max_downtime_ns());
   start.set_max_total_ns(request.max_total_ns());
   start.set_fixed_downtime_ns(kUsualFixedNs);
+  const bool post_copy = hypervisor.post_copy_possible().ok();
+  start.set_post_copy_possible(post_copy);
   node.set_bandwidth(start, request.bandwidth_bytes_per_s());
 
   EarlierFigures link;
@@ -60,8 +62,14 @@ void predict_vm(Node& node, vm::Hypervisor& hypervisor, const vm::DomainSpec& do
   const api::MigrationStatistics shown = statistics_of(decided);
   api::MigrationStatistics& statistics = *result.mutable_statistics();
   if (strategy == migration::STRATEGY_AUTO) {
-    statistics.set_strategy(shown.strategy());
+    statistics.set_strategy("precopy");
     statistics.set_chosen_because(shown.chosen_because());
+    // What it writes was measured just now.
+    for (const api::StrategyForecast& each : shown.forecasts()) {
+      if (each.strategy() != "precopy" || each.feasible() || !post_copy) continue;
+      statistics.set_strategy("hybrid");
+      statistics.set_chosen_because(fmt::format("by rounds alone: {}", each.reason()));
+    }
   }
   statistics.set_predicted_downtime_ns(shown.predicted_downtime_ns());
   statistics.set_predicted_total_ns(shown.predicted_total_ns());
@@ -69,7 +77,7 @@ void predict_vm(Node& node, vm::Hypervisor& hypervisor, const vm::DomainSpec& do
   statistics.set_dirty_pages_per_s(shown.dirty_pages_per_s());
   statistics.set_memory_bytes(resident);
   for (const api::StrategyForecast& each : shown.forecasts())
-    if (each.strategy() == "precopy" || each.strategy() == "cold")
+    if (post_copy || each.strategy() == "precopy" || each.strategy() == "cold")
       *statistics.add_forecasts() = each;
 }
 

@@ -21,71 +21,81 @@
 #include "base/unique_fd.h"
 #include "migration/peer.h"
 #include "node/node_config.h"
+#include "vm/lasting_pump.h"
 #include "vm/pump.h"
 
 namespace godwit::node {
 
+// In a process of its own (a mover, see vm_relay_process.h): in post-copy its end would be the
+// machine's, and a daemon may be started again meanwhile.
 class VmRelay {
  public:
-  // `libvirt`: its daemon's socket on this node. `pacer`: null: no limit.
-  static absl::StatusOr<std::unique_ptr<VmRelay>> at_source(const NodeConfig& config,
-                                                            const std::string& libvirt,
-                                                            const std::string& id,
-                                                            const std::string& host, uint16_t port,
-                                                            migration::Terms terms,
-                                                            std::unique_ptr<pages::Pacer> pacer);
-  static absl::StatusOr<std::unique_ptr<VmRelay>> at_destination(const NodeConfig& config,
-                                                                 const std::string& libvirt,
-                                                                 const std::string& id,
-                                                                 migration::Terms terms);
+  // By start.role(). At the destination a message of libvirt's client that lets the machine run
+  // is held back until release(), if it may run before all of its memory is there.
+  static absl::StatusOr<std::unique_ptr<VmRelay>> start(const migration::MoverStart& start);
   ~VmRelay();
 
-  // Of a daemon that died.
+  // Of one whose daemon died, and what release() has left.
   static void remove_sockets(const NodeConfig& config, const std::string& id);
-
-  uint16_t port() const { return port_; }  // destination
-  // Of the sockets above: 'c', 'm', 'd' or 's'. As our own process has to name them,
-  std::string path(char kind) const { return folder_ + "/" + id_ + "." + kind; }
-  // and as libvirt and QEMU do, at both ends alike.
+  // As libvirt and QEMU name it, at both ends alike.
   static std::string shared_path(const std::string& id, char kind);
+
+  // A file that release() makes before it lets the machine run.
+  static std::string mark_path(const std::string& folder, const std::string& id) {
+    return folder + "/" + id + ".ran";
+  }
 
   // Between libvirt's client here and libvirt here: while held, what the client says does not
   // arrive; nothing of it arrives any more when this returns.
   void hold_own(bool held);
-  // All connections are closed, at once.
-  void cut();
+  // From here on connections to the other node that break are made anew.
+  void keep();
+  // All connections are closed, at once; but, if asked so, the one of hold_own().
+  void cut(bool own_too);
+  void release();
 
   vm::Traffic& traffic() { return traffic_; }
-  // The way to the other node broke, or, at the destination, its client has gone.
-  bool broken() const { return broken_; }
-  bool control_ended() const { return control_ended_; }
+  migration::VmRelayState state();
+  // All that has been connected has ended.
+  bool idle();
 
  private:
   struct Flow {
     char kind = 0;
     UniqueFd local;
     std::unique_ptr<tls::Channel> far;
-    std::unique_ptr<vm::Pump> pump;  // under mutex_
+    vm::FlowHello hello;                       // destination, in post-copy
+    std::unique_ptr<vm::Pump> pump;            // under mutex_
+    std::unique_ptr<vm::LastingPump> lasting;  // likewise: one of the two
     std::thread thread;
     std::atomic<bool> ended = false;
   };
-  VmRelay(const NodeConfig& config, std::string libvirt, std::string id, migration::Terms terms)
-      : folder_(config.vm_sockets),
-        libvirt_(std::move(libvirt)),
-        id_(std::move(id)),
-        terms_(std::move(terms)) {}
+  VmRelay(const migration::MoverStart& start, migration::Terms terms)
+      : folder_(start.vm_sockets()),
+        libvirt_(start.vm_libvirt()),
+        id_(start.migration_id()),
+        terms_(std::move(terms)),
+        source_(start.role() == migration::ROLE_VM_SOURCE),
+        post_copy_(start.vm_post_copy()) {}
+  std::string path(char kind) const { return folder_ + "/" + id_ + "." + kind; }
   absl::Status listen_locally();
   void accept_locally();
   void accept_from_peer();
-  void add(char kind, UniqueFd local, std::unique_ptr<tls::Channel> far);
+  void take(migration::Accepted accepted);
+  void add(char kind, UniqueFd local, std::unique_ptr<tls::Channel> far, vm::FlowHello hello);
+  absl::StatusOr<std::unique_ptr<tls::Channel>> connect_to_peer(char kind, absl::Duration within);
   // Makes the end that is missing.
   absl::Status complete(Flow& flow);
+  bool pump(Flow& flow);
+  bool pump_lasting(Flow& flow);
   void serve(Flow& flow);
 
   const std::string folder_;
   const std::string libvirt_;
   const std::string id_;
   const migration::Terms terms_;
+  const bool source_;
+  const bool post_copy_;
   std::string host_;  // source
   uint16_t port_ = 0;
   migration::Listener listener_;  // destination
@@ -99,8 +109,10 @@ class VmRelay {
   std::atomic<bool> broken_ = false;
   std::atomic<bool> control_ended_ = false;
   std::atomic<bool> own_held_ = false;
+  std::atomic<bool> lasting_ = false;
   std::mutex mutex_;
   std::list<Flow> flows_;
+  uint32_t last_flow_ = 0;
   std::thread accepting_;
 };
 

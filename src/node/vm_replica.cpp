@@ -11,6 +11,7 @@
 #include "node/node.h"
 #include "node/ownership.h"
 #include "node/vm_precheck.h"
+#include "node/vm_relay.h"
 #include "node/vms.h"
 
 namespace godwit::node {
@@ -23,6 +24,10 @@ constexpr absl::Duration kHoldWait = absl::Seconds(30);
 constexpr absl::Duration kConnectWait = absl::Seconds(30);
 constexpr absl::Duration kSwitchWait = absl::Seconds(30);
 constexpr std::chrono::milliseconds kLook{100};
+// While the guest stands still.
+constexpr std::chrono::milliseconds kLookSoon{3};
+// For libvirt to let it run, once it may.
+constexpr absl::Duration kRunWait = absl::Seconds(30);
 // Messages with frames; older ones are of no use any more.
 constexpr size_t kMostKept = 100;
 
@@ -71,6 +76,7 @@ absl::Status VmReplica::prepare(api::PrepareVmReply& reply) {
     std::lock_guard lock(mutex_);
     if (what == vm::Happened::kStarted) begun_ = true;
     if (what == vm::Happened::kPaused && begun_) complete_ = true;
+    if (what == vm::Happened::kResumed && begun_) runs_ = true;
     if (what == vm::Happened::kStopped && begun_) aborted_ = true;
     changed_.notify_all();
   }));
@@ -80,9 +86,13 @@ absl::Status VmReplica::prepare(api::PrepareVmReply& reply) {
     return make_error(absl::StatusCode::kInternal, "RAND_bytes failed");
   node_.set_proof(proof, token, request_.source());
   proof.set_stall_timeout_ns(request_.stall_timeout_ns());
-  GW_ASSIGN_OR_RETURN(migration::Terms terms, migration::terms_of(proof));
-  GW_ASSIGN_OR_RETURN(relay_, VmRelay::at_destination(node_.config(), node_.vms().libvirt_socket(),
-                                                      request_.migration_id(), std::move(terms)));
+  proof.set_role(migration::ROLE_VM_DESTINATION);
+  proof.set_vm_post_copy(request_.post_copy());
+  GW_ASSIGN_OR_RETURN(relay_, VmRelayProcess::start(node_.spare_mover(), node_.config(),
+                                                    node_.vms().libvirt_socket(),
+                                                    request_.migration_id(), std::move(proof)));
+  relay_->note(entry_);
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
   reply.set_host(node_.config().listen_host);
   reply.set_port(relay_->port());
   reply.set_token(token);
@@ -136,7 +146,7 @@ absl::Status VmReplica::expect_record() {
   last->set_source(request_.source());
   last->set_destination(node_.config().name);
   last->set_outcome("moved");
-  committed_record_ = record.SerializeAsString();
+  committed_record_ = record;
   return absl::OkStatus();
 }
 
@@ -148,13 +158,18 @@ absl::Status VmReplica::wait_until_complete() {
   for (;;) {
     if (aborted_) return absl::CancelledError("the source took the migration back");
     if (node_.stopping()) return absl::CancelledError("the daemon stops");
+    lock.unlock();
+    const migration::VmRelayState relay = relay_->look();
+    lock.lock();
+    // Of libvirt's client, which says so when the source has stopped for good.
+    if (request_.post_copy() && relay.finish_held()) complete_ = true;
     const bool all_here = complete_ || request_.stopped();
     if (all_here && asked_) {
-      lead_frames_here();
+      if (!request_.post_copy()) lead_frames_here();
       return absl::OkStatus();
     }
     // After "finish" the source's client may go: the store decides.
-    if (!all_here && (relay_->broken() || relay_->control_ended()))
+    if ((!all_here || request_.post_copy()) && (relay.broken() || relay.control_ended()))
       return make_error(absl::StatusCode::kUnavailable,
                         "the connection to {} broke before all of it had come", request_.source());
     if (begun_ && !looked) {
@@ -171,19 +186,21 @@ absl::Status VmReplica::wait_until_complete() {
     if (word && word->passed())
       return make_error(absl::StatusCode::kDeadlineExceeded,
                         "{} does not say whether it is to run here", request_.source());
-    changed_.wait_for(lock, kLook);
+    changed_.wait_for(lock, asked_ ? kLookSoon : kLook);
   }
 }
 
 absl::Status VmReplica::commit() {
   FAULT_POINT("node.before_commit");
   if (request_.stopped()) GW_RETURN_IF_ERROR(hypervisor_->define(request_.xml()).status());
+  if (pages_follow_) committed_record_.set_pages_at(request_.source());
+  const std::string committed = committed_record_.SerializeAsString();
   const std::string key = service_key(request_.name());
   const auto swap = [&]() -> absl::Status {
     const auto revision =
-        swaps_ ? swaps_->compare_and_swap(key, request_.record_revision(), committed_record_)
-               : node_.records().store()->compare_and_swap(key, request_.record_revision(),
-                                                           committed_record_);
+        swaps_
+            ? swaps_->compare_and_swap(key, request_.record_revision(), committed)
+            : node_.records().store()->compare_and_swap(key, request_.record_revision(), committed);
     if (!revision.ok()) swaps_.reset();  // asked again by a call, which connects anew
     return revision.status();
   };
@@ -196,7 +213,41 @@ absl::Status VmReplica::commit() {
   };
   GW_RETURN_IF_ERROR(commit_owner(swap, is_ours, node_.ask_again()));
   GW_RETURN_IF_ERROR(fault_after_commit());
+  if (request_.post_copy()) return let_run();
   return request_.stopped() ? absl::OkStatus() : hypervisor_->resume(request_.uuid());
+}
+
+absl::Status VmReplica::let_run() {
+  relay_->order(migration::VM_RELEASE);
+  const Deadline deadline = Deadline::in(kRunWait);
+  std::unique_lock lock(mutex_);
+  while (!runs_) {
+    if (aborted_) {
+      // libvirt's word that it ended before it ran: then the source has all of it yet.
+      VmRelay::remove_sockets(node_.config(), migration_id());
+      return absl::AbortedError("the hypervisor could not let it run");
+    }
+    if (deadline.passed())
+      return make_error(absl::StatusCode::kDeadlineExceeded, "the hypervisor did not let {} run",
+                        request_.name());
+    changed_.wait_for(lock, kLook);
+  }
+  lead_frames_here();
+  return absl::OkStatus();
+}
+
+absl::Status VmReplica::follow_pages() {
+  for (;;) {
+    const auto follows = hypervisor_->in_post_copy(request_.uuid());
+    if (absl::IsNotFound(follows.status())) return absl::OkStatus();  // it has ended
+    if (follows.ok() && !*follows) return absl::OkStatus();
+    std::unique_lock lock(mutex_);
+    if (node_.stopping()) {
+      relay_->leave();
+      return absl::CancelledError("the daemon stops");
+    }
+    changed_.wait_for(lock, kLook);
+  }
 }
 
 void VmReplica::run() {
@@ -211,7 +262,8 @@ void VmReplica::run() {
   if (!done.ok())
     log_warning("migration {} of {}: {}", migration_id(), request_.name(), message_of(done));
   watch_.reset();
-  if (!done.ok()) relay_->cut();
+  if (done.ok() && pages_follow_ && !follow_pages().ok()) return;
+  if (!done.ok()) relay_->order(migration::VM_CUT);
   const absl::Status settled =
       node_.keep_trying(fmt::format("settling migration {} of {}", migration_id(), request_.name()),
                         [&] { return node_.vms().settle_destination(entry_); });
@@ -250,6 +302,7 @@ void VmReplica::prepare_network() {
 absl::Status VmReplica::switch_over(const api::SwitchVmOverRequest& request) {
   std::unique_lock lock(mutex_);
   asked_ = true;
+  pages_follow_ = request.pages_follow();
   announce_ = request.announce();
   keep_frames(request);
   changed_.notify_all();
@@ -260,7 +313,7 @@ absl::Status VmReplica::switch_over(const api::SwitchVmOverRequest& request) {
 void VmReplica::give(const api::SwitchVmOverRequest& request) {
   std::lock_guard lock(mutex_);
   keep_frames(request);
-  if (complete_ && giver_) give_kept();
+  if (complete_ && giver_ && (runs_ || !request_.post_copy())) give_kept();
 }
 
 void VmReplica::keep_frames(const api::SwitchVmOverRequest& request) {

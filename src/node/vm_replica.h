@@ -5,6 +5,9 @@
 // come ("finish"). It is this daemon that makes this node the owner in the store, and only then
 // lets it run; and only after the source has said that what could resume the domain there is held
 // back (SwitchVmOver).
+//
+// Where post-copy is possible libvirt would let it run by itself in "finish", and so the relay here
+// holds that back. It is let go after the commit.
 #ifndef GODWIT_NODE_VM_REPLICA_H_
 #define GODWIT_NODE_VM_REPLICA_H_
 
@@ -22,7 +25,7 @@
 #include "api/swap_stream.h"
 #include "node/busy.h"
 #include "node/vm_network.h"
-#include "node/vm_relay.h"
+#include "node/vm_relay_process.h"
 #include "vm/hypervisor.h"
 
 namespace godwit::node {
@@ -54,6 +57,10 @@ class VmReplica {
   // What there is to wait for before the commit.
   absl::Status wait_until_complete();
   absl::Status commit();
+  // From here on it may run here, and there is no way back for the source.
+  absl::Status let_run();
+  // Until all of its memory is here.
+  absl::Status follow_pages();
   void keep_frames(const api::SwitchVmOverRequest& request);
   void give_kept();
   void lead_frames_here();
@@ -65,9 +72,9 @@ class VmReplica {
   std::shared_ptr<vm::Hypervisor> hypervisor_;
   Busy::Hold hold_;
   api::MigrationJournal entry_;
-  std::string committed_record_;
+  api::ServiceRecord committed_record_;
   std::unique_ptr<api::SwapStream> swaps_;
-  std::unique_ptr<VmRelay> relay_;
+  std::unique_ptr<VmRelayProcess> relay_;
   std::unique_ptr<vm::Hypervisor::Subscription> watch_;
 
   std::mutex mutex_;
@@ -79,6 +86,8 @@ class VmReplica {
   bool begun_ = false;     // libvirt has started it here
   bool complete_ = false;  // and all of it has come
   bool asked_ = false;     // by the source, to switch over
+  bool pages_follow_ = false;
+  bool runs_ = false;
   bool aborted_ = false;
   bool committed_ = false;
   bool ended_ = false;

@@ -12,8 +12,8 @@
 #include "node/machine.h"
 #include "node/node.h"
 #include "node/vm_forecast.h"
+#include "node/vm_relay.h"
 #include "node/vms.h"
-#include "pages/link_share.h"
 
 namespace godwit::node {
 namespace {
@@ -26,12 +26,9 @@ constexpr std::chrono::milliseconds kLookForFrames{3};
 // After the connection has broken.
 constexpr absl::Duration kAnswerWait = absl::Seconds(5);
 constexpr absl::Duration kGiveTimeout = absl::Milliseconds(200);
-// Passes that leave more than nine tenths of what the one before left.
-constexpr int kMostIdleRounds = 4;
 constexpr uint64_t kPageSize = 4096;
 
-absl::StatusOr<bool> is_cold(const api::MigrateRequest& request) {
-  const std::string& asked = request.strategy();
+absl::StatusOr<migration::Strategy> asked_strategy(const api::MigrateRequest& request) {
   if (request.in_place())
     return make_error(absl::StatusCode::kInvalidArgument,
                       "{} is a virtual machine: it cannot be moved in place", request.name());
@@ -39,20 +36,33 @@ absl::StatusOr<bool> is_cold(const api::MigrateRequest& request) {
     return make_error(absl::StatusCode::kInvalidArgument,
                       "{} is a virtual machine: --verify and --throttle are for services",
                       request.name());
-  if (asked == "postcopy" || asked == "hybrid")
+  const migration::Strategy asked = migration::strategy_of(request.strategy());
+  if (asked == migration::STRATEGY_INVALID)
     return make_error(absl::StatusCode::kInvalidArgument,
-                      "--strategy {} is for services yet: move a virtual machine with precopy or "
-                      "cold",
-                      asked);
-  if (asked.empty() || asked == "auto" || asked == "precopy") return false;
-  if (asked == "cold") return true;
-  return make_error(absl::StatusCode::kInvalidArgument, "--strategy {}: use auto, precopy or cold",
-                    asked);
+                      "--strategy {}: use auto, precopy, postcopy, hybrid or cold",
+                      request.strategy());
+  return asked;
 }
 
 }  // namespace
 
 absl::StatusOr<api::MigrateResult> VmMigration::migrate(const api::MigrateRequest& request) {
+  auto result = move(request);
+  // It was not to be expected that rounds would not do.
+  if (!result.ok() || !does_not_converge_ || result->outcome() != "rolled_back" ||
+      strategy_ != migration::STRATEGY_AUTO || !hypervisor_->post_copy_possible().ok())
+    return result;
+  log_info("migration {} of {}: {}; again, by post-copy", entry_.id(), request.name(),
+           result->error());
+  hold_.release();
+  VmMigration again(node_, on_progress_, user_cancelled_);
+  again.because_ = result->error();
+  api::MigrateRequest hybrid = request;
+  hybrid.set_strategy("hybrid");
+  return again.move(hybrid);
+}
+
+absl::StatusOr<api::MigrateResult> VmMigration::move(const api::MigrateRequest& request) {
   begun_ns_ = monotonic_ns();
   GW_RETURN_IF_ERROR(check(request));
   GW_RETURN_IF_ERROR(look_at_domain());
@@ -60,6 +70,7 @@ absl::StatusOr<api::MigrateResult> VmMigration::migrate(const api::MigrateReques
   marks_ = std::make_unique<SharedMarks>(entry_.id(), domain_);
   if (request.dry_run()) return dry_run(request);
   if (!reasons_.empty()) return result("refused", node_.config().name);
+  forecast_strategy(request);
 
   const auto outgoing = node_.begin_outgoing(request.name());
   const auto ended = absl::MakeCleanup([&] { node_.end_outgoing(request.name()); });
@@ -76,31 +87,55 @@ absl::StatusOr<api::MigrateResult> VmMigration::migrate(const api::MigrateReques
     statistics_.set_setup_ns(monotonic_ns() - begun_ns_);
     if (runs_) moved = start_libvirt(request);
     if (moved.ok()) moved = follow(request);
+    if (moved.ok() && post_copy_) follow_pages();
   }
   return conclude(moved);
 }
 
 absl::Status VmMigration::choose_strategy(const std::string& asked) {
   std::string why = cold_ ? "asked for" : "it goes on meanwhile";
+  if (!because_.empty()) why = because_;
+  const bool post_copy =
+      strategy_ == migration::STRATEGY_POSTCOPY || strategy_ == migration::STRATEGY_HYBRID;
+  if (post_copy && runs_) GW_RETURN_IF_ERROR(hypervisor_->post_copy_possible());
+  may_post_copy_ = post_copy && runs_;
   if (!runs_) {
     why = "it does not run: its definition goes";
   } else if (!cold_) {
     GW_ASSIGN_OR_RETURN(std::optional<migration::Reason> misses,
                         misses_writes(*hypervisor_, domain_));
-    if (misses && asked == "precopy") {
+    if (misses && strategy_ != migration::STRATEGY_AUTO) {
       reasons_.push_back(*std::move(misses));
     } else if (misses) {
       cold_ = true;
       why = "it is emulated, without KVM, and rounds would damage its memory";
     }
   }
-  statistics_.set_strategy(cold_ || !runs_ ? "cold" : "precopy");
+  statistics_.set_strategy(cold_ || !runs_ ? "cold" : post_copy ? asked : "precopy");
   statistics_.set_chosen_because(why);
   return absl::OkStatus();
 }
 
+void VmMigration::forecast_strategy(const api::MigrateRequest& request) {
+  if (strategy_ != migration::STRATEGY_AUTO || cold_ || !runs_) return;
+  if (!hypervisor_->post_copy_possible().ok()) return;
+  const auto peer = node_.peers().find(entry_.peer());
+  if (!peer.ok()) return;  // asking it will say why
+  api::MigrateResult predicted;
+  predict_vm(node_, *hypervisor_, domain_, request, migration::STRATEGY_AUTO, **peer, predicted);
+  const api::MigrationStatistics& figures = predicted.statistics();
+  statistics_.set_predicted_downtime_ns(figures.predicted_downtime_ns());
+  statistics_.set_predicted_total_ns(figures.predicted_total_ns());
+  *statistics_.mutable_forecasts() = figures.forecasts();
+  if (figures.strategy() != "hybrid") return;
+  may_post_copy_ = true;
+  statistics_.set_strategy("hybrid");
+  statistics_.set_chosen_because(figures.chosen_because());
+}
+
 absl::Status VmMigration::check(const api::MigrateRequest& request) {
-  GW_ASSIGN_OR_RETURN(cold_, is_cold(request));
+  GW_ASSIGN_OR_RETURN(strategy_, asked_strategy(request));
+  cold_ = strategy_ == migration::STRATEGY_COLD;
   const std::string& self = node_.config().name;
   if (request.node() == self)
     return make_error(absl::StatusCode::kInvalidArgument, "{} is on {} already", request.name(),
@@ -151,7 +186,7 @@ absl::StatusOr<api::MigrateResult> VmMigration::dry_run(const api::MigrateReques
                               entry_.peer(), each.allocated() >> 20, each.path()),
                   "nothing, or put it on storage that both nodes have mounted at the same place"));
   GW_ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, node_.peers().find(entry_.peer()));
-  const bool chosen = cold_ || request.strategy() == "precopy";
+  const bool chosen = cold_ || strategy_ != migration::STRATEGY_AUTO;
   predict_vm(node_, *hypervisor_, domain_, request,
              chosen ? migration::strategy_of(statistics_.strategy()) : migration::STRATEGY_AUTO,
              *peer, found);
@@ -193,6 +228,7 @@ absl::Status VmMigration::ask_destination(bool dry_run, int64_t stall_timeout_ns
   request.set_stopped(!runs_);
   request.set_dry_run(dry_run);
   request.set_data_tls(node_.data_tls());
+  request.set_post_copy(may_post_copy_);
   request.set_stall_timeout_ns(stall_timeout_ns);
   for (const vm::Disk& each : written_disks(domain_)) {
     api::VmDisk* disk = request.add_disks();
@@ -229,21 +265,16 @@ absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
   migration::MoverStart proof;
   node_.set_proof(proof, prepared_.token(), entry_.peer());
   proof.set_stall_timeout_ns(request.stall_timeout_ns());
-  GW_ASSIGN_OR_RETURN(migration::Terms terms, migration::terms_of(proof));
   node_.set_bandwidth(proof, request.bandwidth_bytes_per_s());
-  std::unique_ptr<pages::Pacer> pacer;
-  if (proof.bandwidth_bytes_per_s() > 0) {
-    pacer = std::make_unique<pages::Pacer>();
-    pacer->set_limit(static_cast<uint64_t>(proof.bandwidth_bytes_per_s()));
-    if (!proof.bandwidth_file().empty()) {
-      GW_ASSIGN_OR_RETURN(auto share, pages::LinkShare::join(proof.bandwidth_file()));
-      pacer->set_share(std::move(share));
-    }
-  }
-  GW_ASSIGN_OR_RETURN(relay_,
-                      VmRelay::at_source(node_.config(), node_.vms().libvirt_socket(), entry_.id(),
-                                         prepared_.host(), static_cast<uint16_t>(prepared_.port()),
-                                         std::move(terms), std::move(pacer)));
+  proof.set_role(migration::ROLE_VM_SOURCE);
+  proof.set_peer_host(prepared_.host());
+  proof.set_peer_port(prepared_.port());
+  proof.set_vm_post_copy(may_post_copy_);
+  GW_ASSIGN_OR_RETURN(
+      relay_, VmRelayProcess::start(node_.spare_mover(), node_.config(),
+                                    node_.vms().libvirt_socket(), entry_.id(), std::move(proof)));
+  relay_->note(entry_);
+  GW_RETURN_IF_ERROR(node_.journal().write(entry_));
   // The taps are in the XML of the domain that runs only.
   GW_ASSIGN_OR_RETURN(const std::string live, hypervisor_->xml(entry_.vm_uuid(), false));
   GW_ASSIGN_OR_RETURN(const vm::DomainSpec running, vm::parse_domain(live));
@@ -255,7 +286,7 @@ absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
       stopped_ns_ = now;
       stopped_real_ns_ = clock_ns(CLOCK_REALTIME);
       // At once: what comes after libvirt's "perform" must not pass.
-      relay_->hold_own(true);
+      relay_->order(migration::VM_HOLD_OWN);
     }
     if (what == vm::Happened::kResumed && stopped_ns_ != 0) resumed_ = true;
     changed_.notify_all();
@@ -264,25 +295,38 @@ absl::Status VmMigration::open_relay(const api::MigrateRequest& request) {
 }
 
 absl::Status VmMigration::start_libvirt(const api::MigrateRequest& request) {
-  // QEMU keeps it, and libvirt's job begins with it.
+  // QEMU keeps it, and libvirt's job begins with it. The hard limit is for what does not converge.
+  migration::ConvergenceLimits limits;
+  limits.strategy = may_post_copy_ && strategy_ != migration::STRATEGY_POSTCOPY
+                        ? migration::STRATEGY_HYBRID
+                        : strategy_;
+  limits.post_copy_possible = may_post_copy_;
+  limits.most_downtime_ns =
+      request.max_downtime_ns() > 0 ? request.max_downtime_ns() : kDefaultDowntimeNs;
+  limits.downtime_ns = std::min(kDefaultDowntimeNs, limits.most_downtime_ns);
+  convergence_.emplace(limits);
   if (!cold_)
-    GW_RETURN_IF_ERROR(hypervisor_->set_most_downtime(
-        entry_.vm_uuid(),
-        request.max_downtime_ns() > 0 ? request.max_downtime_ns() : kDefaultDowntimeNs));
+    GW_RETURN_IF_ERROR(hypervisor_->set_most_downtime(entry_.vm_uuid(), limits.downtime_ns));
   vm::MigrationParameters parameters;
   parameters.control_uri = vm::Hypervisor::uri_of(relay_->path('c'));
   parameters.memory_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'm');
   parameters.disks_uri = "unix://" + VmRelay::shared_path(entry_.id(), 'd');
   parameters.live = !cold_;
+  parameters.post_copy = may_post_copy_;
   // All others are shared: that was seen.
   for (const api::VmDisk& each : copied_) parameters.copied_disks.push_back(each.target());
   const auto persistent = hypervisor_->persistent(entry_.vm_uuid());
   parameters.persistent = persistent.ok() && *persistent;
-  libvirt_ = std::thread([this, parameters] {
-    const absl::Status said = hypervisor_->migrate(relay_->path('s'), entry_.vm_uuid(), parameters);
-    std::lock_guard lock(mutex_);
-    libvirt_said_ = said;
-    changed_.notify_all();
+  libvirt_call_ = std::make_shared<LibvirtCall>();
+  libvirt_call_->whose = this;
+  libvirt_ = std::thread([call = libvirt_call_, hypervisor = hypervisor_,
+                          socket = relay_->path('s'), uuid = entry_.vm_uuid(), parameters] {
+    const absl::Status said = hypervisor->migrate(socket, uuid, parameters);
+    std::lock_guard held(call->mutex);
+    if (call->whose == nullptr) return;
+    std::lock_guard lock(call->whose->mutex_);
+    call->whose->libvirt_said_ = said;
+    call->whose->changed_.notify_all();
   });
   return absl::OkStatus();
 }
@@ -293,6 +337,12 @@ absl::Status VmMigration::follow(const api::MigrateRequest& request) {
   std::unique_lock lock(mutex_);
   for (;;) {
     if (switched_) return *switched_;
+    bool broken = false;
+    if (relay_ != nullptr) {
+      lock.unlock();
+      broken = relay_->look().broken();
+      lock.lock();
+    }
     if (!runs_ && !switching_) {
       lock.unlock();
       begin_switchover();
@@ -303,9 +353,11 @@ absl::Status VmMigration::follow(const api::MigrateRequest& request) {
     if (!switching_ && !resumed_ && (libvirt_said_ ? libvirt_said_->ok() : stopped_ns_ != 0)) {
       lock.unlock();
       FAULT_POINT("node.switch_vm");
-      relay_->traffic().lift(!cold_);
+      if (!cold_) relay_->order(migration::VM_LIFT_LIMIT);
       // libvirt's client cannot make it run again any more; if it has before, it runs.
-      relay_->hold_own(true);
+      relay_->order(migration::VM_HOLD_OWN);
+      // From here on the destination may have made it its own.
+      if (may_post_copy_) relay_->order(migration::VM_KEEP);
       const auto state = hypervisor_->state(entry_.vm_uuid());
       const bool still = !state.ok() || *state != vm::DomainState::kRunning;
       if (still) begin_switchover();
@@ -316,14 +368,14 @@ absl::Status VmMigration::follow(const api::MigrateRequest& request) {
     // libvirt gave up by itself and let it run on; the destination cannot have had all of it.
     if (resumed_) return absl::AbortedError("the hypervisor could not complete it");
     if (libvirt_said_ && !libvirt_said_->ok() && !switching_) return *libvirt_said_;
-    if (relay_ != nullptr && relay_->broken() && !switching_)
+    if (broken && !switching_)
       return make_error(absl::StatusCode::kUnavailable, "the connection to {} broke",
                         entry_.peer());
     lock.unlock();
     if (switching_) {
       give_stragglers();
       // Nobody may be there any more to answer: then the store says what became of it.
-      if (relay_ != nullptr && relay_->broken()) {
+      if (broken) {
         if (!given_up) given_up = Deadline::in(kAnswerWait);
         if (given_up->passed()) switch_call_->TryCancel();
       }
@@ -392,20 +444,70 @@ absl::Status VmMigration::look_at_job(const api::MigrateRequest& request) {
                       "it took longer than --max-total while the machine wrote {} MiB/s and the "
                       "link took {} MiB/s",
                       job->dirty_bytes_per_s >> 20, job->bytes_per_s >> 20);
-  if (job->rounds == last_round_) return absl::OkStatus();
-  const bool idle = left_at_round_ > 0 && job->rounds > 2 &&
-                    job->memory_left > left_at_round_ - left_at_round_ / 10 &&
-                    job->dirty_bytes_per_s * 5 > job->bytes_per_s * 4;
-  rounds_without_progress_ = idle ? rounds_without_progress_ + 1 : 0;
-  last_round_ = job->rounds;
-  left_at_round_ = job->memory_left;
-  if (rounds_without_progress_ < kMostIdleRounds) return absl::OkStatus();
-  return make_error(absl::StatusCode::kResourceExhausted,
-                    "it does not converge: the machine writes {} MiB/s, and the link takes {} "
-                    "MiB/s, with {} MiB left after pass {}; a longer --max-downtime, more "
-                    "--bandwidth or --strategy cold moves it",
-                    job->dirty_bytes_per_s >> 20, job->bytes_per_s >> 20, job->memory_left >> 20,
-                    job->rounds);
+  if (job->memory_total == 0) return absl::OkStatus();
+  return heed(
+      convergence_->look({job->rounds, job->memory_left, job->bytes_per_s, job->dirty_bytes_per_s}),
+      request);
+}
+
+absl::Status VmMigration::heed(migration::PassVerdict verdict, const api::MigrateRequest& request) {
+  if (verdict == migration::PassVerdict::kGoOn) return absl::OkStatus();
+  api::MigrateProgress progress;
+  progress.set_phase("rounds");
+  progress.set_strategy(statistics_.strategy());
+  progress.set_reason(convergence_->reason());
+  on_progress_(progress);
+  switch (verdict) {
+    case migration::PassVerdict::kRaiseDowntime:
+      return hypervisor_->set_most_downtime(entry_.vm_uuid(), request.max_downtime_ns());
+    case migration::PassVerdict::kPostCopy:
+      return turn_to_post_copy();
+    default:
+      does_not_converge_ = true;
+      return make_error(absl::StatusCode::kResourceExhausted,
+                        "it does not converge: {}; a longer --max-downtime, more --bandwidth, "
+                        "--strategy hybrid or --strategy cold moves it",
+                        convergence_->reason());
+  }
+}
+
+absl::Status VmMigration::turn_to_post_copy() {
+  if (post_copy_) return absl::OkStatus();
+  FAULT_POINT("node.before_post_copy");
+  // QEMU here must not lose its connection from now on: from that it cannot come back.
+  relay_->order(migration::VM_KEEP);
+  post_copy_ = true;
+  return hypervisor_->start_post_copy(entry_.vm_uuid());
+}
+
+// The record says when: the destination changes it.
+void VmMigration::follow_pages() {
+  const int64_t begun_ns = monotonic_ns();
+  relay_->order(migration::VM_LIMIT_AGAIN);
+  pages_there_ = false;
+  while (!node_.stopping() && !user_cancelled_()) {
+    const auto now = node_.records().service(entry_.service());
+    if (absl::IsNotFound(now.status()) ||
+        (now.ok() && now->record.pages_at() != node_.config().name)) {
+      pages_there_ = true;
+      break;
+    }
+    api::MigrateProgress progress;
+    progress.set_phase("post-copy");
+    progress.set_strategy(statistics_.strategy());
+    const auto job = hypervisor_->job(entry_.vm_uuid());
+    if (job.ok()) {
+      progress.set_pages_left(job->memory_left / kPageSize);
+      progress.set_pages_total(job->memory_total / kPageSize);
+      progress.set_bytes_per_s(job->bytes_per_s);
+    }
+    if (relay_->look().broken())
+      progress.set_reason(fmt::format("no connection to {}; it waits for one", entry_.peer()));
+    on_progress_(progress);
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kLook);
+  }
+  statistics_.set_post_copy_ns(monotonic_ns() - begun_ns);
 }
 
 void VmMigration::begin_switchover() {
@@ -418,6 +520,7 @@ void VmMigration::begin_switchover() {
     api::SwitchVmOverRequest request;
     request.set_migration_id(entry_.id());
     request.set_announce(runs_);
+    request.set_pages_follow(post_copy_);
     if (recorder_ != nullptr) recorder_->add_missed(stopped_real_ns_, request);
     api::SwitchVmOverReply reply;
     const auto peer = node_.peers().find(entry_.peer());

@@ -16,10 +16,11 @@
 #include <thread>
 
 #include "api/godwit.pb.h"
+#include "migration/convergence.h"
 #include "node/source_migration.h"
 #include "node/vm_network.h"
 #include "node/vm_precheck.h"
-#include "node/vm_relay.h"
+#include "node/vm_relay_process.h"
 #include "vm/hypervisor.h"
 
 namespace godwit::node {
@@ -34,6 +35,9 @@ class VmMigration {
   absl::StatusOr<api::MigrateResult> migrate(const api::MigrateRequest& request);
 
  private:
+  absl::StatusOr<api::MigrateResult> move(const api::MigrateRequest& request);
+  // Of a machine that runs and may go by any strategy, by what it writes now.
+  void forecast_strategy(const api::MigrateRequest& request);
   absl::Status check(const api::MigrateRequest& request);
   absl::Status look_at_domain();
   absl::Status choose_strategy(const std::string& asked);
@@ -45,9 +49,14 @@ class VmMigration {
   // Until it runs there, or the reason why not.
   absl::Status follow(const api::MigrateRequest& request);
   absl::Status look_at_job(const api::MigrateRequest& request);
+  absl::Status heed(migration::PassVerdict verdict, const api::MigrateRequest& request);
+  absl::Status turn_to_post_copy();
+  // It runs there; until all of its memory does, or nobody wants to wait.
+  void follow_pages();
   void begin_switchover();
   void give_stragglers();
   absl::StatusOr<api::MigrateResult> conclude(const absl::Status& moved);
+  absl::StatusOr<api::MigrateResult> conclude_post_copy(const absl::Status& moved);
   api::MigrateResult result(const std::string& outcome, const std::string& owner);
   void cut();
 
@@ -62,12 +71,17 @@ class VmMigration {
   vm::DomainSpec domain_;
   bool runs_ = false;
   bool cold_ = false;
+  migration::Strategy strategy_ = migration::STRATEGY_INVALID;  // that is followed
+  bool may_post_copy_ = false;                                  // libvirt is told so
+  bool post_copy_ = false;                                      // and it was begun
+  bool pages_there_ = true;
+  std::string because_;  // of an attempt before this one
   std::unique_ptr<SharedMarks> marks_;
   std::vector<migration::Reason> reasons_;
   api::PrepareVmReply prepared_;
   std::vector<api::VmDisk> copied_;  // that the destination does not see
   api::MigrationStatistics statistics_;
-  std::unique_ptr<VmRelay> relay_;
+  std::unique_ptr<VmRelayProcess> relay_;
   std::unique_ptr<VmFrameRecorder> recorder_;
   int64_t begun_ns_ = 0;
 
@@ -81,14 +95,18 @@ class VmMigration {
   std::optional<absl::Status> switched_;      // the destination's answer
   int64_t switched_ns_ = 0;
   bool switching_ = false;
+  // libvirt's call, which may outlive this object: it ends with the relay.
+  struct LibvirtCall {
+    std::mutex mutex;
+    VmMigration* whose = nullptr;
+  };
+  std::shared_ptr<LibvirtCall> libvirt_call_;
   std::thread libvirt_;
   std::thread switchover_;
   std::shared_ptr<grpc::ClientContext> switch_call_;
 
-  // Convergence, pass by pass.
-  uint64_t last_round_ = 0;
-  uint64_t left_at_round_ = 0;
-  int rounds_without_progress_ = 0;
+  std::optional<migration::Convergence> convergence_;
+  bool does_not_converge_ = false;
 };
 
 }  // namespace godwit::node

@@ -15,7 +15,7 @@ namespace godwit::node {
 // are not asked to before: a job of libvirt 9.0 that is aborted and loses a mirror's connection
 // while it ends that mirror waits for ever, with the guest standing still (2 of 4).
 void VmMigration::cut() {
-  if (relay_ != nullptr) relay_->cut();
+  if (relay_ != nullptr) relay_->order(migration::VM_CUT);
   if (switch_call_ != nullptr) switch_call_->TryCancel();
   if (switchover_.joinable()) switchover_.join();
   if (libvirt_.joinable()) libvirt_.join();
@@ -24,13 +24,14 @@ void VmMigration::cut() {
 
 absl::StatusOr<api::MigrateResult> VmMigration::conclude(const absl::Status& moved) {
   const bool refused = !reasons_.empty();
-  cut();
-  if (relay_ != nullptr) statistics_.set_bytes_wire(relay_->traffic().bytes());
+  if (relay_ != nullptr) statistics_.set_bytes_wire(relay_->look().bytes());
   statistics_.set_id(entry_.id());
   statistics_.set_finished_unix_ns(clock_ns(CLOCK_REALTIME));
   statistics_.set_total_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - begun_ns_);
   if (stopped_ns_ != 0)
     statistics_.set_freeze_ns((switched_ns_ != 0 ? switched_ns_ : monotonic_ns()) - stopped_ns_);
+  if (post_copy_ && (!moved.ok() || !pages_there_)) return conclude_post_copy(moved);
+  cut();
   relay_.reset();
   if (moved.ok() && !refused) {
     api::MigrateResult moved_result = result("moved", entry_.peer());
@@ -55,6 +56,31 @@ absl::StatusOr<api::MigrateResult> VmMigration::conclude(const absl::Status& mov
     return owner.status();
   }
   if (refused) return result("refused", *owner);
+  api::MigrateResult back = result(*owner == node_.config().name ? "rolled_back" : "moved", *owner);
+  back.set_error(std::string(message_of(moved)));
+  return back;
+}
+
+// QEMU's connection has to stay: for the pages, or until it has been asked to come back. So the
+// relay is left to whoever settles it.
+absl::StatusOr<api::MigrateResult> VmMigration::conclude_post_copy(const absl::Status& moved) {
+  relay_->leave();
+  if (switch_call_ != nullptr) switch_call_->TryCancel();
+  if (switchover_.joinable()) switchover_.join();
+  absl::StatusOr<std::string> owner = entry_.peer();
+  if (!moved.ok() && !node_.stopping()) owner = node_.vms().settle_source(entry_);
+  const bool later = moved.ok() || !owner.ok();
+  if (later && !node_.stopping()) node_.settle_later(entry_.service(), {entry_}, std::move(hold_));
+  watch_.reset();
+  if (later) {
+    std::lock_guard held(libvirt_call_->mutex);
+    libvirt_call_->whose = nullptr;
+    libvirt_.detach();
+  } else if (libvirt_.joinable()) {
+    libvirt_.join();
+  }
+  if (moved.ok()) return result("moved", *owner);
+  GW_RETURN_IF_ERROR(owner.status());
   api::MigrateResult back = result(*owner == node_.config().name ? "rolled_back" : "moved", *owner);
   back.set_error(std::string(message_of(moved)));
   return back;

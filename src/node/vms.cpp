@@ -162,6 +162,7 @@ absl::Status Vms::remove(const std::string& name, bool force) {
 void Vms::describe(const api::ServiceRecord& record, api::Service& service) {
   api::Vm& shown = *service.mutable_vm();
   shown.set_uuid(record.vm().uuid());
+  service.set_pages_at(record.pages_at());
   if (service.state() == "exited") service.set_state("stopped");
   if (record.owner() != node_.config().name) return;
   const auto ask = [&]() -> absl::Status {

@@ -55,6 +55,8 @@ class Vms {
 
  private:
   absl::Status refresh(const std::string& name);
+  absl::StatusOr<bool> is_needed(const api::MigrationJournal& entry);
+  absl::StatusOr<bool> settle_pages(const api::MigrationJournal& entry);
 
   Node& node_;
   std::mutex mutex_;

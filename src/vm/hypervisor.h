@@ -57,6 +57,9 @@ struct MigrationParameters {
   bool live = true;  // else it is paused from the beginning
   bool persistent = true;
   std::vector<std::string> copied_disks;  // targets; all others are the same at both ends
+  // It may be turned to post-copy; then libvirt lets it run at the destination itself (see
+  // RpcGate), and it is not left paused.
+  bool post_copy = false;
 };
 
 class Hypervisor {
@@ -92,6 +95,19 @@ class Hypervisor {
   virtual absl::StatusOr<JobFigures> job(const std::string& uuid) = 0;
   virtual absl::Status abort_job(const std::string& uuid) = 0;
   virtual absl::Status set_most_downtime(const std::string& uuid, int64_t ns) = 0;
+  // OK: this library can.
+  virtual absl::Status post_copy_possible() = 0;
+  // The guest stops here; what the destination lacks follows when it asks for it.
+  virtual absl::Status start_post_copy(const std::string& uuid) = 0;
+  // Whether memory of it is elsewhere, or wanted elsewhere. kNotFound.
+  virtual absl::StatusOr<bool> in_post_copy(const std::string& uuid) = 0;
+  // What a migration that copied disks may have left in QEMU when libvirt's daemon died in it: the
+  // next one would find its names taken.
+  virtual void drop_mirrors(const std::string& uuid, const std::vector<Disk>& disks) = 0;
+  // Of a domain in post-copy that has not run at the destination, and never will: it runs on here.
+  // `cut`: closes QEMU's connections to the other node; the one of libvirt's client has to stay.
+  // kFailedPrecondition: these have broken before; QEMU 7.2 has no way back from that.
+  virtual absl::Status come_back(const std::string& uuid, const std::function<void()>& cut) = 0;
 
   virtual absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) = 0;
   // Whether this node's CPU under that hypervisor can be the one that `cpu_xml` describes.

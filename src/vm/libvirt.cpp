@@ -26,6 +26,11 @@ absl::StatusOr<const Libvirt*> load() {
     return make_error(absl::StatusCode::kUnimplemented, "libvirt.so.0 is too old: no " #call);
   GODWIT_LIBVIRT_CALLS(GODWIT_FIND)
 #undef GODWIT_FIND
+  api.confirm_migration =
+      reinterpret_cast<ConfirmMigration>(::dlsym(library, "virDomainMigrateConfirm3Params"));
+  if (void* for_qemu = ::dlopen("libvirt-qemu.so.0", RTLD_NOW | RTLD_LOCAL))
+    api.qemu_monitor_command =
+        reinterpret_cast<QemuMonitorCommand>(::dlsym(for_qemu, "virDomainQemuMonitorCommand"));
   if (api.virInitialize() != 0) return libvirt_error(api, "virInitialize()");
   // Otherwise it prints each error.
   api.virSetErrorFunc(nullptr, [](void*, virErrorPtr) {});

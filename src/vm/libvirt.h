@@ -40,6 +40,7 @@ namespace godwit::vm {
   X(virDomainMemoryStats)               \
   X(virDomainMigrate3)                  \
   X(virDomainMigrateSetMaxDowntime)     \
+  X(virDomainMigrateStartPostCopy)      \
   X(virDomainOpenConsole)               \
   X(virDomainResume)                    \
   X(virDomainShutdown)                  \
@@ -75,7 +76,17 @@ namespace godwit::vm {
   X(virTypedParamsGetULLong)            \
   X(virTypedParamsGetInt)
 
+// Not in libvirt's public headers: "confirm", a step of each migration that its client drives, with
+// `cancelled` the one that ends a job whose domain stays (src/libvirt_private.syms).
+using ConfirmMigration = int (*)(virDomainPtr, virTypedParameterPtr, int, const char*, int,
+                                 unsigned, int);
+// libvirt-qemu.so.0.
+using QemuMonitorCommand = int (*)(virDomainPtr, const char*, char**, unsigned);
+
 struct Libvirt {
+  // Null: not there, and then there is no post-copy.
+  ConfirmMigration confirm_migration = nullptr;
+  QemuMonitorCommand qemu_monitor_command = nullptr;
 #define GODWIT_DECLARE(call) decltype(&::call) call = nullptr;
   GODWIT_LIBVIRT_CALLS(GODWIT_DECLARE)
 #undef GODWIT_DECLARE

@@ -22,8 +22,10 @@ Happened happened(int event, int detail) {
     case VIR_DOMAIN_EVENT_STARTED:
       return Happened::kStarted;
     case VIR_DOMAIN_EVENT_SUSPENDED:
-      return detail == VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED ? Happened::kStoppedForSwitchover
-                                                           : Happened::kPaused;
+      return detail == VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED ||
+                     detail == VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY
+                 ? Happened::kStoppedForSwitchover
+                 : Happened::kPaused;
     case VIR_DOMAIN_EVENT_RESUMED:
       return Happened::kResumed;
     case VIR_DOMAIN_EVENT_STOPPED:

@@ -37,6 +37,11 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::StatusOr<JobFigures> job(const std::string& uuid) override;
   absl::Status abort_job(const std::string& uuid) override;
   absl::Status set_most_downtime(const std::string& uuid, int64_t ns) override;
+  absl::Status post_copy_possible() override;
+  absl::Status start_post_copy(const std::string& uuid) override;
+  absl::StatusOr<bool> in_post_copy(const std::string& uuid) override;
+  void drop_mirrors(const std::string& uuid, const std::vector<Disk>& disks) override;
+  absl::Status come_back(const std::string& uuid, const std::function<void()>& cut) override;
   absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) override;
   absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) override;
   absl::StatusOr<DiskSize> disk_size(const std::string& uuid, const std::string& target) override;
@@ -61,6 +66,9 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status on_domain(const std::string& uuid, const char* call,
                          absl::FunctionRef<int(virDomainPtr)> act);
 
+  // `arguments`: JSON; empty: none.
+  absl::StatusOr<std::string> ask_qemu(const std::string& uuid, const std::string& command,
+                                       const std::string& arguments = "");
   // Of the folder that `path` is in.
   absl::Status in_pool(const std::string& path,
                        absl::FunctionRef<absl::Status(virStoragePoolPtr)> act);

@@ -41,7 +41,9 @@ absl::Status LibvirtHypervisor::migrate(const std::string& own_socket, const std
   GW_ASSIGN_OR_RETURN(const auto destination, Connection::open(api_, parameters.control_uri));
   GW_ASSIGN_OR_RETURN(const Domain moving, domain(*source, uuid));
   // Unsafe: libvirt knows shared file systems by their types only.
-  unsigned flags = VIR_MIGRATE_PAUSED | VIR_MIGRATE_ABORT_ON_ERROR | VIR_MIGRATE_UNSAFE;
+  unsigned flags = VIR_MIGRATE_ABORT_ON_ERROR | VIR_MIGRATE_UNSAFE;
+  // libvirt refuses both together.
+  flags |= parameters.post_copy ? VIR_MIGRATE_POSTCOPY : VIR_MIGRATE_PAUSED;
   if (parameters.live) flags |= VIR_MIGRATE_LIVE;
   if (parameters.persistent) flags |= VIR_MIGRATE_PERSIST_DEST;
   Parameters list(api_);

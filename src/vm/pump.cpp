@@ -106,6 +106,7 @@ bool Pump::run() {
   Way out(*local_, *far_, true);
   Way in(*far_, *local_, false);
   bool broke = false;
+  bool alone = false;  // the local end has gone while held
   while (!stopped_) {
     Moved moved = Moved::kWell;
     const int64_t wait_ns = traffic_ == nullptr ? 0 : traffic_->wait_ns();
@@ -113,7 +114,11 @@ bool Pump::run() {
       const std::lock_guard going(going_);
       if (!held_ && wait_ns == 0) moved = move(out);
     }
-    if (moved == Moved::kWell) moved = move(in);
+    if (moved == Moved::kWell && !alone) moved = move(in);
+    if (moved == Moved::kLocalBroke && held_) {
+      alone = true;
+      moved = Moved::kWell;
+    }
     if (moved != Moved::kWell) {
       broke = moved == Moved::kFarBroke && !stopped_;
       break;
@@ -133,10 +138,10 @@ bool Pump::run() {
     }};
     // An end that has gone would say so again and again to one that asks it for nothing.
     for (pollfd& each : polled)
-      if (each.events == 0) each.fd = -1;
+      if (each.events == 0 || (alone && &each != &polled[0])) each.fd = -1;
     int timeout_ms = -1;
     if (wait_ns > 0) timeout_ms = static_cast<int>(std::min<int64_t>(wait_ns / 1'000'000 + 1, 100));
-    if (!in.full() && far_->unread()) timeout_ms = 0;
+    if (!in.full() && !alone && far_->unread()) timeout_ms = 0;
     if (!paused && !out.full() && !out.read_all && local_->unread()) timeout_ms = 0;
     if (::poll(polled.data(), polled.size(), timeout_ms) < 0 && errno != EINTR) break;
     if (polled[0].revents != 0) {

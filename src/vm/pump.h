@@ -54,7 +54,7 @@ class Pump {
   void stop();
 
   // From when this returns nothing goes from the local end to the far one while held, not even what
-  // was read before.
+  // was read before; and the far one does not notice if the local one goes.
   void hold(bool held);
 
  private:

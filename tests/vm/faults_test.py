@@ -64,7 +64,7 @@ class Breaking:
         if expected is not None and (now != before) != expected:
             raise Failure("%s: it is on %s, was on %s" % (name, now, before))
         self.at = now
-        self.lab.expect_only_on("web", now, 40)
+        self.lab.expect_only_on("web", now, 90)  # memory may follow
         if self.lab.disks(now) != ["web.qcow2"]:
             raise Failure("%s: disks on %s: %s" % (name, now, self.lab.disks(now)))
         passes = self.agent.check()
@@ -77,10 +77,10 @@ class Breaking:
         notes = "/var/lib/godwit/%s/*/migrations/*" % lab_name()
         wait_for("no journal is left", lambda: not glob.glob(notes), 30)
 
-    def fault(self, point, action, expected=None):
+    def fault(self, point, action, expected=None, options=()):
         def act():
             self.faults.arm(point, action)
-            self.begin().communicate(timeout=120)
+            self.begin(*options).communicate(timeout=120)
             if not self.faults.was_hit():
                 raise Failure("%s was not hit" % point)
         self.case("%s: %s" % (point, action), act, expected)

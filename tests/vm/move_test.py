@@ -78,7 +78,7 @@ def moves(lab, address):
            plan["outcome"] == "movable" and plan["strategy"] == "precopy" and
            plan["predicted_total_ns"] > 0 and plan["dirty_pages_per_s"] > 0 and
            "samples of what it wrote" in plan["based_on"] and
-           [each["strategy"] for each in plan["forecasts"]] == ["precopy", "cold"])
+           [each["strategy"] for each in plan["forecasts"]] == ["precopy", "hybrid", "postcopy", "cold"])
     pulse.mark()
     result = lab.move("web", "n2")
     expect("it went in rounds: %s" % result, result["strategy"] == "precopy" and
@@ -226,7 +226,7 @@ def refusals(lab):
     expect("it is there already", refused_codes(lab.migrate("twin", "n2")) == {"vm.exists"})
     lab.virsh("n2", "undefine", "twin")
     expect("it can go now", lab.migrate("twin", "n2", "--dry-run")["outcome"] == "movable")
-    for options in (("--strategy", "postcopy"), ("--verify",)):
+    for options in (("--verify",), ("--throttle",)):
         done = lab("migrate", "twin", "n2", *options, check=False)
         expect("said what is not for machines", done.returncode == 1 and done.stderr)
     lab("rm", "--force", "twin")
