@@ -5,7 +5,7 @@ PREFIX ?= /usr/local
 SOURCES = $(shell git ls-files 'src/*.cpp' 'src/*.h' 'tests/*.cpp' 'tests/*.h' 'bench/*.cpp' 'bench/*.h')
 
 .DEFAULT_GOAL := build
-.PHONY: help deps test-deps build test check-fast demo demo-vm bench faults install format format-check tidy clean
+.PHONY: help deps test-deps build test check-fast demo demo-vm bench faults faults-vm install format format-check tidy clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -36,6 +36,9 @@ demo-vm: build test-deps  ## the same of a virtual machine and its disk
 
 faults: build test-deps  ## moves disturbed at random, MOVES=1000, SEED=n repeats a run
 	python3 tests/faults/campaign.py $(BUILD)/godwit --moves $(or $(MOVES),1000) $(if $(SEED),--seed $(SEED))
+
+faults-vm: build test-deps  ## the same of a virtual machine, MOVES=50
+	python3 tests/vm/campaign.py $(BUILD)/godwit --moves $(or $(MOVES),50) $(if $(SEED),--seed $(SEED))
 
 bench: build  ## the figures of docs/performance.md; CRIU=/path/to/criu measures that beside it
 	CRIU="$(CRIU)" scripts/bench $(BUILD)
