@@ -2,7 +2,8 @@
 
 An idle guest of 512 MiB with a disk of 256 MiB that only its node has, at 100 MiB/s; a client asks
 each millisecond on one TCP connection. The same machine is moved by `virsh migrate --live
---copy-storage-all` first, and by Godwit then. The guests are emulated, without KVM: they are slow
+--copy-storage-all` first, and by Godwit then; at last one that writes half as much again as its link
+takes, by Godwit alone: `virsh migrate` would never end. The guests are emulated, without KVM: they are slow
 after a move, by either of them, until their code has been translated anew.
 """
 
@@ -18,6 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import vm_lab  # noqa: E402
 
 MIB, DISK_MIB, LIMIT = 512, 256, 100
+BUSY_MIB, BUSY_LIMIT = 64, 16
 HOSTS = {"n1": "10.77.0.11", "n2": "10.77.0.12"}
 
 
@@ -82,10 +84,41 @@ def row(lab, title, name, number, move, moves):
             common.spread([r["total_ns"] for r in results], 1e9)]
 
 
+def busy_row(lab, quick):
+    """Which writes half as much again as the link takes; it moves by itself."""
+    address = boot(lab, "busy", 3, True)
+    agent = lab.agent(address)
+    agent.ask("load %d %d" % (BUSY_MIB, BUSY_LIMIT * 3 // 2))
+    vm_lab.wait_for("a pass over its memory", lambda: agent.check() > 0, 60)
+    client = lab.pulse("echo", address, vm_lab.ECHO, interval_us=1000)
+    results = []
+    for i in range(2 if quick else common.MOVES - common.MOVES % 2):
+        time.sleep(3)
+        client.mark()
+        destination = "n2" if i % 2 == 0 else "n1"
+        result = lab.move("busy", destination, "--bandwidth", "%dMiB" % BUSY_LIMIT)
+        lab.expect_only_on("busy", destination)
+        time.sleep(0.5)
+        seen = client.mark()
+        if seen["wrong"] or seen["lost"] or result["strategy"] != "hybrid":
+            raise common.godwit_lab.Failure("busy: %s, %s" % (seen, result))
+        result["gap_ns"] = seen["longest_gap_us"] * 1000
+        results.append(result)
+        agent.check()
+    client.finish()
+    lab("rm", "--force", "busy")
+    return ["godwit migrate, auto: writes %d MiB/s of %d MiB, at %d MiB/s" % (
+        BUSY_LIMIT * 3 // 2, BUSY_MIB, BUSY_LIMIT),
+            common.spread([r["gap_ns"] for r in results], 1e6),
+            common.spread([r["freeze_ns"] for r in results], 1e6),
+            common.spread([r["total_ns"] for r in results], 1e9)]
+
+
 def run(lab, quick):
     vm_lab.expect_libvirt()
     moves = 2 if quick else common.MOVES - common.MOVES % 2
     return ("A virtual machine of %d MiB with a disk of %d MiB, at %d MiB/s" % (
         MIB, DISK_MIB, LIMIT), ["by", "client's gap, ms", "stopped, ms", "total, s"],
         [row(lab, "virsh migrate", "plain", 1, by_virsh, moves),
-         row(lab, "godwit migrate", "web", 2, by_godwit, moves)])
+         row(lab, "godwit migrate", "web", 2, by_godwit, moves),
+         busy_row(lab, quick)])

@@ -28,8 +28,6 @@ void obey(VmRelay& relay, migration::VmOrder order) {
       return relay.hold_own(true);
     case migration::VM_LIFT_LIMIT:
       return relay.traffic().lift(true);
-    case migration::VM_LIMIT_AGAIN:
-      return relay.traffic().lift(false);
     case migration::VM_KEEP:
       return relay.keep();
     case migration::VM_RELEASE:

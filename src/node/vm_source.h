@@ -75,7 +75,8 @@ class VmMigration {
   bool may_post_copy_ = false;                                  // libvirt is told so
   bool post_copy_ = false;                                      // and it was begun
   bool pages_there_ = true;
-  std::string because_;  // of an attempt before this one
+  uint64_t bytes_per_s_ = 0;  // that it may send; 0: no limit
+  std::string because_;       // of an attempt before this one
   std::unique_ptr<SharedMarks> marks_;
   std::vector<migration::Reason> reasons_;
   api::PrepareVmReply prepared_;

@@ -60,6 +60,9 @@ struct MigrationParameters {
   // It may be turned to post-copy; then libvirt lets it run at the destination itself (see
   // RpcGate), and it is not left paused.
   bool post_copy = false;
+  // Limit of what follows then and nobody waits for; 0: none. QEMU's, for nobody else can tell it
+  // from what is waited for.
+  uint64_t post_copy_bytes_per_s = 0;
 };
 
 class Hypervisor {

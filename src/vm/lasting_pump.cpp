@@ -160,9 +160,13 @@ absl::Status LastingPump::greet(tls::Channel& far) {
   return absl::OkStatus();
 }
 
-// A connection, if there can be one now. False: there never will be.
+// A connection, if there can be one now. False: there has to be one, and there never will.
+//
+// What lasts stays open here even if the other end has given up: QEMU may be asked to come back,
+// and cannot once it has lost its connection.
 bool LastingPump::ready_to_go() {
   if (far_) return true;
+  if (refused_) return !local_ended_ && !local_gone_;
   if (!options_.connect) {
     adopt();
     return true;
@@ -170,7 +174,8 @@ bool LastingPump::ready_to_go() {
   auto connected = options_.connect();
   absl::Status greeted = connected.status();
   if (connected.ok()) greeted = greet(**connected);
-  if (absl::IsNotFound(greeted)) return false;
+  refused_ = absl::IsNotFound(greeted);
+  if (refused_) return lasting_;
   if (!greeted.ok()) return lasting_;
   (*connected)->read_ahead(kMostIncoming);
   std::lock_guard lock(mutex_);
@@ -331,7 +336,7 @@ void LastingPump::wait(int64_t pause_ns) {
     if (each.events == 0) each.fd = -1;
   int timeout_ms = -1;
   if (pause_ns > 0) timeout_ms = static_cast<int>(std::min<int64_t>(pause_ns / 1'000'000 + 1, 100));
-  if (!far_ && options_.connect) timeout_ms = kPauseMs;
+  if (!far_ && options_.connect && !refused_) timeout_ms = kPauseMs;
   if (receives && far_->unread()) timeout_ms = 0;
   if (::poll(polled.data(), polled.size(), timeout_ms) > 0 && polled[0].revents != 0) {
     uint64_t count = 0;

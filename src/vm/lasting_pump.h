@@ -91,6 +91,7 @@ class LastingPump {
   bool local_ended_ = false;
   bool local_gone_ = false;  // nothing can be written to it
   bool end_sent_ = false;
+  bool refused_ = false;  // the other end knows the flow no more
   std::string wire_;  // frames on their way out
   size_t wire_sent_ = 0;
 

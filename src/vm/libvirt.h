@@ -71,6 +71,7 @@ namespace godwit::vm {
   X(virStreamRecv)                      \
   X(virStreamSend)                      \
   X(virTypedParamsAddString)            \
+  X(virTypedParamsAddULLong)            \
   X(virTypedParamsFree)                 \
   X(virTypedParamsGetLLong)             \
   X(virTypedParamsGetULLong)            \

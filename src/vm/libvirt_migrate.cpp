@@ -21,6 +21,9 @@ class Parameters {
   void add(const char* name, const std::string& value) {
     ok_ &= api_.virTypedParamsAddString(&list_, &count_, &room_, name, value.c_str()) == 0;
   }
+  void add(const char* name, unsigned long long value) {
+    ok_ &= api_.virTypedParamsAddULLong(&list_, &count_, &room_, name, value) == 0;
+  }
   bool ok() const { return ok_; }
   virTypedParameterPtr list() const { return list_; }
   unsigned count() const { return static_cast<unsigned>(count_); }
@@ -54,6 +57,9 @@ absl::Status LibvirtHypervisor::migrate(const std::string& own_socket, const std
     for (const std::string& each : parameters.copied_disks)
       list.add(VIR_MIGRATE_PARAM_MIGRATE_DISKS, each);
   }
+  if (parameters.post_copy && parameters.post_copy_bytes_per_s > 0)
+    list.add(VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY,
+             std::max<unsigned long long>(1, parameters.post_copy_bytes_per_s >> 20));
   if (!list.ok()) return libvirt_error(api_, "virTypedParamsAddString()");
   const Domain moved(
       api_.virDomainMigrate3(moving.get(), destination->get(), list.list(), list.count(), flags),
