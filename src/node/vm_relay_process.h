@@ -55,6 +55,8 @@ class VmRelayProcess {
   migration::VmRelayState state_;
 };
 
+// What comes from libvirt and QEMU for the other node is thrown away from here on.
+void drain_vm_relay(const api::MigrationJournal& entry);
 // What libvirt and QEMU have to the other node is closed, but for the source's own connection to
 // libvirt. Fine when the relay has gone.
 void cut_vm_relay(const api::MigrationJournal& entry);

@@ -58,6 +58,8 @@ class LastingPump {
   void attach(std::unique_ptr<tls::Channel> far, uint64_t received_there);
   // From here on what breaks is made anew.
   void keep();
+  // The flow is of no use any more, but its local end is not to notice.
+  void drain();
   bool connected() const { return connected_; }
   bool finish_held() const { return finish_held_; }
   void open_gate();
@@ -92,7 +94,7 @@ class LastingPump {
   bool local_gone_ = false;  // nothing can be written to it
   bool end_sent_ = false;
   bool refused_ = false;  // the other end knows the flow no more
-  std::string wire_;  // frames on their way out
+  std::string wire_;      // frames on their way out
   size_t wire_sent_ = 0;
 
   // From there.
@@ -112,6 +114,7 @@ class LastingPump {
   std::atomic<bool> connected_ = false;
   std::atomic<bool> finish_held_ = false;
   std::atomic<bool> opening_ = false;
+  std::atomic<bool> draining_ = false;
 };
 
 }  // namespace godwit::vm

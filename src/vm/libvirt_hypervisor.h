@@ -41,7 +41,8 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status start_post_copy(const std::string& uuid) override;
   absl::StatusOr<bool> in_post_copy(const std::string& uuid) override;
   void drop_mirrors(const std::string& uuid, const std::vector<Disk>& disks) override;
-  absl::Status come_back(const std::string& uuid, const std::function<void()>& cut) override;
+  absl::Status come_back(const std::string& uuid, const std::function<void()>& drain,
+                         const std::function<void()>& cut) override;
   absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) override;
   absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) override;
   absl::StatusOr<DiskSize> disk_size(const std::string& uuid, const std::string& target) override;

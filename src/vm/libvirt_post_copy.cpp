@@ -17,6 +17,8 @@ namespace godwit::vm {
 namespace {
 
 constexpr absl::Duration kCancelWait = absl::Seconds(10);
+constexpr absl::Duration kTurnWait = absl::Milliseconds(500);
+constexpr absl::Duration kSettle = absl::Milliseconds(400);
 constexpr absl::Duration kLook = absl::Milliseconds(20);
 
 // {"return":{...,"status":"postcopy-active",...}}; members of members are named otherwise.
@@ -49,15 +51,24 @@ absl::Status LibvirtHypervisor::start_post_copy(const std::string& uuid) {
 }
 
 absl::StatusOr<bool> LibvirtHypervisor::in_post_copy(const std::string& uuid) {
-  int state = 0;
-  int reason = 0;
-  GW_RETURN_IF_ERROR(on_domain(uuid, "virDomainGetState()", [&](virDomainPtr found) {
-    return api_.virDomainGetState(found, &state, &reason, 0);
-  }));
-  if (state == VIR_DOMAIN_RUNNING)
-    return reason == VIR_DOMAIN_RUNNING_POSTCOPY || reason == VIR_DOMAIN_RUNNING_POSTCOPY_FAILED;
-  return state == VIR_DOMAIN_PAUSED &&
-         (reason == VIR_DOMAIN_PAUSED_POSTCOPY || reason == VIR_DOMAIN_PAUSED_POSTCOPY_FAILED);
+  const Deadline deadline = Deadline::in(kTurnWait);
+  for (;;) {
+    int state = 0;
+    int reason = 0;
+    GW_RETURN_IF_ERROR(on_domain(uuid, "virDomainGetState()", [&](virDomainPtr found) {
+      return api_.virDomainGetState(found, &state, &reason, 0);
+    }));
+    if (state == VIR_DOMAIN_RUNNING)
+      return reason == VIR_DOMAIN_RUNNING_POSTCOPY || reason == VIR_DOMAIN_RUNNING_POSTCOPY_FAILED;
+    if (state != VIR_DOMAIN_PAUSED) return false;
+    if (reason == VIR_DOMAIN_PAUSED_POSTCOPY || reason == VIR_DOMAIN_PAUSED_POSTCOPY_FAILED)
+      return true;
+    // Stopped just now, and on its way there perhaps.
+    if (reason != VIR_DOMAIN_PAUSED_MIGRATION || deadline.passed()) return false;
+    const auto migration = ask_qemu(uuid, "query-migrate");
+    if (!migration.ok() || has_ended(status_in(*migration))) return false;
+    absl::SleepFor(kLook);
+  }
 }
 
 absl::StatusOr<std::string> LibvirtHypervisor::ask_qemu(const std::string& uuid,
@@ -95,6 +106,7 @@ void LibvirtHypervisor::drop_mirrors(const std::string& uuid, const std::vector<
 }
 
 absl::Status LibvirtHypervisor::come_back(const std::string& uuid,
+                                          const std::function<void()>& drain,
                                           const std::function<void()>& cut) {
   GW_ASSIGN_OR_RETURN(const std::string migration, ask_qemu(uuid, "query-migrate"));
   const std::string status = status_in(migration);
@@ -103,7 +115,16 @@ absl::Status LibvirtHypervisor::come_back(const std::string& uuid,
                       "QEMU's connection broke in post-copy ({}), from which it has no way back; "
                       "its memory is whole, but only QEMU at the destination could take it",
                       status);
-  if (!has_ended(status)) GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate_cancel").status());
+  if (!has_ended(status)) {
+    // QEMU 7.2 shuts its socket down before it notes that it cancels. Its thread that waits for
+    // room in there would take that for a broken link, and pause for ever. So it is to wait for its
+    // own limit instead, in steps of 100 ms.
+    GW_RETURN_IF_ERROR(
+        ask_qemu(uuid, "migrate-set-parameters", "{\"max-postcopy-bandwidth\":4096}").status());
+    drain();
+    absl::SleepFor(kSettle);
+    GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate_cancel").status());
+  }
   cut();
   for (const Deadline deadline = Deadline::in(kCancelWait);;) {
     GW_ASSIGN_OR_RETURN(const std::string now, ask_qemu(uuid, "query-migrate"));

@@ -80,9 +80,9 @@ class Breaking:
     def fault(self, point, action, expected=None, options=()):
         def act():
             self.faults.arm(point, action)
-            self.begin(*options).communicate(timeout=120)
+            said = self.begin(*options).communicate(timeout=120)
             if not self.faults.was_hit():
-                raise Failure("%s was not hit" % point)
+                raise Failure("%s was not hit: %s" % (point, said))
         self.case("%s: %s" % (point, action), act, expected)
 
     def while_limited(self, name, act, expected=False, bandwidth="8MiB"):
