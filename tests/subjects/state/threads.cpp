@@ -1,15 +1,20 @@
+#include <linux/capability.h>
 #include <linux/futex.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cfenv>
 #include <csignal>
+#include <string_view>
 #include <thread>
+#include <utility>
 
 #include "checks.h"
 
@@ -212,11 +217,79 @@ void add_endless(std::vector<Check>& checks) {
       });
 }
 
+// What a thread may have that others of its process have not.
+struct Own {
+  const char* name;
+  unsigned long slack_ns;
+  int death_signal;
+  uid_t fs_user;
+  bool no_new_privs;
+  int dropped;  // from the bounding set
+  std::array<char, 16384> stack;
+};
+
+std::string check_own(const Own& own) {
+  char name[16];
+  ::prctl(PR_GET_NAME, name, 0, 0, 0);
+  int death_signal = 0;
+  ::prctl(PR_GET_PDEATHSIG, &death_signal, 0, 0, 0);
+  stack_t stack{};
+  ::sigaltstack(nullptr, &stack);
+  const auto user = static_cast<uid_t>(::syscall(SYS_setfsuid, -1));
+  if (std::string_view(name) != own.name) return std::string("its name is ") + name;
+  if (death_signal != own.death_signal) return "PR_GET_PDEATHSIG";
+  if (static_cast<unsigned long>(::prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0)) != own.slack_ns)
+    return "PR_GET_TIMERSLACK";
+  if (stack.ss_sp != own.stack.data() || stack.ss_size != own.stack.size() || stack.ss_flags != 0)
+    return "sigaltstack()";
+  if (user != own.fs_user) return "setfsuid() gives " + std::to_string(user);
+  // Filters for all threads give it to the others as well (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC).
+  if (own.no_new_privs && ::prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
+    return "PR_GET_NO_NEW_PRIVS";
+  for (int capability : {CAP_SYS_TIME, CAP_WAKE_ALARM})
+    if ((::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 0) != (capability == own.dropped))
+      return "PR_CAPBSET_READ of " + std::to_string(capability);
+  return {};
+}
+
+void add_own(std::vector<Check>& checks) {
+  static std::vector<Own> all = {
+      {"first", 70'000, SIGUSR2, 0, false, CAP_SYS_TIME, {}},
+      {"second", 71'000, 0, 1234, false, CAP_WAKE_ALARM, {}},
+      {"third", 50'000, 0, 0, true, -1, {}},
+      {"first", 50'000, SIGUSR2, 0, true, -1, {}},
+  };
+  for (Own& own : all) {
+    std::atomic<long>* turns = repeat("a thread's own settings", [&own, first = true]() mutable {
+      if (std::exchange(first, false)) {
+        const stack_t stack{.ss_sp = own.stack.data(), .ss_flags = 0, .ss_size = own.stack.size()};
+        ::prctl(PR_SET_NAME, own.name, 0, 0, 0);
+        ::prctl(PR_SET_TIMERSLACK, own.slack_ns, 0, 0, 0);
+        ::prctl(PR_SET_PDEATHSIG, own.death_signal, 0, 0, 0);
+        ::sigaltstack(&stack, nullptr);
+        if (own.dropped >= 0) ::prctl(PR_CAPBSET_DROP, own.dropped, 0, 0, 0);
+        if (own.no_new_privs) ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        ::syscall(SYS_setfsuid, own.fs_user);
+        // setfsuid(2) of another user clears it.
+        ::prctl(PR_SET_PDEATHSIG, own.death_signal, 0, 0, 0);
+      }
+      const timespec time{0, 5'000'000};
+      ::nanosleep(&time, nullptr);
+      return check_own(own);
+    });
+    checks.push_back({"a thread's own settings", [=] {
+                        const long before = *turns;
+                        report().expect(soon([&] { return *turns > before; }), "the thread hangs");
+                      }});
+  }
+}
+
 }  // namespace
 
 void add_thread_checks(std::vector<Check>& checks) {
   add_timed(checks);
   add_endless(checks);
+  add_own(checks);
   // Rounding modes live in the x87 control word and in MXCSR.
   std::atomic<long>* turns = repeat("rounding mode", [first = true]() mutable {
     if (first) std::fesetround(FE_UPWARD);
