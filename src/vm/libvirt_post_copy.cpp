@@ -65,8 +65,6 @@ absl::StatusOr<bool> LibvirtHypervisor::in_post_copy(const std::string& uuid) {
       return true;
     // Stopped just now, and on its way there perhaps.
     if (reason != VIR_DOMAIN_PAUSED_MIGRATION || deadline.passed()) return false;
-    const auto migration = ask_qemu(uuid, "query-migrate");
-    if (!migration.ok() || has_ended(status_in(*migration))) return false;
     absl::SleepFor(kLook);
   }
 }
