@@ -60,6 +60,15 @@ absl::Status forget_source(const Records& records, const std::string& service,
   return done || absl::IsNotFound(told) ? absl::OkStatus() : told;
 }
 
+// A predecessor may have died with the bridges' ports closed.
+absl::Status lead_frames_here(vm::Hypervisor& hypervisor, const std::string& uuid) {
+  const auto xml = hypervisor.xml(uuid, false);
+  const auto domain = xml.ok() ? vm::parse_domain(*xml) : xml.status();
+  if (!domain.ok()) return absl::OkStatus();
+  GW_RETURN_IF_ERROR(connect_vm(*domain, true));
+  return announce_vm(*domain);
+}
+
 // The source runs on. libvirt resumes a domain whose migration failed by itself, but not one that
 // had gone over completely.
 absl::Status run_on(vm::Hypervisor& hypervisor, const api::MigrationJournal& entry) {
@@ -160,6 +169,7 @@ absl::StatusOr<bool> Vms::settle_pages(const api::MigrationJournal& entry) {
   }
   if (state.ok() && *state != vm::DomainState::kStopped) {
     GW_ASSIGN_OR_RETURN(const bool follows, hypervisor->in_post_copy(entry.vm_uuid()));
+    if (follows) GW_RETURN_IF_ERROR(lead_frames_here(*hypervisor, entry.vm_uuid()));
     if (follows)
       return make_error(absl::StatusCode::kUnavailable, "memory of {} is on {} yet",
                         entry.service(), entry.peer());
@@ -185,14 +195,9 @@ absl::Status Vms::settle_destination(const api::MigrationJournal& entry) {
     log_info("migration {}: {} is ours; finishing it", entry.id(), entry.service());
     const auto state = hypervisor->state(entry.vm_uuid());
     if (!state.ok() && !absl::IsNotFound(state.status())) return state.status();
+    if (state.ok() && *state != vm::DomainState::kStopped)
+      GW_RETURN_IF_ERROR(lead_frames_here(*hypervisor, entry.vm_uuid()));
     if (state.ok() && *state == vm::DomainState::kPaused) {
-      // A predecessor may have died with the bridges' ports closed.
-      const auto xml = hypervisor->xml(entry.vm_uuid(), false);
-      const auto domain = xml.ok() ? vm::parse_domain(*xml) : xml.status();
-      if (domain.ok()) {
-        GW_RETURN_IF_ERROR(connect_vm(*domain, true));
-        GW_RETURN_IF_ERROR(announce_vm(*domain));
-      }
       GW_RETURN_IF_ERROR(hypervisor->resume(entry.vm_uuid()));
     }
     GW_RETURN_IF_ERROR(take_on(entry.service(), entry.vm_uuid()));
