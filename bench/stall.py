@@ -24,8 +24,9 @@ def run(lab, quick):
             memory.hold()
             client.mark()
             begin = time.monotonic()
+            # Compressed it would be there before it is cancelled.
             move = subprocess.Popen([lab.godwit, "migrate", name, "n2", "--bandwidth", "100MiB",
-                                     "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                     "--compress", "none", "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(2)
             move.send_signal(signal.SIGINT)
             move.wait(30)
