@@ -97,7 +97,9 @@ def busy_row(lab, quick):
         client.mark()
         destination = "n2" if i % 2 == 0 else "n1"
         result = lab.move("busy", destination, "--bandwidth", "%dMiB" % BUSY_LIMIT)
-        lab.expect_only_on("busy", destination)
+        source = "n1" if destination == "n2" else "n2"
+        common.godwit_lab.wait_for("it to be gone at its source", lambda source=source:
+                                   "busy" not in lab.domains(source), 60)
         time.sleep(0.5)
         seen = client.mark()
         if seen["wrong"] or seen["lost"] or result["strategy"] != "hybrid":
