@@ -345,10 +345,13 @@ absl::Status Source::collect_states(Capturing& one) {
       if (!state.ok()) return annotate(state.status(), collecting.resource->name());
       states[i] = *std::move(state);
     }
-    if (!states[i].empty())
-      task_states_.push_back({{std::string(collecting.resource->name()),
-                               static_cast<uint64_t>(frozen.tids[collecting.task].value)},
-                              states[i]});
+  }
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (states[i].empty()) continue;
+    const Capturing::Collecting& collecting = one.collecting[i];
+    task_states_.push_back({{std::string(collecting.resource->name()),
+                             static_cast<uint64_t>(frozen.tids[collecting.task].value)},
+                            std::move(states[i])});
   }
   GW_RETURN_IF_ERROR(one.batches[0].check(one.brk_call));
   frozen.process->brk = static_cast<uint64_t>(one.batches[0].result(one.brk_call));

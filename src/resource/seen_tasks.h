@@ -36,7 +36,6 @@ struct SeenTask {
   uint32_t pdeath_signal;
   uint32_t seccomp_mode;
   uint32_t pid;
-  uint32_t unused;
   std::array<uint32_t, 4> comm;
 };
 
