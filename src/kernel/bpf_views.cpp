@@ -65,15 +65,15 @@ Btf::Field ViewProgram::find(std::string_view structure, std::string_view path) 
 absl::StatusOr<Views> Views::open(const Kind& kind, uint32_t capacity,
                                   absl::FunctionRef<void(ViewProgram&)> build) {
   static_assert(offsetof(Shared, count) == 0 && offsetof(Shared, records) == kRecordsAt);
-  GW_ASSIGN_OR_RETURN(const Btf btf, Btf::of_kernel());
-  GW_ASSIGN_OR_RETURN(const uint32_t function, btf.function(kind.function));
+  GW_ASSIGN_OR_RETURN(const std::shared_ptr<const Btf> btf, Btf::of_kernel());
+  GW_ASSIGN_OR_RETURN(const uint32_t function, btf->function(kind.function));
   Views views;
   views.capacity_ = capacity;
   views.shared_bytes_ = kRecordsAt + size_t{capacity} * kind.record_bytes;
   GW_ASSIGN_OR_RETURN(const UniqueFd map,
                       create_mmapable_value(kind.name, static_cast<uint32_t>(views.shared_bytes_)));
 
-  ViewProgram program(btf);
+  ViewProgram program(*btf);
   program.add(move(ViewProgram::kContext, 1));
   program.follow(ViewProgram::kFrom, ViewProgram::kContext, kind.context, kind.member);
   program.leave_if(BPF_JEQ, ViewProgram::kFrom, 0);  // the end

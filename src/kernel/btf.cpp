@@ -6,6 +6,8 @@
 #include <span>
 #include <utility>
 
+#include "absl/base/const_init.h"
+#include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "kernel/syscalls.h"
 
@@ -61,9 +63,16 @@ bool is_aggregate(const btf_type& type) {
 
 }  // namespace
 
-absl::StatusOr<Btf> Btf::of_kernel() {
-  GW_ASSIGN_OR_RETURN(std::string bytes, read_file("/sys/kernel/btf/vmlinux"));
-  return parse(std::move(bytes));
+absl::StatusOr<std::shared_ptr<const Btf>> Btf::of_kernel() {
+  static absl::Mutex mutex(absl::kConstInit);
+  static auto& known = *new std::shared_ptr<const Btf>;
+  const absl::MutexLock lock(&mutex);
+  if (known == nullptr) {
+    GW_ASSIGN_OR_RETURN(std::string bytes, read_file("/sys/kernel/btf/vmlinux"));
+    GW_ASSIGN_OR_RETURN(Btf btf, parse(std::move(bytes)));
+    known = std::make_shared<const Btf>(std::move(btf));
+  }
+  return known;
 }
 
 absl::StatusOr<Btf> Btf::parse(std::string bytes) {

@@ -120,9 +120,11 @@ TEST(BtfTest, DamageIsAnErrorOrLeadsNowhere) {
 }
 
 TEST(BtfTest, KnowsTheRunningKernel) {
-  const auto btf = Btf::of_kernel();
-  if (errno_of(btf.status()) == ENOENT) GTEST_SKIP() << "no BTF: CONFIG_DEBUG_INFO_BTF";
-  ASSERT_TRUE(btf.ok()) << btf.status();
+  const auto known = Btf::of_kernel();
+  if (errno_of(known.status()) == ENOENT) GTEST_SKIP() << "no BTF: CONFIG_DEBUG_INFO_BTF";
+  ASSERT_TRUE(known.ok()) << known.status();
+  EXPECT_EQ(Btf::of_kernel().value(), *known) << "read again";
+  const Btf* btf = known->get();
   EXPECT_GT(btf->function("bpf_iter_task_file").value_or(0), 0U);
   const auto fd = btf->field("bpf_iter__task_file", "fd");
   ASSERT_TRUE(fd.ok()) << fd.status();

@@ -30,7 +30,7 @@ struct KernelMemory::Shared {
 absl::StatusOr<std::unique_ptr<KernelMemory>> KernelMemory::open() {
   using namespace bpf;
   constexpr int kShared = 6;
-  GW_ASSIGN_OR_RETURN(Btf btf, Btf::of_kernel());
+  GW_ASSIGN_OR_RETURN(std::shared_ptr<const Btf> btf, Btf::of_kernel());
   std::unique_ptr<KernelMemory> memory(new KernelMemory(std::move(btf)));
   GW_ASSIGN_OR_RETURN(const UniqueFd map, create_mmapable_value("gw_kernel", sizeof(Shared)));
   std::vector<bpf_insn> code;
@@ -91,13 +91,13 @@ absl::Status KernelMemory::read(KernelAddress from, std::span<std::byte> to) con
 
 absl::StatusOr<KernelAddress> KernelMemory::member(KernelAddress at, std::string_view structure,
                                                    std::string_view path) const {
-  GW_ASSIGN_OR_RETURN(const Btf::Field field, btf_.field(structure, path));
+  GW_ASSIGN_OR_RETURN(const Btf::Field field, btf_->field(structure, path));
   return at + field.offset;
 }
 
 absl::StatusOr<uint64_t> KernelMemory::number(KernelAddress at, std::string_view structure,
                                               std::string_view path) const {
-  GW_ASSIGN_OR_RETURN(const Btf::Field field, btf_.field(structure, path));
+  GW_ASSIGN_OR_RETURN(const Btf::Field field, btf_->field(structure, path));
   uint64_t value = 0;  // little endian
   if (field.size > sizeof value)
     return make_error(absl::StatusCode::kUnimplemented, "{} of struct {} has {} bytes", path,

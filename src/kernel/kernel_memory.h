@@ -36,7 +36,7 @@ class KernelMemory {
   static absl::StatusOr<std::unique_ptr<KernelMemory>> open();
   ~KernelMemory();
 
-  const Btf& btf() const { return btf_; }
+  const Btf& btf() const { return *btf_; }
   absl::Status read(KernelAddress from, std::span<std::byte> to) const;
   // A member of the structure at `at`: pointers are followed by calls of their own.
   absl::StatusOr<KernelAddress> pointer(KernelAddress at, std::string_view structure,
@@ -52,11 +52,11 @@ class KernelMemory {
 
  private:
   struct Shared;
-  explicit KernelMemory(Btf btf) : btf_(std::move(btf)) {}
+  explicit KernelMemory(std::shared_ptr<const Btf> btf) : btf_(std::move(btf)) {}
   absl::Status run(uint64_t from, uint32_t bytes) const;
   absl::Status read_some(uint64_t from, std::span<std::byte> to) const;
 
-  Btf btf_;
+  std::shared_ptr<const Btf> btf_;
   UniqueFd program_;
   Shared* shared_ = nullptr;
   mutable std::mutex mutex_;
