@@ -10,6 +10,7 @@ Ten services of 64 MiB at once, against the same ten one after the other. And wh
 server gets, in requests a second, while the server is in the rounds of a move.
 """
 
+import concurrent.futures
 import json
 import re
 import subprocess
@@ -19,6 +20,7 @@ import common
 
 SERVICES = 10
 SERVICE_MIB = 64
+KEYS = 400000
 
 
 def iperf(bytes_count):
@@ -94,15 +96,24 @@ def redis_in_rounds(lab, count):
     """Requests a second while it does not move, and while it does, of the same client: medians."""
     name = "rounds"
     address = lab.start(name, "/usr/bin/redis-server", "--bind", "0.0.0.0", "--port", "6379", "--save", "",
-                        "--protected-mode", "no", port=6379)
-    lab.client("redis-cli", "-h", address, "debug", "populate", "400000", "filler", "900", timeout=120)
+                        "--protected-mode", "no", "--enable-debug-command", "yes", port=6379)
+
+    def ask(*words):
+        return lab.client("redis-cli", "-h", address, *words, timeout=120).stdout
+    ask("debug", "populate", KEYS, "filler", "900")
+    if int(ask("dbsize")) != KEYS:
+        raise common.godwit_lab.Failure("redis holds %s keys" % ask("dbsize"))
     load = subprocess.Popen(lab.client_command(
-        "redis-benchmark", "-h", address, "-t", "get", "-n", 100000000, "-c", 20, "-r", 400000),
+        "redis-benchmark", "-h", address, "-t", "get", "-n", 100000000, "-c", 20, "-r", KEYS),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def commands():
-        text = lab.client("redis-cli", "-h", address, "info", "stats").stdout
-        return time.monotonic(), int(re.search(r"total_commands_processed:(\d+)", text).group(1))
+    def requests_per_s():
+        at, total = [], []
+        for pause in (1.5, 0):
+            at.append(time.monotonic())
+            total.append(int(re.search(r"total_commands_processed:(\d+)", ask("info", "stats")).group(1)))
+            time.sleep(pause)
+        return (total[1] - total[0]) / (at[1] - at[0])
     idle, moving = [], []
     try:
         with common.Warmth(1024) as memory:
@@ -110,15 +121,17 @@ def redis_in_rounds(lab, count):
             for i in range(count):
                 memory.hold()
                 time.sleep(0.5)
-                first = commands()
-                time.sleep(1.5)
-                second = commands()
-                idle.append((second[1] - first[1]) / (second[0] - first[0]))
-                # So that the rounds last, and the freeze is a small part.
-                first = commands()
-                lab.move(name, "n2" if i % 2 == 0 else "n1", "--bandwidth", "200MiB", timeout=120)
-                second = commands()
-                moving.append((second[1] - first[1]) / (second[0] - first[0]))
+                idle.append(requests_per_s())
+                # So that the first round lasts longer than is measured.
+                with concurrent.futures.ThreadPoolExecutor(1) as beside:
+                    move = beside.submit(lab.move, name, "n2" if i % 2 == 0 else "n1", "--bandwidth",
+                                         "200MiB", "--compress", "none", timeout=120)
+                    time.sleep(0.2)
+                    rate = requests_per_s()
+                    if move.done():
+                        raise common.godwit_lab.Failure("the rounds were over: %s" % move.result())
+                    moving.append(rate)
+                    move.result()
     finally:
         load.kill()
         load.wait(20)
