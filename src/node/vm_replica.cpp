@@ -164,14 +164,14 @@ absl::Status VmReplica::wait_until_complete() {
     // Of libvirt's client, which says so when the source has stopped for good.
     if (request_.post_copy() && relay.finish_held()) complete_ = true;
     const bool all_here = complete_ || request_.stopped();
+    // After "finish" the source's client may go: the store decides. In post-copy the relay has it.
+    if ((!all_here || request_.post_copy()) && (relay.broken() || relay.control_ended()))
+      return make_error(absl::StatusCode::kUnavailable,
+                        "the connection to {} broke before all of it had come", request_.source());
     if (all_here && asked_) {
       if (!request_.post_copy()) lead_frames_here();
       return absl::OkStatus();
     }
-    // After "finish" the source's client may go: the store decides.
-    if ((!all_here || request_.post_copy()) && (relay.broken() || relay.control_ended()))
-      return make_error(absl::StatusCode::kUnavailable,
-                        "the connection to {} broke before all of it had come", request_.source());
     if (begun_ && !looked) {
       looked = true;
       lock.unlock();
