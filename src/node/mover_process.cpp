@@ -225,16 +225,4 @@ absl::StatusOr<UniqueFd> end_left_over_mover(pid_t pid, uint64_t start_ticks, in
   return hold;
 }
 
-absl::Status signal_left_over_mover(pid_t pid, uint64_t start_ticks, int signal) {
-  if (pid <= 0) return absl::OkStatus();
-  const auto pidfd = kernel::pidfd_open(HostPid{pid});
-  if (absl::IsNotFound(pidfd.status())) return absl::OkStatus();
-  GW_RETURN_IF_ERROR(pidfd.status());
-  const auto ticks = start_ticks_of(pid);
-  if (!ticks.ok() || *ticks != start_ticks) return absl::OkStatus();
-  if (::syscall(SYS_pidfd_send_signal, pidfd->get(), signal, nullptr, 0) != 0 && errno != ESRCH)
-    return errno_status(errno, fmt::format("pidfd_send_signal({}, {})", pid, signal));
-  return absl::OkStatus();
-}
-
 }  // namespace godwit::node

@@ -76,8 +76,6 @@ class MoverProcess {
 // Ends a mover that an earlier daemon started, unless the pid is another process's by now. Gives a
 // copy of its descriptor `hold_fd`, if it lived and had that.
 absl::StatusOr<UniqueFd> end_left_over_mover(pid_t pid, uint64_t start_ticks, int hold_fd);
-// Fine when it has ended.
-absl::Status signal_left_over_mover(pid_t pid, uint64_t start_ticks, int signal);
 
 }  // namespace godwit::node
 

@@ -322,12 +322,6 @@ void VmRelay::release() {
     if (each.lasting && each.lasting->finish_held()) each.lasting->open_gate();
 }
 
-void VmRelay::drain() {
-  std::lock_guard lock(mutex_);
-  for (Flow& each : flows_)
-    if (each.lasting) each.lasting->drain();
-}
-
 void VmRelay::cut(bool own_too) {
   std::lock_guard lock(mutex_);
   // No new ones either: whoever connects now is closed.

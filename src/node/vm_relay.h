@@ -53,8 +53,6 @@ class VmRelay {
   // All connections are closed, at once; but, if asked so, the one of hold_own().
   void cut(bool own_too);
   void release();
-  // Nothing of what comes from here goes to the other node any more; it is taken all the same.
-  void drain();
 
   vm::Traffic& traffic() { return traffic_; }
   migration::VmRelayState state();

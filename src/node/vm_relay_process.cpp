@@ -1,6 +1,5 @@
 #include "node/vm_relay_process.h"
 
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,25 +17,6 @@ namespace {
 
 constexpr absl::Duration kAnswerWait = absl::Seconds(10);
 constexpr absl::Duration kLook = absl::Milliseconds(50);
-
-volatile sig_atomic_t cut_asked = 0;
-volatile sig_atomic_t drain_asked = 0;
-void ask_cut(int) { cut_asked = 1; }
-void ask_drain(int) { drain_asked = 1; }
-
-// From the successor of its daemon.
-void heed_signals(VmRelay& relay) {
-  if (drain_asked != 0) relay.drain();
-  if (cut_asked != 0) relay.cut(false);
-  drain_asked = 0;
-  cut_asked = 0;
-}
-
-void ask_relay(const api::MigrationJournal& entry, int signal) {
-  const absl::Status asked =
-      signal_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), signal);
-  if (!asked.ok()) log_warning("migration {}: {}", entry.id(), message_of(asked));
-}
 
 void obey(VmRelay& relay, migration::VmOrder order) {
   switch (order) {
@@ -96,6 +76,7 @@ void VmRelayProcess::order(migration::VmOrder order) {
   if (!state_.broken()) log_warning("the relay of migration {}: {}", id_, message_of(answered));
   state_.set_broken(true);
   state_.set_control_ended(true);
+  state_.set_finish_held(false);
 }
 
 migration::VmRelayState VmRelayProcess::look() {
@@ -108,10 +89,6 @@ void VmRelayProcess::note(api::MigrationJournal& entry) const {
   entry.set_mover_pid(mover_->pid());
   entry.set_mover_start_ticks(mover_->start_ticks());
 }
-
-void drain_vm_relay(const api::MigrationJournal& entry) { ask_relay(entry, SIGUSR2); }
-
-void cut_vm_relay(const api::MigrationJournal& entry) { ask_relay(entry, SIGUSR1); }
 
 absl::Status end_vm_relay(const api::MigrationJournal& entry) {
   GW_RETURN_IF_ERROR(end_left_over_mover(entry.mover_pid(), entry.mover_start_ticks(), 0).status());
@@ -128,12 +105,9 @@ migration::Finished run_vm_relay(const migration::MoverStart& start,
                                  migration::DaemonLink& daemon) {
   // Guests wait for it.
   process::take_part();
-  ::signal(SIGUSR1, ask_cut);
-  ::signal(SIGUSR2, ask_drain);
   auto relay = VmRelay::start(start);
   bool kept = false;
   for (;;) {
-    if (relay.ok()) heed_signals(**relay);
     const auto message = daemon.receive(Deadline::in(kLook));
     if (absl::IsDeadlineExceeded(message.status())) continue;
     if (!message.ok()) break;  // the daemon has gone
@@ -149,10 +123,7 @@ migration::Finished run_vm_relay(const migration::MoverStart& start,
     if (!daemon.send(answer).ok()) break;
   }
   if (relay.ok() && kept) log_info("migration {}: its daemon has gone", start.migration_id());
-  while (relay.ok() && kept && !(*relay)->idle()) {
-    heed_signals(**relay);
-    absl::SleepFor(kLook);
-  }
+  while (relay.ok() && kept && !(*relay)->idle()) absl::SleepFor(kLook);
   return migration::failed(migration::OUTCOME_ROLLED_BACK, absl::CancelledError("over"));
 }
 

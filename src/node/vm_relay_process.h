@@ -55,11 +55,7 @@ class VmRelayProcess {
   migration::VmRelayState state_;
 };
 
-// What comes from libvirt and QEMU for the other node is thrown away from here on.
-void drain_vm_relay(const api::MigrationJournal& entry);
-// What libvirt and QEMU have to the other node is closed, but for the source's own connection to
-// libvirt. Fine when the relay has gone.
-void cut_vm_relay(const api::MigrationJournal& entry);
+// Fine when it has gone.
 absl::Status end_vm_relay(const api::MigrationJournal& entry);
 
 // At a destination: whether the relay has let the machine run, or was about to.

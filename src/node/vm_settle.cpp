@@ -75,9 +75,7 @@ absl::Status run_on(vm::Hypervisor& hypervisor, const api::MigrationJournal& ent
   const std::string& uuid = entry.vm_uuid();
   const Deadline deadline = Deadline::in(kJobEndWait);
   const auto in_post_copy = hypervisor.in_post_copy(uuid);
-  if (in_post_copy.ok() && *in_post_copy)
-    GW_RETURN_IF_ERROR(hypervisor.come_back(
-        uuid, [&] { drain_vm_relay(entry); }, [&] { cut_vm_relay(entry); }));
+  if (in_post_copy.ok() && *in_post_copy) GW_RETURN_IF_ERROR(hypervisor.come_back(uuid));
   GW_RETURN_IF_ERROR(end_vm_relay(entry));
   for (;;) {
     const auto job = hypervisor.job(uuid);

@@ -61,7 +61,7 @@ absl::StatusOr<api::MigrateResult> VmMigration::conclude(const absl::Status& mov
   return back;
 }
 
-// QEMU's connection has to stay: for the pages, or until it has been asked to come back. So the
+// QEMU's connection stays, for the pages. So the
 // relay is left to whoever settles it.
 absl::StatusOr<api::MigrateResult> VmMigration::conclude_post_copy(const absl::Status& moved) {
   relay_->leave();

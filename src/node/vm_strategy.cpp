@@ -114,8 +114,6 @@ absl::Status VmMigration::heed(migration::PassVerdict verdict, const api::Migrat
 absl::Status VmMigration::turn_to_post_copy() {
   if (post_copy_) return absl::OkStatus();
   FAULT_POINT("node.before_post_copy");
-  // QEMU here must not lose its connection from now on: from that it cannot come back.
-  relay_->order(migration::VM_KEEP);
   post_copy_ = true;
   return hypervisor_->start_post_copy(entry_.vm_uuid());
 }

@@ -108,11 +108,9 @@ class Hypervisor {
   // next one would find its names taken.
   virtual void drop_mirrors(const std::string& uuid, const std::vector<Disk>& disks) = 0;
   // Of a domain in post-copy that has not run at the destination, and never will: it runs on here.
-  // `drain`: from here on what QEMU sends is taken and thrown away. `cut`: closes QEMU's
-  // connections to the other node; the one of libvirt's client has to stay. kFailedPrecondition:
-  // these have broken before; QEMU 7.2 has no way back from that.
-  virtual absl::Status come_back(const std::string& uuid, const std::function<void()>& drain,
-                                 const std::function<void()>& cut) = 0;
+  // QEMU's connection to the other node may have broken, and the one of libvirt's client. Again
+  // after an error.
+  virtual absl::Status come_back(const std::string& uuid) = 0;
 
   virtual absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) = 0;
   // Whether this node's CPU under that hypervisor can be the one that `cpu_xml` describes.

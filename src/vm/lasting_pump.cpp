@@ -89,11 +89,6 @@ void LastingPump::keep() {
   wake();
 }
 
-void LastingPump::drain() {
-  draining_ = true;
-  wake();
-}
-
 void LastingPump::open_gate() {
   opening_ = true;
   wake();
@@ -167,12 +162,11 @@ absl::Status LastingPump::greet(tls::Channel& far) {
 
 // A connection, if there can be one now. False: there has to be one, and there never will.
 //
-// What lasts stays open here even if the other end has given up: QEMU may be asked to come back,
-// and cannot once it has lost its connection.
+// What lasts stays open here even if the other end has given up: whoever settles the migration
+// decides what becomes of QEMU.
 bool LastingPump::ready_to_go() {
-  if (draining_) drop_far();
   if (far_) return true;
-  if (refused_ || draining_) return !local_ended_ && !local_gone_;
+  if (refused_) return !local_ended_ && !local_gone_;
   if (!options_.connect) {
     adopt();
     return true;
@@ -288,7 +282,6 @@ bool LastingPump::receive_far() {
 
 // False: the local end broke.
 bool LastingPump::read_local() {
-  if (draining_) unacked_.clear();
   if (local_ended_ || local_gone_ || unacked_.size() >= kMostUnacked) return true;
   const size_t before = unacked_.size();
   unacked_.resize(before + kMostData);
@@ -343,7 +336,7 @@ void LastingPump::wait(int64_t pause_ns) {
     if (each.events == 0) each.fd = -1;
   int timeout_ms = -1;
   if (pause_ns > 0) timeout_ms = static_cast<int>(std::min<int64_t>(pause_ns / 1'000'000 + 1, 100));
-  if (!far_ && options_.connect && !refused_ && !draining_) timeout_ms = kPauseMs;
+  if (!far_ && options_.connect && !refused_) timeout_ms = kPauseMs;
   if (receives && far_->unread()) timeout_ms = 0;
   if (::poll(polled.data(), polled.size(), timeout_ms) > 0 && polled[0].revents != 0) {
     uint64_t count = 0;
@@ -377,8 +370,7 @@ bool LastingPump::run() {
       continue;
     }
     if (!write_local()) break;
-    const bool alone = refused_ || draining_;
-    if (!over() && !(alone && (local_ended_ || local_gone_))) wait(pause_ns);
+    if (!over() && !(refused_ && (local_ended_ || local_gone_))) wait(pause_ns);
   }
   stop();
   drop_far();

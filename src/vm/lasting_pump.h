@@ -58,8 +58,6 @@ class LastingPump {
   void attach(std::unique_ptr<tls::Channel> far, uint64_t received_there);
   // From here on what breaks is made anew.
   void keep();
-  // The flow is of no use any more, but its local end is not to notice.
-  void drain();
   bool connected() const { return connected_; }
   bool finish_held() const { return finish_held_; }
   void open_gate();
@@ -114,7 +112,6 @@ class LastingPump {
   std::atomic<bool> connected_ = false;
   std::atomic<bool> finish_held_ = false;
   std::atomic<bool> opening_ = false;
-  std::atomic<bool> draining_ = false;
 };
 
 }  // namespace godwit::vm

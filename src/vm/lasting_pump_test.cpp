@@ -144,18 +144,6 @@ TEST_F(LastingPumpTest, WaitsWhileThereIsNoConnection) {
   join();
 }
 
-TEST_F(LastingPumpTest, TakesEverythingWhileItDrains) {
-  source_->keep();
-  destination_->keep();
-  start();
-  cut(true);
-  source_->drain();
-  send_all(8 << 20, 0);  // more than all buffers
-  char none = 0;
-  EXPECT_EQ(::recv(here_.get(), &none, 1, 0), 0) << "its end is the flow's";
-  join();
-}
-
 TEST_F(LastingPumpTest, EndsWithTheConnectionUnlessItIsToBeKept) {
   start();
   ASSERT_EQ(::send(here_.get(), "a", 1, 0), 1);

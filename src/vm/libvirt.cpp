@@ -28,9 +28,12 @@ absl::StatusOr<const Libvirt*> load() {
 #undef GODWIT_FIND
   api.confirm_migration =
       reinterpret_cast<ConfirmMigration>(::dlsym(library, "virDomainMigrateConfirm3Params"));
-  if (void* for_qemu = ::dlopen("libvirt-qemu.so.0", RTLD_NOW | RTLD_LOCAL))
+  if (void* for_qemu = ::dlopen("libvirt-qemu.so.0", RTLD_NOW | RTLD_LOCAL)) {
     api.qemu_monitor_command =
         reinterpret_cast<QemuMonitorCommand>(::dlsym(for_qemu, "virDomainQemuMonitorCommand"));
+    api.qemu_monitor_command_with_files = reinterpret_cast<QemuMonitorCommandWithFiles>(
+        ::dlsym(for_qemu, "virDomainQemuMonitorCommandWithFiles"));
+  }
   if (api.virInitialize() != 0) return libvirt_error(api, "virInitialize()");
   // Otherwise it prints each error.
   api.virSetErrorFunc(nullptr, [](void*, virErrorPtr) {});

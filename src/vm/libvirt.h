@@ -47,6 +47,7 @@ namespace godwit::vm {
   X(virDomainSnapshotNum)               \
   X(virDomainStartDirtyRateCalc)        \
   X(virDomainStatsRecordListFree)       \
+  X(virDomainSuspend)                   \
   X(virDomainUndefineFlags)             \
   X(virEventAddTimeout)                 \
   X(virEventRegisterDefaultImpl)        \
@@ -81,13 +82,16 @@ namespace godwit::vm {
 // `cancelled` the one that ends a job whose domain stays (src/libvirt_private.syms).
 using ConfirmMigration = int (*)(virDomainPtr, virTypedParameterPtr, int, const char*, int,
                                  unsigned, int);
-// libvirt-qemu.so.0.
+// libvirt-qemu.so.0. The second gives QEMU descriptors with it (libvirt 8.2).
 using QemuMonitorCommand = int (*)(virDomainPtr, const char*, char**, unsigned);
+using QemuMonitorCommandWithFiles = int (*)(virDomainPtr, const char*, unsigned, int*, unsigned*,
+                                            int**, char**, unsigned);
 
 struct Libvirt {
   // Null: not there, and then there is no post-copy.
   ConfirmMigration confirm_migration = nullptr;
   QemuMonitorCommand qemu_monitor_command = nullptr;
+  QemuMonitorCommandWithFiles qemu_monitor_command_with_files = nullptr;
 #define GODWIT_DECLARE(call) decltype(&::call) call = nullptr;
   GODWIT_LIBVIRT_CALLS(GODWIT_DECLARE)
 #undef GODWIT_DECLARE

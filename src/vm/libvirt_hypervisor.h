@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/functional/function_ref.h"
+#include "base/unique_fd.h"
 #include "vm/hypervisor.h"
 #include "vm/libvirt.h"
 
@@ -41,8 +42,7 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status start_post_copy(const std::string& uuid) override;
   absl::StatusOr<bool> in_post_copy(const std::string& uuid) override;
   void drop_mirrors(const std::string& uuid, const std::vector<Disk>& disks) override;
-  absl::Status come_back(const std::string& uuid, const std::function<void()>& drain,
-                         const std::function<void()>& cut) override;
+  absl::Status come_back(const std::string& uuid) override;
   absl::StatusOr<HypervisorCapabilities> capabilities(const DomainSpec& domain) override;
   absl::StatusOr<bool> cpu_fits(const DomainSpec& domain) override;
   absl::StatusOr<DiskSize> disk_size(const std::string& uuid, const std::string& target) override;
@@ -67,9 +67,15 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status on_domain(const std::string& uuid, const char* call,
                          absl::FunctionRef<int(virDomainPtr)> act);
 
-  // `arguments`: JSON; empty: none.
+  // `arguments`: JSON; empty: none. `fd`: goes to QEMU with it; -1: none.
   absl::StatusOr<std::string> ask_qemu(const std::string& uuid, const std::string& command,
-                                       const std::string& arguments = "");
+                                       const std::string& arguments = "", int fd = -1);
+  absl::Status end_post_copy(const std::string& uuid);
+  absl::Status cancel_paused(const std::string& uuid);
+  absl::Status limit_post_copy(const std::string& uuid);
+  absl::Status post_copy_to_us(const std::string& uuid);
+  absl::StatusOr<UniqueFd> migrate_to_us(const std::string& uuid, bool resume);
+  absl::Status confirm_cancelled(const std::string& uuid);
   // Of the folder that `path` is in.
   absl::Status in_pool(const std::string& path,
                        absl::FunctionRef<absl::Status(virStoragePoolPtr)> act);
