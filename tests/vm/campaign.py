@@ -9,33 +9,24 @@ the move is left on the other, and where it did not move the next try does. A se
 choices; when exactly a fault meets the move the machine decides.
 """
 import argparse
-import contextlib
-import glob
-import os
 import random
 import signal
 import sys
 import time
 
 from faults_test import Breaking, Faults
-from vm_lab import Failure, VmLab, expect_libvirt, lab_name, wait_for
+from vm_lab import Failure, VmLab, expect_libvirt, wait_for
 
 POINTS = [("node.before_mover", False), ("node.switch_vm", False), ("node.before_commit", False),
           ("node.after_commit", True), ("node.taking_down", True),
           ("node.before_post_copy", False)]
-# In which a limit makes the time long in which something can happen, and without.
-LIMITS = ("8MiB", "16MiB", "64MiB", "")
+# In which a limit makes the time long in which something can happen, and without. The guest writes
+# some 10 MiB/s to its disk: with less its copy would never end.
+LIMITS = ("24MiB", "32MiB", "64MiB", "")
 STRATEGIES = ("auto", "precopy", "cold", "hybrid", "postcopy")
-# Once memory follows, the destination's relay is a part of the machine, as its QEMU is.
+# Once memory follows, the relays are a part of the machine, as its QEMUs are: then they are killed
+# before that alone, at the switch.
 WITHOUT_POST_COPY = ("precopy", "cold")
-
-
-def children(pid):
-    found = []
-    for path in glob.glob("/proc/%s/task/*/children" % pid):
-        with contextlib.suppress(OSError), open(path) as text:
-            found += text.read().split()
-    return found
 
 
 class Campaign(Breaking):
@@ -55,6 +46,9 @@ class Campaign(Breaking):
             "source's relay killed": lambda _: self.kill_relay(here),
             "destination's relay killed": lambda _: self.kill_relay(there),
             "cancelled": lambda moving: moving.send_signal(signal.SIGINT),
+            "at the switch: source's relay killed": lambda _: self.kill_relay(here),
+            "at the switch: destination's relay killed": lambda _: self.kill_relay(there),
+            "at the switch: link cut": self.cut_for_a_while,
         }
 
     def cut_for_a_while(self, _):
@@ -64,19 +58,11 @@ class Campaign(Breaking):
         finally:
             undo()
 
-    def kill_relay(self, node):
-        """Or nothing, between two of them."""
-        with open("/run/godwit/%s/%s/pid" % (lab_name(), node)) as text:
-            keeper = text.read().split()[0]
-        for daemon in children(keeper):
-            for pid in children(daemon):
-                with contextlib.suppress(OSError), open("/proc/%s/comm" % pid) as text:
-                    if text.read().strip() == "godwit-mover":
-                        os.kill(int(pid), signal.SIGKILL)
-
     def disturbed(self):
         kind = self.random.choice([*self.faults_there_are(), "point", "point"])
-        strategy = self.random.choice(WITHOUT_POST_COPY if "relay" in kind else STRATEGIES)
+        at_switch = kind.startswith("at the switch")
+        before_post_copy = "relay" in kind and not at_switch
+        strategy = self.random.choice(WITHOUT_POST_COPY if before_post_copy else STRATEGIES)
         limit = self.random.choice(LIMITS)
         options = ["--strategy", strategy, "--stall-timeout", "1s"]
         if limit:
@@ -92,9 +78,15 @@ class Campaign(Breaking):
             nonlocal hit
             if kind == "point":
                 self.faults.arm(point, action)
+            if at_switch:
+                self.faults.arm("node.switch_vm", "wait")
             moving = self.begin(*options)
             try:
-                if kind != "point":
+                if at_switch:
+                    wait_for("the switch", self.faults.was_hit, 120)
+                    self.faults_there_are()[kind](moving)
+                    self.faults.go_on()
+                elif kind != "point":
                     time.sleep(delay)
                     self.faults_there_are()[kind](moving)
                 moving.communicate(timeout=240)

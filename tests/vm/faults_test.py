@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What breaks while a virtual machine moves: daemons, libvirt, the link. Afterwards it runs on exactly
 one node with nothing wrong in its memory, nothing is left on the other, and it moves again."""
+import contextlib
 import glob
 import os
 import signal
@@ -11,6 +12,14 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "faults"))
 from vm_lab import ECHO, Failure, VmLab, lab_name, expect_libvirt, wait_for  # noqa: E402
 from breaking import Faults  # noqa: E402
+
+
+def children(pid):
+    found = []
+    for path in glob.glob("/proc/%s/task/*/children" % pid):
+        with contextlib.suppress(OSError), open(path) as text:
+            found += text.read().split()
+    return found
 
 
 def pid_in(path):
@@ -111,6 +120,16 @@ class Breaking:
         # The one that is kept alive is its child.
         with open("/proc/%d/task/%d/children" % (parent, parent)) as text:
             os.kill(int(text.read().split()[0]), signal.SIGKILL)
+
+    def kill_relay(self, node):
+        """Or nothing, between two of them."""
+        with open("/run/godwit/%s/%s/pid" % (lab_name(), node)) as text:
+            keeper = text.read().split()[0]
+        for daemon in children(keeper):
+            for pid in children(daemon):
+                with contextlib.suppress(OSError), open("/proc/%s/comm" % pid) as text:
+                    if text.read().strip() == "godwit-mover":
+                        os.kill(int(pid), signal.SIGKILL)
 
     def kill_libvirt(self, node):
         pid = "/run/godwit/%s/%s/libvirt/pid" % (lab_name(), node)

@@ -71,6 +71,23 @@ class PostCopy(Breaking):
         self.case(name, both, True)
 
 
+    def at_switch(self, name, act):
+        """When it has been stopped, before anything is committed."""
+        def both():
+            self.faults.arm("node.switch_vm", "wait")
+            moving = self.begin(*POST_COPY)
+            wait_for("the switch", self.faults.was_hit, 40)
+            act()
+            self.faults.go_on()
+            moving.communicate(timeout=90)
+        self.case(name, both, False)
+
+    def all_gone_over(self):
+        """QEMU has it all at the destination, before anybody has said that it is to run there."""
+        wait_for("QEMU to be done", lambda: "completed" in self.lab.virsh(
+            self.at, "qemu-monitor-command", "web", "--hmp", "info migrate").stdout, 60)
+
+
 def main():
     expect_libvirt()
     everything = os.environ.get("GODWIT_FAULTS") == "all"
@@ -87,6 +104,14 @@ def main():
             for point, moves in points:
                 for action in ("error", "kill"):
                     it.fault(point, action, moves, POST_COPY)
+            it.at_switch("source's relay killed at the switch", lambda: it.kill_relay(it.at))
+            it.at_switch("all gone over, then destination's relay killed",
+                         lambda: (it.all_gone_over(), it.kill_relay(it.other())))
+            if everything:
+                it.at_switch("destination's relay killed at the switch",
+                             lambda: it.kill_relay(it.other()))
+                it.at_switch("all gone over, then source's daemon killed",
+                             lambda: (it.all_gone_over(), it.kill_daemon(it.at)))
             it.while_pages_follow("link cut", it.cut_link)
             it.while_pages_follow("source's daemon killed", lambda: it.kill_daemon(it.at))
             if everything:
