@@ -67,8 +67,10 @@ absl::Status VmReplica::prepare(api::PrepareVmReply& reply) {
   auto undo = absl::MakeCleanup([this] {
     absl::Status undone = absl::OkStatus();
     for (const std::string& each : entry_.vm_disks()) undone.Update(hypervisor_->remove_disk(each));
-    undone.Update(node_.journal().remove(entry_));
-    if (!undone.ok()) log_warning("migration {}: {}", migration_id(), message_of(undone));
+    if (undone.ok()) undone = node_.journal().remove(entry_);
+    if (undone.ok()) return;
+    log_warning("migration {}: {}", migration_id(), message_of(undone));
+    if (!node_.stopping()) node_.settle_later(entry_.service(), {entry_}, std::move(hold_));
   });
   GW_RETURN_IF_ERROR(make_disks(reply));
   swaps_ = node_.open_swaps();
