@@ -73,6 +73,7 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status end_post_copy(const std::string& uuid);
   absl::Status cancel_paused(const std::string& uuid);
   absl::Status limit_post_copy(const std::string& uuid);
+  absl::StatusOr<bool> taken_for_failed(const std::string& uuid);
   absl::Status post_copy_to_us(const std::string& uuid);
   absl::StatusOr<UniqueFd> migrate_to_us(const std::string& uuid, bool resume);
   absl::Status confirm_cancelled(const std::string& uuid);

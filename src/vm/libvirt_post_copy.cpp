@@ -158,13 +158,25 @@ absl::Status LibvirtHypervisor::cancel_paused(const std::string& uuid) {
   return ask_qemu(uuid, "migrate_cancel").status();
 }
 
+// Whether libvirt takes the post-copy of a domain that runs for failed.
+absl::StatusOr<bool> LibvirtHypervisor::taken_for_failed(const std::string& uuid) {
+  int state = 0;
+  int reason = 0;
+  GW_RETURN_IF_ERROR(on_domain(uuid, "virDomainGetState()", [&](virDomainPtr found) {
+    return api_.virDomainGetState(found, &state, &reason, 0);
+  }));
+  return state == VIR_DOMAIN_RUNNING && reason == VIR_DOMAIN_RUNNING_POSTCOPY_FAILED;
+}
+
 // All of it went over before it was called off. libvirt takes a job whose QEMU said "completed" for
 // a success, whatever it is told, and would end the domain; and one whose client has gone it would
 // keep. So QEMU is led back into post-copy, towards us, from which it can come back.
 absl::Status LibvirtHypervisor::post_copy_to_us(const std::string& uuid) {
   GW_RETURN_IF_ERROR(limit_post_copy(uuid));
+  // It is not to be done before it has been told to turn: it sends nothing for 100 ms.
+  GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate-set-parameters", "{\"max-bandwidth\":100}").status());
   GW_ASSIGN_OR_RETURN(const UniqueFd ours, migrate_to_us(uuid, false));
-  bool asked = false;
+  GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate-start-postcopy").status());
   for (const Deadline deadline = Deadline::in(kCancelWait);;) {
     throw_away(ours.get());
     GW_ASSIGN_OR_RETURN(const std::string answer, ask_qemu(uuid, "query-migrate"));
@@ -173,15 +185,10 @@ absl::Status LibvirtHypervisor::post_copy_to_us(const std::string& uuid) {
     if (has_ended(status) || deadline.passed())
       return make_error(absl::StatusCode::kUnavailable, "QEMU does not go into post-copy: {}",
                         status);
-    if (status == "active" && !asked) {
-      asked = true;
-      GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate-start-postcopy").status());
-    } else if (status == "pre-switchover") {
+    if (status == "pre-switchover")
       GW_RETURN_IF_ERROR(
           ask_qemu(uuid, "migrate-continue", "{\"state\":\"pre-switchover\"}").status());
-    } else {
-      absl::SleepFor(absl::Milliseconds(1));
-    }
+    absl::SleepFor(absl::Milliseconds(1));
   }
   return end_post_copy(uuid);
 }
@@ -198,7 +205,8 @@ absl::Status LibvirtHypervisor::end_post_copy(const std::string& uuid) {
       GW_RETURN_IF_ERROR(cancel_paused(uuid));
       log_info("QEMU of {} has been brought back from post-copy", uuid);
     } else if (status == "postcopy-active" && (!all_sent(answer) || last_pages.passed())) {
-      GW_RETURN_IF_ERROR(ask_qemu(uuid, "migrate-pause").status());
+      // Refused where the connection is breaking just now.
+      ask_qemu(uuid, "migrate-pause").status().IgnoreError();
     }
     absl::SleepFor(kLook);
   }
@@ -230,7 +238,8 @@ absl::Status LibvirtHypervisor::come_back(const std::string& uuid) {
   // First: of one that stands still libvirt would say that post-copy failed, and keep the job.
   GW_RETURN_IF_ERROR(ask_qemu(uuid, "cont").status());
   GW_ASSIGN_OR_RETURN(const std::string migration, ask_qemu(uuid, "query-migrate"));
-  if (status_in(migration) == "completed") {
+  GW_ASSIGN_OR_RETURN(const bool failed, taken_for_failed(uuid));
+  if (failed || status_in(migration) == "completed") {
     GW_RETURN_IF_ERROR(post_copy_to_us(uuid));
     GW_RETURN_IF_ERROR(ask_qemu(uuid, "cont").status());
   }
