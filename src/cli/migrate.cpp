@@ -133,7 +133,7 @@ void add_migrate(CLI::App& app, Context& context) {
                     "the source's, and go back if one differs: a diagnostic, the service stands "
                     "still for as long as that takes (0.5 s and more a GiB)");
   command->add_flag("--resume", o.resume,
-                    "follow a service that runs there already and whose memory is still coming; it "
+                    "follow what runs there already and whose memory is still coming; it "
                     "goes on by itself whenever its source can be reached");
   command->add_flag("--source-lost", o.source_lost,
                     "its source will never come back: what is missing of its memory is lost, and a "

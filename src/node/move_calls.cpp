@@ -13,6 +13,7 @@
 #include "node/restore.h"
 #include "node/source_migration.h"
 #include "node/vm_source.h"
+#include "node/vms.h"
 
 namespace godwit::node {
 namespace {
@@ -106,12 +107,23 @@ grpc::Status ApiService::CancelMigration(grpc::ServerContext* context,
 
 grpc::Status ApiService::ResumeMigration(grpc::ServerContext* context,
                                          const api::ResumeRequest* request, Moves* out) {
-  const auto peer = locate(*context, request->name());
+  const auto peer = locate(*context, request->name(), kAlsoVms);
   if (!peer.ok()) return api::to_grpc(peer.status());
   if (*peer != nullptr) {
     const auto call = pass_on(*context);
     return relay(*(*peer)->user->ResumeMigration(call.get(), *request), *out, **peer);
   }
+  const auto found = node_.records().service(request->name());
+  if (!found.ok()) return api::to_grpc(found.status());
+  if (found->record.has_vm() && request->source_lost())
+    return api::to_grpc(make_error(absl::StatusCode::kInvalidArgument,
+                                   "{} is a virtual machine, which ends without the memory that it "
+                                   "lacks: godwit rm --force {}",
+                                   request->name(), request->name()));
+  if (found->record.has_vm())
+    return send_result(node_.vms().follow_pages(request->name(), to_stream(*out),
+                                                [context] { return context->IsCancelled(); }),
+                       *out);
   return send_result(
       node_.post_copy().resume(request->name(), request->source_lost(), to_stream(*out),
                                [context] { return context->IsCancelled(); }),

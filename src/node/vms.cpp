@@ -184,6 +184,32 @@ void Vms::describe(const api::ServiceRecord& record, api::Service& service) {
   if (shown.state() == "paused" && service.state() == "running") service.set_state("paused");
 }
 
+absl::StatusOr<api::MigrateResult> Vms::follow_pages(
+    const std::string& name, const std::function<void(const api::MigrateProgress&)>& told,
+    const std::function<bool()>& cancelled) {
+  for (bool first = true;; first = false) {
+    GW_ASSIGN_OR_RETURN(const VersionedService current, node_.records().service(name));
+    const std::string& source = current.record.pages_at();
+    if (source.empty() && first)
+      return make_error(absl::StatusCode::kFailedPrecondition, "no memory of {} is missing", name);
+    if (source.empty()) {
+      api::MigrateResult result;
+      result.set_name(name);
+      result.set_node(current.record.owner());
+      result.set_outcome("moved");
+      *result.mutable_statistics() = current.record.last_migration();
+      return result;
+    }
+    if (cancelled() || node_.stopping())
+      return make_error(absl::StatusCode::kCancelled,
+                        "memory of {} is at {} still; it comes by itself", name, source);
+    api::MigrateProgress progress;
+    progress.set_phase("post-copy");
+    told(progress);
+    nap(kLook);
+  }
+}
+
 absl::Status Vms::take_on(const std::string& name, const std::string& uuid) {
   GW_ASSIGN_OR_RETURN(const auto hypervisor, hypervisor());
   // By libvirt's thread, which must not wait.

@@ -3,6 +3,7 @@
 #ifndef GODWIT_NODE_VMS_H_
 #define GODWIT_NODE_VMS_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,6 +37,11 @@ class Vms {
   // Of Godwit's records; libvirt's definition stays. `force`: the domain is ended and undefined.
   absl::Status remove(const std::string& name, bool force);
   void describe(const api::ServiceRecord& record, api::Service& service);
+  // For the user, of a machine that runs here: until all of its memory is here.
+  // kFailedPrecondition: nothing is missing.
+  absl::StatusOr<api::MigrateResult> follow_pages(
+      const std::string& name, const std::function<void(const api::MigrateProgress&)>& told,
+      const std::function<bool()>& cancelled);
 
   // A daemon has been started, or a move to here is done: the record follows what the domain does
   // from now on.

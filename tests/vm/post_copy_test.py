@@ -71,6 +71,13 @@ class PostCopy(Breaking):
         self.case(name, both, True)
 
 
+    def resumed(self):
+        self.lab("migrate", "--resume", "web", timeout=90)
+        expect("no page is missing then", not self.lab.inspect("web").get("pages_at"))
+        again = self.lab("migrate", "--resume", "web", check=False)
+        expect("there is nothing to wait for: %s" % again.stderr, again.returncode != 0 and
+               "no memory of web is missing" in again.stderr)
+
     def at_switch(self, name, act):
         """When it has been stopped, before anything is committed."""
         def both():
@@ -109,6 +116,7 @@ def main():
                              lambda: it.kill_relay(it.other()))
                 it.at_switch("all gone over, then source's daemon killed",
                              lambda: (it.all_gone_over(), it.kill_daemon(it.at)))
+            it.while_pages_follow("waited for once more", it.resumed)
             it.while_pages_follow("link cut", it.cut_link)
             it.while_pages_follow("source's daemon killed", lambda: it.kill_daemon(it.at))
             if everything:

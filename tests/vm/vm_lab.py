@@ -129,7 +129,7 @@ class VmLab(Lab):
         if name not in self.domains(node):
             raise Failure("%s is not on %s" % (name, node))
         # Those are copied, if there are any.
-        wait_for("no disks to be left behind", lambda: not any(map(self.disks, others)), 10)
+        wait_for("no disks to be left behind", lambda: not any(map(self.disks, others)), timeout)
         for n in ("n1", "n2"):
             folder = "/run/godwit/%s/%s/libvirt/sockets" % (lab_name(), n)
-            wait_for("no sockets in %s" % folder, lambda: not os.listdir(folder), 10)
+            wait_for("no sockets in %s" % folder, lambda f=folder: not os.listdir(f), timeout)
