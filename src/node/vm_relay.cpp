@@ -269,6 +269,7 @@ bool VmRelay::pump_lasting(Flow& flow) {
   options.traffic = &traffic_;
   options.gated = !source_ && flow.kind == 'c';
   options.local_may_go = source_ && flow.kind == 'c';
+  options.asked_for_pages = source_ && flow.kind == 'm';
   if (source_)
     options.connect = [this, kind = flow.kind] { return connect_to_peer(kind, kConnectAgainWait); };
   {

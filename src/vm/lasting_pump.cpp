@@ -231,7 +231,7 @@ bool LastingPump::take_frame(uint32_t kind, std::string_view body) {
       if (options_.traffic != nullptr) options_.traffic->received(body.size());
       if (local_gone_) return true;
       if (!options_.gated) {
-        incoming_.append(body);
+        incoming_.append(options_.asked_for_pages ? around_.pass(body) : std::string(body));
         return true;
       }
       incoming_.append(gate_.pass(body));

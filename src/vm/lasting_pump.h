@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 #include "tls/channel.h"
+#include "vm/fault_around.h"
 #include "vm/pump.h"
 #include "vm/rpc_gate.h"
 
@@ -43,8 +44,9 @@ class LastingPump {
     uint32_t flow = 0;
     Connect connect;  // source; null: the other end connects, see attach()
     Traffic* traffic = nullptr;
-    bool gated = false;         // what comes from the other node is libvirt's client's: RpcGate
-    bool local_may_go = false;  // once lasting, an end of the local client is none of the flow
+    bool gated = false;            // what comes from the other node is libvirt's client's: RpcGate
+    bool local_may_go = false;     // once lasting, an end of the local client is none of the flow
+    bool asked_for_pages = false;  // source: what comes are QEMU's requests, see FaultAround
   };
   // `local` is closed at the end.
   LastingPump(UniqueFd local, Options options);
@@ -83,6 +85,7 @@ class LastingPump {
   Options options_;
   UniqueFd wake_;  // eventfd
   RpcGate gate_;   // of run()'s thread
+  FaultAround around_;
 
   // Towards the other node. unacked_ begins at acked_; up to sent_ it is on this connection.
   std::string unacked_;
