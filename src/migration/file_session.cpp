@@ -1,39 +1,18 @@
 // Checkpoint: the stream with a file at its other end.
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <filesystem>
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
 #include "base/fault_point.h"
 #include "base/status.h"
+#include "migration/image_file.h"
 #include "migration/session.h"
 
 namespace godwit::migration {
 namespace {
 
 constexpr int kFreezeAttempts = 20;
-
-absl::StatusOr<UniqueFd> create_image(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-  if (!fd) return errno_status(errno, fmt::format("open({}, O_CREAT)", path));
-  return fd;
-}
-
-// The name appears only when all of it is on the disk.
-absl::Status publish(int fd, const std::string& partial, const std::string& path) {
-  if (::fsync(fd) != 0) return errno_status(errno, fmt::format("fsync({})", partial));
-  if (::rename(partial.c_str(), path.c_str()) != 0)
-    return errno_status(errno, fmt::format("rename({}, {})", partial, path));
-  const std::string dir = std::filesystem::path(path).parent_path().string();
-  UniqueFd parent(::open(dir.empty() ? "." : dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!parent || ::fsync(parent.get()) != 0)
-    return errno_status(errno, fmt::format("fsync({})", dir));
-  return absl::OkStatus();
-}
 
 absl::Status freeze(SourceWorkload& workload) {
   for (int attempt = 1;; ++attempt) {
@@ -69,7 +48,8 @@ absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
   // With --leave-running it runs on before the disk is done with the last bytes.
   if (start.leave_running()) GW_RETURN_IF_ERROR(workload.thaw());
   FAULT_POINT("checkpoint.written");
-  return publish(fd.get(), partial, start.file());
+  GW_RETURN_IF_ERROR(sync_image(fd.get(), partial));
+  return publish_image(partial, start.file());
 }
 
 }  // namespace
@@ -98,7 +78,7 @@ Finished run_checkpoint(const MoverStart& start, SourceWorkload& workload, Daemo
     return finished;
   }
   const DaemonLink::Watch watch = daemon.watch_for_cancel([&workload] { workload.interrupt(); });
-  const std::string partial = start.file() + ".partial";
+  const std::string partial = partial_image(start.file());
   const absl::Status written =
       write_image(start, workload, daemon, partial, *finished.mutable_statistics());
   if (!written.ok()) {
