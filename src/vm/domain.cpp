@@ -67,7 +67,7 @@ Disk disk_of(const pugi::xml_node& node) {
 
 Interface interface_of(const pugi::xml_node& node) {
   return {attribute(node.child("mac"), "address"), attribute(node.child("source"), "bridge"),
-          attribute(node.child("target"), "dev")};
+          attribute(node.child("target"), "dev"), attribute(node.child("link"), "state") == "down"};
 }
 
 // Devices that are the machine's own: their state stays where they are.
@@ -129,6 +129,9 @@ absl::StatusOr<DomainSpec> parse_domain(const std::string& xml) {
   spec.host_devices = host_devices(devices);
   for (const pugi::xml_node each : devices.children("video"))
     spec.video |= attribute(each.child("model"), "type") != "none";
+  const pugi::xml_node os = domain.child("os");
+  spec.nvram = os.child("nvram") || attribute(os, "firmware") == "efi";
+  spec.tpm = static_cast<bool>(devices.child("tpm"));
   return spec;
 }
 

@@ -27,6 +27,7 @@ struct Interface {
   std::string mac;     // "52:54:00:00:00:09"
   std::string bridge;  // empty: not on one
   std::string tap;     // the node's end of it while it runs
+  bool unplugged = false;
 };
 
 struct HostDevice {
@@ -50,6 +51,8 @@ struct DomainSpec {
   std::vector<Interface> interfaces;
   std::vector<HostDevice> host_devices;
   bool video = false;
+  bool nvram = false;  // its firmware has variables of its own
+  bool tpm = false;
 };
 
 // kInvalidArgument: it does not parse, or is not a domain.

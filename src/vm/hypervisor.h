@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,22 @@ struct MemoryFigures {
 struct DiskSize {
   uint64_t bytes = 0;      // as the guest sees it
   uint64_t allocated = 0;  // on the node's storage
+};
+
+// A domain's memory and devices on their way into a descriptor.
+struct MemorySending {
+  enum class State { kInvalid, kGoing, kDone, kFailed };
+  State state = State::kInvalid;
+  uint64_t total = 0;
+  uint64_t left = 0;
+  bool pages_go = false;  // what comes before them is sent
+  std::string error;
+};
+
+// A disk whose writes go to a file of their own, on top of what it was.
+struct DivertedDisk {
+  std::string target;
+  std::string overlay;
 };
 
 struct MigrationParameters {
@@ -134,6 +151,53 @@ class Hypervisor {
   // domain is left paused at the destination.
   virtual absl::Status migrate(const std::string& own_socket, const std::string& uuid,
                                const MigrationParameters& parameters) = 0;
+
+  // What a checkpoint is made of. QEMU's monitor is asked where libvirt has no call; libvirt then
+  // says that the domain is "tainted".
+  //
+  // As it is started next time. Of a transient domain: what xml() says.
+  virtual absl::StatusOr<std::string> definition(const std::string& uuid) = 0;
+  virtual absl::Status pause(const std::string& uuid) = 0;  // fine when it is
+  // Memory that is sent from here on is that of one moment: the domain stops for it, and is let run
+  // by QEMU while its memory goes out. An error says what keeps QEMU from it. Of a process, and
+  // kept until it is taken back.
+  virtual absl::Status set_background(const std::string& uuid, bool on) = 0;
+  // QEMU is given a copy of `fd`, the writing end of a pipe, and told to write to it.
+  virtual absl::Status prepare_sending(const std::string& uuid, int fd) = 0;
+  virtual absl::Status begin_sending(const std::string& uuid) = 0;
+  virtual absl::StatusOr<MemorySending> memory_sending(const std::string& uuid) = 0;
+  // Returns when QEMU sends none any more, and takes set_background() back. Somebody reads all that
+  // it has begun to send: it has no way back from a background snapshot. kNotFound.
+  virtual absl::Status end_sending(const std::string& uuid) = 0;
+  // All at one moment. What the disks were is not written to any more.
+  virtual absl::Status divert_disks(const std::string& uuid,
+                                    const std::vector<DivertedDisk>& disks) = 0;
+  // Brings what was written meanwhile into the disk, which is as it was then; the overlay is left.
+  // The domain runs, or is paused. Blocks; done again after it was interrupted.
+  virtual absl::Status merge_disk(const std::string& uuid, const std::string& target) = 0;
+  virtual absl::Status start_paused(const std::string& uuid) = 0;
+  // `path`: what libvirt has saved, or looks like it (SavedDomain). The domain is left paused.
+  virtual absl::Status load(const std::string& path) = 0;
+  // Whether QEMU has all that load() was to bring: it goes on for a while.
+  virtual absl::StatusOr<bool> loaded(const std::string& uuid) = 0;
+  // Pulls the cables of its network cards; virsh domif-setlink plugs them in.
+  virtual absl::Status unplug(const std::string& uuid) = 0;
+  virtual absl::Status create_overlay(const std::string& path, const std::string& base,
+                                      const std::string& base_format, uint64_t bytes) = 0;
+  // The file itself, whatever its format.
+  virtual absl::StatusOr<uint64_t> file_bytes(const std::string& path) = 0;
+  // `take` is given all that is no hole, in order; its error ends it.
+  using TakeBytes = std::function<absl::Status(uint64_t offset, std::span<const std::byte> bytes)>;
+  virtual absl::Status read_file(const std::string& path, const TakeBytes& take) = 0;
+  // Into a file that is there. In order; what is left out becomes holes. Without finish() it is not
+  // known what is in it.
+  class FileWriter {
+   public:
+    virtual ~FileWriter() = default;
+    virtual absl::Status write(uint64_t offset, std::span<const std::byte> bytes) = 0;
+    virtual absl::Status finish(uint64_t file_bytes) = 0;
+  };
+  virtual absl::StatusOr<std::unique_ptr<FileWriter>> write_file(const std::string& path) = 0;
 
   // `on_event` is called by libvirt's thread and must not block. Ends with what is returned.
   using OnEvent = std::function<void(Happened)>;

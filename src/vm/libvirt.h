@@ -23,11 +23,15 @@ namespace godwit::vm {
   X(virConnectOpenAuth)                 \
   X(virConnectSetKeepAlive)             \
   X(virDomainAbortJob)                  \
+  X(virDomainBlockCommit)               \
+  X(virDomainBlockJobAbort)             \
   X(virDomainCreate)                    \
+  X(virDomainCreateWithFlags)           \
   X(virDomainDefineXMLFlags)            \
   X(virDomainDestroy)                   \
   X(virDomainFree)                      \
   X(virDomainGetBlockInfo)              \
+  X(virDomainGetBlockJobInfo)           \
   X(virDomainGetJobStats)               \
   X(virDomainGetState)                  \
   X(virDomainGetUUIDString)             \
@@ -42,13 +46,17 @@ namespace godwit::vm {
   X(virDomainMigrateSetMaxDowntime)     \
   X(virDomainMigrateStartPostCopy)      \
   X(virDomainOpenConsole)               \
+  X(virDomainRestoreFlags)              \
   X(virDomainResume)                    \
   X(virDomainShutdown)                  \
+  X(virDomainSnapshotCreateXML)         \
+  X(virDomainSnapshotFree)              \
   X(virDomainSnapshotNum)               \
   X(virDomainStartDirtyRateCalc)        \
   X(virDomainStatsRecordListFree)       \
   X(virDomainSuspend)                   \
   X(virDomainUndefineFlags)             \
+  X(virDomainUpdateDeviceFlags)         \
   X(virEventAddTimeout)                 \
   X(virEventRegisterDefaultImpl)        \
   X(virEventRunDefaultImpl)             \
@@ -64,13 +72,20 @@ namespace godwit::vm {
   X(virStoragePoolRefresh)              \
   X(virStorageVolCreateXML)             \
   X(virStorageVolDelete)                \
+  X(virStorageVolDownload)              \
   X(virStorageVolFree)                  \
+  X(virStorageVolGetInfoFlags)          \
   X(virStorageVolLookupByName)          \
+  X(virStorageVolUpload)                \
   X(virStreamAbort)                     \
+  X(virStreamFinish)                    \
   X(virStreamFree)                      \
   X(virStreamNew)                       \
   X(virStreamRecv)                      \
+  X(virStreamRecvFlags)                 \
+  X(virStreamRecvHole)                  \
   X(virStreamSend)                      \
+  X(virStreamSendHole)                  \
   X(virTypedParamsAddString)            \
   X(virTypedParamsAddULLong)            \
   X(virTypedParamsFree)                 \
@@ -91,6 +106,7 @@ struct Libvirt {
   // Null: not there, and then there is no post-copy.
   ConfirmMigration confirm_migration = nullptr;
   QemuMonitorCommand qemu_monitor_command = nullptr;
+  // Null before libvirt 8.2, and then there are no checkpoints.
   QemuMonitorCommandWithFiles qemu_monitor_command_with_files = nullptr;
 #define GODWIT_DECLARE(call) decltype(&::call) call = nullptr;
   GODWIT_LIBVIRT_CALLS(GODWIT_DECLARE)

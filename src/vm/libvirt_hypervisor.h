@@ -53,6 +53,25 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status remove_disk(const std::string& path) override;
   absl::Status migrate(const std::string& own_socket, const std::string& uuid,
                        const MigrationParameters& parameters) override;
+  absl::StatusOr<std::string> definition(const std::string& uuid) override;
+  absl::Status pause(const std::string& uuid) override;
+  absl::Status set_background(const std::string& uuid, bool on) override;
+  absl::Status prepare_sending(const std::string& uuid, int fd) override;
+  absl::Status begin_sending(const std::string& uuid) override;
+  absl::StatusOr<MemorySending> memory_sending(const std::string& uuid) override;
+  absl::Status end_sending(const std::string& uuid) override;
+  absl::Status divert_disks(const std::string& uuid,
+                            const std::vector<DivertedDisk>& disks) override;
+  absl::Status merge_disk(const std::string& uuid, const std::string& target) override;
+  absl::Status start_paused(const std::string& uuid) override;
+  absl::Status load(const std::string& path) override;
+  absl::StatusOr<bool> loaded(const std::string& uuid) override;
+  absl::Status unplug(const std::string& uuid) override;
+  absl::Status create_overlay(const std::string& path, const std::string& base,
+                              const std::string& base_format, uint64_t bytes) override;
+  absl::StatusOr<uint64_t> file_bytes(const std::string& path) override;
+  absl::Status read_file(const std::string& path, const TakeBytes& take) override;
+  absl::StatusOr<std::unique_ptr<FileWriter>> write_file(const std::string& path) override;
   absl::StatusOr<std::unique_ptr<Subscription>> watch(const std::string& uuid,
                                                       OnEvent on_event) override;
   absl::StatusOr<std::shared_ptr<Console>> console(const std::string& uuid) override;
@@ -77,6 +96,9 @@ class LibvirtHypervisor final : public Hypervisor {
   absl::Status post_copy_to_us(const std::string& uuid);
   absl::StatusOr<UniqueFd> migrate_to_us(const std::string& uuid, bool resume);
   absl::Status confirm_cancelled(const std::string& uuid);
+  // Its bytes as a stream, on a connection of its own.
+  class FileStream;
+  absl::StatusOr<std::unique_ptr<FileStream>> open_file(const std::string& path, bool write);
   // Of the folder that `path` is in.
   absl::Status in_pool(const std::string& path,
                        absl::FunctionRef<absl::Status(virStoragePoolPtr)> act);
