@@ -71,21 +71,22 @@ void add_output_flags(CLI::App* command, CheckpointOptions& o) {
 void add_checkpoint(CLI::App& app, Context& context) {
   auto options = std::make_shared<CheckpointOptions>();
   CLI::App* command =
-      app.add_subcommand("checkpoint", "save a running service to a file")->group(kMoving);
-  command->add_option("NAME", options->name, "service")->required();
+      app.add_subcommand("checkpoint", "save a running service or virtual machine to a file")
+          ->group(kMoving);
+  command->add_option("NAME", options->name, "service or virtual machine")->required();
   command
       ->add_option("-o,--output", options->file,
-                   "file, on the node that runs the service; it holds the service's memory: mode "
-                   "0600")
+                   "file, on the node that runs it; it holds its memory: mode 0600")
       ->required();
   command->add_flag("--leave-running", options->leave_running,
-                    "the service runs on afterwards (default: it ends)");
+                    "it runs on afterwards (default: it ends, and what it had on its node goes: "
+                    "of a machine its definition and its disks, which are in the file)");
   command->add_flag("--with-files", options->with_files,
-                    "also what it has open or mapped below its writable layer, so that it can be "
-                    "restored where these files are others");
+                    "also what it has open or mapped below its writable layer, or a machine's "
+                    "read-only disks, so that it can be restored where these files are others");
   command->add_flag("--verify", options->verify,
                     "also the hash of every page: a restore compares what it has made with them "
-                    "before it lets it run");
+                    "before it lets it run (services)");
   command
       ->add_option("--compress", options->compress,
                    "pages in the file: zstd for the smallest, lz4 for a quick one; auto where "
@@ -93,22 +94,30 @@ void add_checkpoint(CLI::App& app, Context& context) {
       ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
       ->capture_default_str();
   add_output_flags(command, *options);
-  command->footer("What is in the file: godwit image show FILE.");
+  command->footer(
+      "A virtual machine's memory and disks are those of one moment. With --leave-running it "
+      "stands\n"
+      "still for some tens of milliseconds, and what it writes to its disks until the file is\n"
+      "complete is kept beside them. What is in the file: godwit image show FILE.");
   command->callback([&context, options] { context.exit_code = checkpoint(context, *options); });
 }
 
 void add_restore(CLI::App& app, Context& context) {
   auto options = std::make_shared<CheckpointOptions>();
   CLI::App* command =
-      app.add_subcommand("restore", "let a service run again from a file")->group(kMoving);
+      app.add_subcommand("restore", "let a service or virtual machine run again from a file")
+          ->group(kMoving);
   command->add_option("FILE", options->file, "made by checkpoint; on the node that restores")
       ->required();
   command->add_option("--node", options->node, "where (default: the node that is asked)");
-  command->add_option("--name", options->name, "another name than it had");
+  command->add_option(
+      "--name", options->name,
+      "another name than it had; a virtual machine then has a uuid and disks of its "
+      "own (NAME-vda.qcow2 beside the old ones), and network cards without a link");
   CLI::Option* lazy = command->add_flag(
       "--lazy", options->lazy,
       "it runs at once, and its memory follows from the file: first what it waits for, then the "
-      "rest. The file must stay where it is until the last page has come (see ps)");
+      "rest. The file must stay where it is until the last page has come (see ps). Services only");
   command
       ->add_option("--bandwidth", options->bandwidth,
                    "with --lazy: limit of what nobody waits for, a second: 100MiB, 1Gbit (default: "

@@ -48,8 +48,9 @@ void add_image(CLI::App& app, Context& context) {
       "an error with the offset, and exit code 1.\n\n"
       "JSON fields: workload, created_unix_ns, version, bytes, complete, threads, sockets, "
       "epochs,\n"
-      "processes (with threads, mappings, descriptors), kinds (bytes of state by kind of "
-      "section).");
+      "processes (with threads, mappings, descriptors), vm (of a virtual machine, with its "
+      "disks),\n"
+      "kinds (bytes of state by kind of section).");
   sub->callback([&context, options] { context.exit_code = show(*options); });
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "node/file_sections.h"
+#include "node/vm_image.h"
 #include "resource/identity/identity.h"
 #include "resource/identity/identity.pb.h"
 #include "resource/registry.h"
@@ -55,6 +56,20 @@ absl::StatusOr<ImageProcess> process_of(const Sections& sections,
   return out;
 }
 
+absl::Status add_vm(const Sections& sections, Image& image) {
+  ImageVm& vm = image.vm.emplace();
+  GW_ASSIGN_OR_RETURN(vm.machine, section_of<node::VmImage>(sections, node::kVmSection, 0));
+  for (const auto& [key, state] : sections) {
+    if (key.kind != node::kVmSpaceSection) continue;
+    GW_ASSIGN_OR_RETURN(const auto space, resource::parse_state<node::VmSpace>(state, key.kind));
+    if (key.id == node::kVmMemory)
+      vm.memory_bytes = space.bytes();
+    else
+      vm.file_bytes[space.target()] = space.bytes();
+  }
+  return absl::OkStatus();
+}
+
 absl::Status add_state(const Sections& sections, Image& image) {
   for (const auto& [key, state] : sections) {
     ImageKind& kind = image.kinds[key.kind];
@@ -68,6 +83,8 @@ absl::Status add_state(const Sections& sections, Image& image) {
     if (const resource::FileKind* file = resource::find_file_kind(key.kind); file != nullptr)
       image.descriptions[key.id] = {key.id, key.kind, file->describe(state)};
   }
+  if (sections.count(stream::SectionKey{node::kVmSection, 0}) != 0)
+    GW_RETURN_IF_ERROR(add_vm(sections, image));
   GW_ASSIGN_OR_RETURN(const auto tree,
                       section_of<resource::ProcessTreeState>(sections, "process_tree", 0));
   for (const auto& process : tree.processes()) {

@@ -5,11 +5,13 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "capsule/used_file.pb.h"
+#include "node/vm_image.pb.h"
 #include "resource/fd_table/fd_table.pb.h"
 #include "resource/memory_map/memory_map.pb.h"
 #include "resource/process_tree/process_tree.pb.h"
@@ -51,12 +53,20 @@ struct ImageKind {
   uint64_t bytes = 0;
 };
 
+// A virtual machine instead of processes.
+struct ImageVm {
+  node::VmImage machine;
+  uint64_t memory_bytes = 0;                        // as QEMU wrote it, with its devices
+  std::map<std::string, uint64_t> file_bytes = {};  // of disks, by target
+};
+
 struct Image {
   stream::Preamble preamble;
   uint64_t bytes = 0;
   bool complete = false;  // it ends with a final epoch: it can be restored
   std::vector<ImageEpoch> epochs;
   std::vector<ImageProcess> processes;
+  std::optional<ImageVm> vm;
   std::map<uint64_t, ImageDescription> descriptions;
   // In use below the writable layer: must be there, the same, where it is restored.
   std::map<std::string, capsule::UsedFile> files;

@@ -150,15 +150,42 @@ std::string time_text(int64_t unix_ns) {
                           absl::UTCTimeZone());
 }
 
+std::string saved_text(const Image& image) {
+  return fmt::format("{}, saved {}, format {}, {}\n", printable(image.preamble.workload),
+                     time_text(image.preamble.created_unix_ns), image.preamble.version,
+                     format_bytes(image.bytes));
+}
+
+std::string vm_text(const Image& image) {
+  const node::VmImage& machine = image.vm->machine;
+  std::string out = fmt::format("virtual machine {}{}, uuid {}, {} memory, {}, {}\n",
+                                saved_text(image), printable(machine.machine()),
+                                printable(machine.uuid()), format_bytes(machine.memory_bytes()),
+                                format_amount(machine.cpus(), "CPU", "CPUs"),
+                                machine.definition().empty() ? "transient" : "persistent");
+  if (!image.complete)
+    out += "It ends without an epoch that was taken frozen: it cannot be restored.\n";
+  out += "\n" + epochs_text(image) + "\n";
+  Table table({"DISK", "FILE", "FORMAT", "SIZE", "FILE SIZE", "HERE"});
+  for (const node::VmImageDisk& each : machine.disks()) {
+    const auto found = image.vm->file_bytes.find(each.target());
+    const bool here = found != image.vm->file_bytes.end();
+    table.row({printable(each.target()), printable(each.path()), printable(each.format()),
+               format_bytes(each.bytes()), here ? format_bytes(found->second) : "-",
+               here ? "yes" : "no, its hash"});
+  }
+  return out + table.str() + "\n" + kinds_text(image);
+}
+
 }  // namespace
 
 std::string image_text(const Image& image, bool verbose) {
+  if (image.vm) return vm_text(image);
   std::string out = fmt::format(
-      "service {}, saved {}, format {}, {}\n{} processes, {} threads, {} open descriptions, {} of "
+      "service {}{} processes, {} threads, {} open descriptions, {} of "
       "them sockets\n",
-      printable(image.preamble.workload), time_text(image.preamble.created_unix_ns),
-      image.preamble.version, format_bytes(image.bytes), image.processes.size(), threads_in(image),
-      image.descriptions.size(), sockets_in(image));
+      saved_text(image), image.processes.size(), threads_in(image), image.descriptions.size(),
+      sockets_in(image));
   if (!image.complete)
     out += "It ends without an epoch that was taken frozen: it cannot be restored.\n";
   out += "\n" + epochs_text(image) + "\n" + processes_text(image);
@@ -216,6 +243,31 @@ void process_json(Json& json, const Image& image, const ImageProcess& each) {
   json.end().end();
 }
 
+void vm_json(Json& json, const ImageVm& vm) {
+  json.object("vm")
+      .text("uuid", vm.machine.uuid())
+      .text("machine", vm.machine.machine())
+      .number("memory_bytes", vm.machine.memory_bytes())
+      .number("saved_memory_bytes", vm.memory_bytes)
+      .number("cpus", vm.machine.cpus())
+      .boolean("persistent", !vm.machine.definition().empty())
+      .text("address", vm.machine.address());
+  json.array("disks");
+  for (const node::VmImageDisk& each : vm.machine.disks()) {
+    const auto found = vm.file_bytes.find(each.target());
+    json.object()
+        .text("target", each.target())
+        .text("path", each.path())
+        .text("format", each.format())
+        .number("bytes", each.bytes())
+        .boolean("read_only", each.read_only())
+        .boolean("carried", each.carried())
+        .number("file_bytes", found == vm.file_bytes.end() ? 0 : found->second)
+        .end();
+  }
+  json.end().end();
+}
+
 }  // namespace
 
 void image_json(Json& json, const Image& image) {
@@ -245,7 +297,9 @@ void image_json(Json& json, const Image& image) {
         .end();
   json.end().array("processes");
   for (const ImageProcess& each : image.processes) process_json(json, image, each);
-  json.end().array("files");
+  json.end();
+  if (image.vm) vm_json(json, *image.vm);
+  json.array("files");
   for (const auto& [path, file] : image.files)
     json.object()
         .text("path", path)

@@ -353,6 +353,7 @@ std::string move_text(const api::MigrateResult& result, bool verbose) {
   } else if (result.outcome() == "saved") {
     out = fmt::format("{} saved in {}: freeze {}, {}\n", result.name(), format_ns(s.total_ns()),
                       format_ns(s.freeze_ns()), format_bytes(s.bytes_wire()));
+    if (!s.chosen_because().empty()) out += fmt::format("  {}\n", s.chosen_because());
   } else if (result.outcome() == "restored") {
     out = fmt::format("{} runs on {}\n", result.name(), result.node()) + followed_text(result);
   } else if (result.outcome() == "refused") {

@@ -12,6 +12,9 @@
 #include "node/replica_session.h"
 #include "node/restore.h"
 #include "node/source_migration.h"
+#include "node/vm_checkpoint.h"
+#include "node/vm_image.h"
+#include "node/vm_restore.h"
 #include "node/vm_source.h"
 #include "node/vms.h"
 
@@ -133,8 +136,13 @@ grpc::Status ApiService::ResumeMigration(grpc::ServerContext* context,
 grpc::Status ApiService::Checkpoint(grpc::ServerContext* context,
                                     const api::CheckpointRequest* request, Moves* out) {
   return at_its_node(
-      *context, request->name(), kServicesOnly, *out,
-      [&](SourceMigration& migration) { return migration.checkpoint(*request); },
+      *context, request->name(), kAlsoVms, *out,
+      [&](SourceMigration& migration) -> absl::StatusOr<api::MigrateResult> {
+        GW_ASSIGN_OR_RETURN(const VersionedService found, node_.records().service(request->name()));
+        if (!found.record.has_vm()) return migration.checkpoint(*request);
+        VmCheckpoint vm(node_, to_stream(*out), [context] { return context->IsCancelled(); });
+        return vm.save(*request);
+      },
       [&](Peer& peer, auto* call) { return peer.user->Checkpoint(call, *request); });
 }
 
@@ -154,9 +162,11 @@ grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::Restor
     const auto call = pass_on(*context);
     return relay(*(*peer)->user->Restore(call.get(), *request), *out, **peer);
   }
-  return send_result(
-      restore(node_, *request, to_stream(*out), [context] { return context->IsCancelled(); }),
-      *out);
+  const auto cancelled = [context] { return context->IsCancelled(); };
+  return send_result(is_vm_image(request->file())
+                         ? VmRestore(node_, to_stream(*out), cancelled).restore(*request)
+                         : restore(node_, *request, to_stream(*out), cancelled),
+                     *out);
 }
 
 grpc::Status PeerService::PrepareReplica(grpc::ServerContext*,

@@ -112,6 +112,10 @@ void Node::clean_up_after_mover(const std::string& service,
 
 absl::StatusOr<std::string> Node::settle_source(const api::MigrationJournal& entry, Undone undone,
                                                 LeftByMover left) {
+  if (!entry.vm_uuid().empty() && entry.side() == api::MigrationJournal::LOCAL) {
+    GW_RETURN_IF_ERROR(vms_->settle_local(entry));
+    return config_.name;
+  }
   if (!entry.vm_uuid().empty()) return vms_->settle_source(entry);
   GW_ASSIGN_OR_RETURN(
       UniqueFd hold,

@@ -51,6 +51,10 @@ class Vms {
   // As Node's for services: by what the store says. Repeatable.
   absl::StatusOr<std::string> settle_source(const api::MigrationJournal& entry);
   absl::Status settle_destination(const api::MigrationJournal& entry);
+  // Of a checkpoint or a restore: by its file, and by what libvirt says.
+  absl::Status settle_local(const api::MigrationJournal& entry);
+  absl::Status settle_checkpoint(api::MigrationJournal entry);
+  absl::Status settle_restore(const api::MigrationJournal& entry);
   // Tells the destination that it is off, in the background.
   void call_off(const api::MigrationJournal& entry);
 
