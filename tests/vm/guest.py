@@ -29,7 +29,10 @@ done
 /agent &
 while read -r line; do
   echo "console: $line"
-  case $line in off) /bin/busybox poweroff -f ;; esac
+  case $line in
+    off) /bin/busybox poweroff -f ;;
+    check) echo check | /bin/busybox nc 127.0.0.1 7001 ;;
+  esac
 done
 /bin/busybox sleep 1000000
 """ % " ".join(MODULES)
@@ -95,7 +98,7 @@ while [ $count -gt 0 ]; do
   word=$1; shift; count=$((count - 1))
   case $previous,$word in
     -m,[0-9]*) word=$(($word * 1024 + 16))k ;;
-    -object,*memory-backend-ram*'"size":'*)
+    -object,*memory-backend-*'"size":'*)
       size=${word##*'"size":'}
       word=${word%%'"size":'*}'"size":'$((${size%%[!0-9]*} + 16384))${size#${size%%[!0-9]*}} ;;
   esac
@@ -130,14 +133,15 @@ def disk_xml(target, path, form="qcow2"):
             "<source file='%s'/><target dev='%s' bus='virtio'/></disk>" % (form, path, target))
 
 
-def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0", extra="",
+def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0", extra="", memory="",
                cpu="<cpu mode='custom' match='exact'><model>qemu64</model></cpu>"):
-    """A domain for emulation without KVM; `address` as 10.77.0.9/16. `disks`: qcow2 files."""
+    """A domain for emulation without KVM; `address` as 10.77.0.9/16. `disks`: qcow2 files.
+    `memory`: what its memory is, as <memoryBacking>."""
     kernel, initramfs, emulator = make(build)
     drives = "".join(disk_xml("vd" + "abcdef"[i], path) for i, path in enumerate(disks))
     return """<domain type='qemu'>
   <name>%s</name>
-  <memory unit='MiB'>%d</memory>
+  <memory unit='MiB'>%d</memory>%s
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><kernel>%s</kernel><initrd>%s</initrd>
     <cmdline>console=ttyS0 quiet panic=1 guest_ip=%s</cmdline></os>
@@ -152,7 +156,7 @@ def domain_xml(build, name, address, mac, memory_mib=256, disks=(), bridge="gw0"
     %s
   </devices>
 </domain>
-""" % (name, memory_mib, kernel, initramfs, address, cpu,
+""" % (name, memory_mib, memory, kernel, initramfs, address, cpu,
        emulator, drives, mac, bridge, extra)
 
 
