@@ -280,12 +280,6 @@ class Checkpoint:
         wait_for("it runs on", lambda: agent.check() >= passes + 2, 30)
         agent.close()
         self.lab("rm", "--force", "still")
-        self.restore("still", "--node", "n1")
-        agent = self.lab.agent(address)
-        passes = agent.check()
-        wait_for("it is right", lambda: agent.check() >= passes + 2, 30)
-        agent.close()
-        self.lab("rm", "--force", "still")
 
     def broken_checkpoints(self):
         for point, leave, actions in POINTS:
