@@ -36,6 +36,18 @@ absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_
   return UniqueFd(static_cast<int>(fd));
 }
 
+absl::StatusOr<UniqueFd> create_value_of_cpus(const char* name) {
+  bpf_attr attr{};
+  attr.map_type = BPF_MAP_TYPE_PERCPU_ARRAY;
+  attr.key_size = 4;
+  attr.value_size = 8;
+  attr.max_entries = 1;
+  set_name(attr.map_name, name);
+  const long fd = command(BPF_MAP_CREATE, attr);
+  if (fd < 0) return errno_status(errno, "bpf(BPF_MAP_CREATE, array of each CPU)");
+  return UniqueFd(static_cast<int>(fd));
+}
+
 absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name, const char* license,
                                       std::span<const bpf_insn> program) {
   std::string log(16384, '\0');

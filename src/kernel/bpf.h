@@ -20,6 +20,9 @@ long command(int command, bpf_attr& attr);
 // One value of `value_size` bytes that can be mmapped (BPF_F_MMAPABLE, 5.5).
 absl::StatusOr<UniqueFd> create_mmapable_value(const char* name, uint32_t value_size);
 
+// One value of 8 bytes for each CPU.
+absl::StatusOr<UniqueFd> create_value_of_cpus(const char* name);
+
 // `attr` names the program's type and what goes with it. On refusal the error has the verifier's
 // words.
 absl::StatusOr<UniqueFd> load_program(bpf_attr attr, const char* name, const char* license,

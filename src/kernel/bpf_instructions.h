@@ -64,6 +64,10 @@ inline void load_value(std::vector<bpf_insn>& program, int dst, int map) {
   program.push_back(insn(BPF_LD | BPF_DW | BPF_IMM, dst, BPF_PSEUDO_MAP_VALUE, 0, map));
   program.push_back(insn(0, 0, 0, 0, 0));
 }
+inline void load_map(std::vector<bpf_insn>& program, int dst, int map) {
+  program.push_back(insn(BPF_LD | BPF_DW | BPF_IMM, dst, BPF_PSEUDO_MAP_FD, 0, map));
+  program.push_back(insn(0, 0, 0, 0, 0));
+}
 inline void load_number(std::vector<bpf_insn>& program, int dst, uint64_t number) {
   program.push_back(
       insn(BPF_LD | BPF_DW | BPF_IMM, dst, 0, 0, static_cast<int32_t>(number & 0xffffffff)));

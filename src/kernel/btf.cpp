@@ -218,4 +218,11 @@ absl::StatusOr<Btf::Field> Btf::field(std::string_view structure, std::string_vi
   return field;
 }
 
+absl::StatusOr<uint32_t> Btf::size(std::string_view structure) const {
+  const auto found = structures_.find(structure);
+  if (found == structures_.end())
+    return make_error(absl::StatusCode::kNotFound, "BTF of the kernel has no struct {}", structure);
+  return size_of(found->second);
+}
+
 }  // namespace godwit::kernel

@@ -34,6 +34,8 @@ class Btf {
   // "sk_backlog.len" of "sock": through structures and unions inside, named or not, never through
   // pointers. kNotFound: this kernel has no such member. No bit fields.
   absl::StatusOr<Field> field(std::string_view structure, std::string_view path) const;
+  // Bytes of the structure.
+  absl::StatusOr<uint32_t> size(std::string_view structure) const;
 
  private:
   struct Member {

@@ -13,9 +13,11 @@
 #include <mutex>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/ids.h"
 #include "base/unique_fd.h"
 #include "kernel/btf.h"
 
@@ -49,17 +51,29 @@ class KernelMemory {
                                        std::string_view path) const;
   // The struct file behind descriptor `fd` of this process.
   absl::StatusOr<KernelAddress> file(int fd) const;
+  // The struct task_struct of a task. ESRCH: it has ended.
+  absl::StatusOr<KernelAddress> task(HostPid pid) const;
+
+  // What a pointer to data of each CPU (alloc_percpu()) stands for: where it is of each possible
+  // one. Some milliseconds at the first call: in the rounds.
+  absl::StatusOr<std::vector<KernelAddress>> of_cpus(KernelAddress per_cpu) const;
+  // References that a struct percpu_ref counts, without the one that it is born with. While none
+  // can come, 0 is sure: what is counted only falls while the CPUs are looked at one by one.
+  absl::StatusOr<int64_t> references(KernelAddress percpu_ref) const;
 
  private:
   struct Shared;
   explicit KernelMemory(std::shared_ptr<const Btf> btf) : btf_(std::move(btf)) {}
   absl::Status run(uint64_t from, uint32_t bytes) const;
   absl::Status read_some(uint64_t from, std::span<std::byte> to) const;
+  absl::StatusOr<std::vector<uint64_t>> find_cpus() const;
 
   std::shared_ptr<const Btf> btf_;
   UniqueFd program_;
   Shared* shared_ = nullptr;
   mutable std::mutex mutex_;
+  mutable std::mutex cpus_mutex_;
+  mutable std::vector<uint64_t> cpus_;  // where each CPU's data is, beside what pointers say
 };
 
 }  // namespace godwit::kernel

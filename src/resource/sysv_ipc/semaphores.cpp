@@ -33,25 +33,6 @@ union Argument {
   seminfo* info;
 };
 
-// By the inode of /proc/PID: it knows the struct pid, whose first list is of the task.
-absl::StatusOr<KernelAddress> task_of(const kernel::KernelMemory& memory, HostPid pid) {
-  GW_ASSIGN_OR_RETURN(const UniqueFd folder,
-                      kernel::open(fmt::format("/proc/{}", pid.value), O_RDONLY | O_DIRECTORY));
-  GW_ASSIGN_OR_RETURN(const KernelAddress file, memory.file(folder.get()));
-  GW_ASSIGN_OR_RETURN(const KernelAddress inode, memory.pointer(file, "file", "f_inode"));
-  GW_ASSIGN_OR_RETURN(const kernel::Btf::Field inside,
-                      memory.btf().field("proc_inode", "vfs_inode"));
-  GW_ASSIGN_OR_RETURN(const KernelAddress number,
-                      memory.pointer({inode.value - inside.offset}, "proc_inode", "pid"));
-  // An array of struct hlist_head, of which PIDTYPE_PID is the first.
-  GW_ASSIGN_OR_RETURN(const KernelAddress lists, memory.member(number, "pid", "tasks"));
-  GW_ASSIGN_OR_RETURN(const KernelAddress link, memory.pointer(lists, "hlist_head", "first"));
-  if (!link) return errno_status(ESRCH, fmt::format("process {}", pid.value));
-  GW_ASSIGN_OR_RETURN(const kernel::Btf::Field links,
-                      memory.btf().field("task_struct", "pid_links"));
-  return KernelAddress{link.value - links.offset};
-}
-
 absl::Status read_undo_list(const kernel::KernelMemory& memory, KernelAddress list, ImagePid pid,
                             std::map<int32_t, SemaphoreSetState*>& sets) {
   GW_ASSIGN_OR_RETURN(const KernelAddress head, memory.member(list, "sem_undo_list", "list_proc"));
@@ -118,7 +99,7 @@ absl::Status read_undo(std::span<const std::pair<ImagePid, HostPid>> processes,
   }
   std::set<uint64_t> seen;
   for (const auto& [pid, host] : processes) {
-    const auto task = task_of(memory, host);
+    const auto task = memory.task(host);
     if (errno_of(task.status()) == ESRCH || errno_of(task.status()) == ENOENT) continue;
     GW_RETURN_IF_ERROR(task.status());
     GW_ASSIGN_OR_RETURN(const KernelAddress list,
