@@ -64,10 +64,11 @@ std::span<const TaskResource* const> task_resources() {
 // Those whose restore needs others stand after them: epoll watches all.
 std::span<const FileKind* const> file_kinds() {
   static const std::vector<const FileKind*> list = {
-      &device_kind(),         &terminal_kind(),    &posix_mqueue_kind(), &regular_file_kind(),
-      &pipe_kind(),           &eventfd_kind(),     &signalfd_kind(),     &timerfd_kind(),
-      &memfd_kind(),          &unix_socket_kind(), &tcp_socket_kind(),   &udp_socket_kind(),
-      &netlink_socket_kind(), &inotify_kind(),     &pidfd_kind(),        &epoll_kind(),
+      &device_kind(),     &terminal_kind(),       &posix_mqueue_kind(), &regular_file_kind(),
+      &pipe_kind(),       &named_pipe_kind(),     &eventfd_kind(),      &signalfd_kind(),
+      &timerfd_kind(),    &memfd_kind(),          &unix_socket_kind(),  &tcp_socket_kind(),
+      &udp_socket_kind(), &netlink_socket_kind(), &inotify_kind(),      &pidfd_kind(),
+      &epoll_kind(),
   };
   return list;
 }

@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <optional>
 
+#include "kernel/kernel_memory.h"
 #include "resource/file_description.h"
+#include "resource/file_name.h"
 #include "resource/pipe/pipe.h"
 #include "resource/pipe/pipe.pb.h"
 #include "resource/pipe/pipe_internal.h"
@@ -84,24 +86,66 @@ absl::StatusOr<std::vector<std::string>> copy_content(int reader, int capacity) 
   return pieces;
 }
 
+absl::Status check_name(const OpenFile& file, const CaptureContext& context,
+                        std::vector<Refusal>& refusals) {
+  GW_ASSIGN_OR_RETURN(const kernel::FdInfo info, fdinfo_of(file));
+  GW_ASSIGN_OR_RETURN(const bool ours, mount_is_of_capsule(info, context));
+  if (!ours) {
+    refuse(file, "fd.outside", "it is on a mount that the service does not have",
+           "name its folder with --bind and open it there", refusals);
+    return absl::OkStatus();
+  }
+  GW_ASSIGN_OR_RETURN(const bool here, path_leads_here(file, context));
+  if (!here)
+    refuse(file, file.stat.st_nlink == 0 ? "fd.deleted" : "fd.hidden",
+           "a FIFO whose name has been removed, or leads to another file, cannot be opened again",
+           "close it, or open it again by a name that it has", refusals);
+  return absl::OkStatus();
+}
+
+// Of a FIFO nobody tells whether its other end is open somewhere, but the kernel counts them: all
+// are descriptions of the tree. While a program runs it may be about to open one.
+absl::Status check_ends(const OpenFile& file, const CaptureContext& context, const Members& members,
+                        std::vector<Refusal>& refusals) {
+  GW_ASSIGN_OR_RETURN(const kernel::KernelMemory* memory, context.kernel_memory());
+  GW_ASSIGN_OR_RETURN(const kernel::KernelAddress opened, memory->file(file.fd));
+  GW_ASSIGN_OR_RETURN(const kernel::KernelAddress inode,
+                      memory->pointer(opened, "file", "f_inode"));
+  GW_ASSIGN_OR_RETURN(const kernel::KernelAddress pipe, memory->pointer(inode, "inode", "i_pipe"));
+  GW_ASSIGN_OR_RETURN(const uint64_t readers, memory->number(pipe, "pipe_inode_info", "readers"));
+  GW_ASSIGN_OR_RETURN(const uint64_t writers, memory->number(pipe, "pipe_inode_info", "writers"));
+  uint64_t own_readers = 0;
+  uint64_t own_writers = 0;
+  for (const OpenFile* one : members.all) {
+    own_readers += can_read(one->status_flags) ? 1 : 0;
+    own_writers += can_write(one->status_flags) ? 1 : 0;
+  }
+  if (readers != own_readers || writers != own_writers)
+    refuse(file, "pipe.outside", "a process outside of the service has it open",
+           "close it on one side, or run both programs in one service", refusals);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const FileKind& pipe_kind() {
-  static const PipeKind kind;
+  static const PipeKind kind(false);
+  return kind;
+}
+
+const FileKind& named_pipe_kind() {
+  static const PipeKind kind(true);
   return kind;
 }
 
 bool PipeKind::recognise(const OpenFile& file) const {
-  return S_ISFIFO(file.stat.st_mode) && (file.status_flags & O_PATH) == 0;
+  return S_ISFIFO(file.stat.st_mode) && (file.status_flags & O_PATH) == 0 &&
+         named_ != file.link.starts_with("pipe:[");
 }
 
 absl::Status PipeKind::precheck(const OpenFile& file, const CaptureContext& context,
                                 std::vector<Refusal>& refusals) const {
-  if (!file.link.starts_with("pipe:[")) {
-    refuse(file, "pipe.named", "a FIFO with a name is not carried yet",
-           "close it before the move, or use a unix socket", refusals);
-    return absl::OkStatus();
-  }
+  if (named_) return check_name(file, context, refusals);
   if (stdio_stream(file, context)) return absl::OkStatus();
   const Members members = members_of(file, context);
   if ((members.reader == nullptr || !members.writer) && !hung_up(file)) {
@@ -117,6 +161,14 @@ absl::StatusOr<std::string> PipeKind::capture(const OpenFile& file,
   GW_RETURN_IF_ERROR(precheck(file, context, refusals));
   GW_RETURN_IF_ERROR(refused_now(refusals));
   const Members members = members_of(file, context);
+  if (named_ && context.final()) {
+    const absl::Status counted = check_ends(file, context, members, refusals);
+    if (!counted.ok())
+      refuse(file, "pipe.kernel",
+             "the kernel does not show who has it open: " + std::string(message_of(counted)),
+             "a kernel with CONFIG_DEBUG_INFO_BTF", refusals);
+    GW_RETURN_IF_ERROR(refused_now(refusals));
+  }
   const std::optional<int> stream = stdio_stream(file, context);
   GW_ASSIGN_OR_RETURN(const int capacity, kernel::fcntl_int(file.fd, F_GETPIPE_SZ));
   PipeState state;
@@ -130,6 +182,10 @@ absl::StatusOr<std::string> PipeKind::capture(const OpenFile& file,
   state.set_has_writer(members.writer);
   state.set_stdio(stream ? static_cast<uint32_t>(*stream) + 1 : 0);
   state.set_packets(members.packets);
+  if (named_) {
+    state.set_path(file.link);
+    state.set_quiet(!members.writer && !can_write(file.status_flags) && !hung_up(file));
+  }
   // What the service has written to its own stdout stays with the shim that reads it here.
   const bool carries = members.all.front()->id == file.id && (!stream || *stream == 0);
   if (context.final() && carries && members.reader != nullptr) {

@@ -6,6 +6,8 @@
 namespace godwit::resource {
 
 const FileKind& pipe_kind();
+// FIFOs (fifo(7)).
+const FileKind& named_pipe_kind();
 
 }  // namespace godwit::resource
 

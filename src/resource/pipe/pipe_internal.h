@@ -12,14 +12,16 @@ namespace godwit::resource {
 
 class PipeKind final : public FileKind {
  public:
-  std::string_view name() const override { return "pipe"; }
+  explicit PipeKind(bool named) : named_(named) {}
+  std::string_view name() const override { return named_ ? "named_pipe" : "pipe"; }
   bool recognise(const OpenFile& file) const override;
   bool needs_fdinfo() const override { return false; }
   absl::Status precheck(const OpenFile& file, const CaptureContext& context,
                         std::vector<Refusal>& refusals) const override;
   absl::StatusOr<std::string> capture(const OpenFile& file,
                                       const CaptureContext& context) const override;
-  bool early() const override { return true; }
+  // A FIFO is a file of the layer, which is complete in the end.
+  bool early() const override { return !named_; }
   absl::StatusOr<UniqueFd> create(uint64_t id, std::string_view state,
                                   RestoreContext& context) const override;
   absl::StatusOr<bool> update(int fd, std::string_view before, std::string_view now,
@@ -27,6 +29,9 @@ class PipeKind final : public FileKind {
   absl::StatusOr<Check> finish(int fd, std::string_view state, ImagePid tgid, int remote_fd,
                                tracee::Batch& batch, RestoreContext& context) const override;
   std::string describe(std::string_view state) const override;
+
+ private:
+  bool named_;
 };
 
 }  // namespace godwit::resource

@@ -224,24 +224,125 @@ TEST(Pipe, StdioComesFromTheShim) {
   EXPECT_EQ(read_all(reader->get()), "typed ahead");
 }
 
-TEST(Pipe, NamedOnesAreRefusedAndHostileStateIsAnError) {
-  char folder[] = "/tmp/godwit-pipe-XXXXXX";
-  ASSERT_NE(::mkdtemp(folder), nullptr);
-  const std::string path = std::string(folder) + "/fifo";
-  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
-  {
-    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+class NamedPipe : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_NE(::mkdtemp(folder_), nullptr);
+    path_ = std::string(folder_) + "/fifo";
+    ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  }
+  void TearDown() override {
+    ::unlink(path_.c_str());
+    EXPECT_EQ(::rmdir(folder_), 0);
+  }
+  UniqueFd open(int flags) const {
+    return UniqueFd(::open(path_.c_str(), flags | O_NONBLOCK | O_CLOEXEC));
+  }
+  static short events(int fd) {
+    pollfd p{fd, POLLIN | POLLOUT, 0};
+    ::poll(&p, 1, 0);
+    return p.revents;
+  }
+  // Captured, closed here, made again by its name, and captured again: the same.
+  std::vector<UniqueFd> moved(std::vector<UniqueFd> fds) {
+    std::vector<std::string> states;
+    {
+      FakeCaptureContext source;
+      for (size_t i = 0; i < fds.size(); ++i) source.add(fds[i].get(), i + 1);
+      for (size_t i = 0; i < fds.size(); ++i) {
+        const OpenFile file = open_file(fds[i].get(), i + 1);
+        EXPECT_TRUE(named_pipe_kind().recognise(file));
+        EXPECT_FALSE(pipe_kind().recognise(file));
+        std::vector<Refusal> refusals;
+        EXPECT_TRUE(named_pipe_kind().precheck(file, source, refusals).ok());
+        EXPECT_TRUE(refusals.empty());
+        const auto state = named_pipe_kind().capture(file, source);
+        EXPECT_TRUE(state.ok()) << state.status();
+        states.push_back(state.value_or(""));
+      }
+    }
+    fds.clear();
+    FakeRestoreContext destination;
+    for (size_t i = 0; i < states.size(); ++i) {
+      auto made = named_pipe_kind().create(i + 1, states[i], destination);
+      EXPECT_TRUE(made.ok()) << made.status();
+      if (made.ok()) destination.made[i + 1] = *std::move(made);
+    }
+    destination.drop_stash();
+    FakeCaptureContext again;
+    for (auto& [id, fd] : destination.made) again.add(fd.get(), id);
+    for (auto& [id, fd] : destination.made) {
+      const auto state = named_pipe_kind().capture(open_file(fd.get(), id), again);
+      EXPECT_TRUE(state.ok()) << state.status();
+      EXPECT_EQ(without_inode(state.value_or("")), without_inode(states[id - 1]));
+    }
+    std::vector<UniqueFd> result;
+    for (auto& [id, fd] : destination.made) result.push_back(std::move(fd));
+    return result;
+  }
+  static std::vector<UniqueFd> list(UniqueFd a, UniqueFd b = {}, UniqueFd c = {}) {
+    std::vector<UniqueFd> fds;
+    for (UniqueFd* one : {&a, &b, &c})
+      if (*one) fds.push_back(std::move(*one));
+    return fds;
+  }
+  char folder_[32] = "/tmp/godwit-pipe-XXXXXX";
+  std::string path_;
+};
+
+TEST_F(NamedPipe, ContentSizeAndFlagsMove) {
+  UniqueFd reader = open(O_RDONLY);
+  UniqueFd writer = open(O_WRONLY);
+  UniqueFd both = open(O_RDWR);
+  ASSERT_TRUE(reader && writer && both);
+  ASSERT_GE(::fcntl(reader.get(), F_SETPIPE_SZ, 16384), 16384);
+  ASSERT_EQ(::fcntl(writer.get(), F_SETFL, 0), 0);
+  ASSERT_EQ(::write(writer.get(), "inside", 6), 6);
+  auto made = moved(list(std::move(reader), std::move(writer), std::move(both)));
+  ASSERT_EQ(made.size(), 3U);
+  EXPECT_EQ(::fcntl(made[0].get(), F_GETPIPE_SZ), 16384);
+  EXPECT_EQ(::fcntl(made[1].get(), F_GETFL) & O_NONBLOCK, 0);
+  ASSERT_EQ(::write(made[1].get(), " and more", 9), 9);
+  EXPECT_EQ(read_all(made[0].get()), "inside and more");
+}
+
+TEST_F(NamedPipe, AReaderIsHungUpOnlyAfterAWriter) {
+  auto quiet = moved(list(open(O_RDONLY)));
+  ASSERT_EQ(quiet.size(), 1U);
+  EXPECT_EQ(events(quiet[0].get()), 0);
+  EXPECT_TRUE(open(O_WRONLY));
+  EXPECT_EQ(events(quiet[0].get()), POLLHUP);
+  auto left = moved(std::move(quiet));
+  ASSERT_EQ(left.size(), 1U);
+  EXPECT_EQ(events(left[0].get()), POLLHUP);
+  auto writer = list(open(O_WRONLY));
+  left.clear();
+  writer = moved(std::move(writer));
+  ASSERT_EQ(writer.size(), 1U);
+  EXPECT_NE(events(writer[0].get()) & POLLERR, 0);
+}
+
+TEST_F(NamedPipe, WhatCannotBeOpenedAgainIsRefused) {
+  const auto code = [&](const UniqueFd& fd) -> std::string {
     FakeCaptureContext source;
     const OpenFile& file = source.add(fd.get(), 1);
-    ASSERT_TRUE(pipe_kind().recognise(file));
     std::vector<Refusal> refusals;
-    ASSERT_TRUE(pipe_kind().precheck(file, source, refusals).ok());
-    ASSERT_EQ(refusals.size(), 1U);
-    EXPECT_EQ(refusals[0].code, "pipe.named");
-  }
-  EXPECT_EQ(::unlink(path.c_str()), 0);
-  EXPECT_EQ(::rmdir(folder), 0);
+    EXPECT_TRUE(named_pipe_kind().precheck(file, source, refusals).ok());
+    if (!refusals.empty()) return refusals[0].code;
+    const auto state = named_pipe_kind().capture(file, source);
+    return state.ok() ? "" : std::string(state.status().message());
+  };
+  const UniqueFd reader = open(O_RDONLY);
+  EXPECT_EQ(code(reader), "");
+  const UniqueFd outside = open(O_WRONLY);
+  EXPECT_NE(code(reader).find("pipe.outside"), std::string::npos);
+  ASSERT_EQ(::rename(path_.c_str(), (path_ + "2").c_str()), 0);
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  ASSERT_EQ(::unlink((path_ + "2").c_str()), 0);
+  EXPECT_EQ(code(reader), "fd.deleted");
+}
 
+TEST(Pipe, HostileStateIsAnError) {
   FakeRestoreContext destination;
   PipeState state;
   state.set_flags(3);

@@ -32,8 +32,39 @@ absl::StatusOr<UniqueFd> make_pipe(const PipeState& state, RestoreContext& conte
   return std::move(own);
 }
 
+absl::StatusOr<UniqueFd> open_by_name(const PipeState& state, int flags,
+                                      const RestoreContext& context) {
+  UniqueFd fd;
+  GW_RETURN_IF_ERROR(context.in_capsule([&]() -> absl::Status {
+    GW_ASSIGN_OR_RETURN(fd, kernel::open(state.path(), flags | O_NONBLOCK | O_CLOEXEC));
+    return absl::OkStatus();
+  }));
+  struct stat st {};
+  if (::fstat(fd.get(), &st) != 0) return errno_status(errno, fmt::format("fstat({})", fd.get()));
+  if (!S_ISFIFO(st.st_mode))
+    return make_error(absl::StatusCode::kFailedPrecondition, "{} is no FIFO here", state.path());
+  return fd;
+}
+
+// One of ours for reading and writing holds what is inside, and lets the others be opened, until
+// all of them are. A reader that has seen no writer must not see that one.
+absl::StatusOr<UniqueFd> open_named(const PipeState& state, RestoreContext& context) {
+  // Stays among the flags of a description.
+  const int flags = access_of(state) | (static_cast<int>(state.flags()) & O_NOFOLLOW);
+  if (state.quiet()) return open_by_name(state, flags, context);
+  const std::string name = fmt::format("named_pipe:{}", state.inode());
+  UniqueFd own = context.take(name);
+  if (!own) {
+    GW_ASSIGN_OR_RETURN(own, open_by_name(state, O_RDWR, context));
+  }
+  GW_ASSIGN_OR_RETURN(UniqueFd fd, open_by_name(state, flags, context));
+  context.stash(name, std::move(own));
+  return fd;
+}
+
 absl::StatusOr<UniqueFd> open_end(const PipeState& state, RestoreContext& context) {
   const int access = access_of(state);
+  if (!state.path().empty()) return open_named(state, context);
   if (state.stdio() > 0) {
     const int stream = context.stdio(static_cast<int>(state.stdio()) - 1);
     if (stream < 0) {
@@ -137,8 +168,9 @@ std::string PipeKind::describe(std::string_view bytes) const {
   constexpr std::string_view kAccess[] = {"read", "write", "read-write", "?"};
   size_t content = 0;
   for (const std::string& piece : state->content()) content += piece.size();
-  std::string text = fmt::format("pipe {} {} end, {} of {} B", state->inode(),
-                                 kAccess[access_of(*state)], content, state->capacity());
+  std::string text =
+      fmt::format("{} {} {} end, {} of {} B", state->path().empty() ? "pipe" : state->path(),
+                  state->inode(), kAccess[access_of(*state)], content, state->capacity());
   if (state->stdio() > 0) text += fmt::format(", stdio {}", state->stdio() - 1);
   return text;
 }

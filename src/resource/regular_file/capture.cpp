@@ -11,10 +11,10 @@
 #include <string>
 
 #include "kernel/huge_pages.h"
-#include "kernel/proc/mountinfo.h"
 #include "resource/file_content.h"
 #include "resource/file_description.h"
 #include "resource/file_locks/file_locks.h"
+#include "resource/file_name.h"
 #include "resource/regular_file/regular_file.h"
 #include "resource/regular_file/regular_file.pb.h"
 #include "resource/regular_file/regular_file_internal.h"
@@ -31,25 +31,6 @@ bool says_deleted(const OpenFile& file) { return file.link.ends_with(kDeletedMar
 // A regular file with no name left anywhere: its content can be carried.
 bool unnamed(const OpenFile& file) {
   return S_ISREG(file.stat.st_mode) && file.stat.st_nlink == 0 && !is_path_only(file);
-}
-
-// Does the path lead to this very file, inside the capsule?
-absl::StatusOr<bool> path_leads_here(const OpenFile& file, const CaptureContext& context) {
-  bool same = false;
-  GW_RETURN_IF_ERROR(context.in_capsule([&]() -> absl::Status {
-    struct stat st {};
-    same = ::lstat(file.link.c_str(), &st) == 0 && st.st_dev == file.stat.st_dev &&
-           st.st_ino == file.stat.st_ino;
-    return absl::OkStatus();
-  }));
-  return same;
-}
-
-absl::StatusOr<bool> mount_is_of_capsule(const kernel::FdInfo& info,
-                                         const CaptureContext& context) {
-  GW_ASSIGN_OR_RETURN(const auto mounts, kernel::read_mountinfo(context.init_pid()));
-  return std::any_of(mounts.begin(), mounts.end(),
-                     [&](const kernel::Mount& m) { return m.id == info.mnt_id; });
 }
 
 // /proc/12/task/13/...: husks get their threads after their descriptors. (/proc/12/... can be

@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
   state::add_signal_owner_checks(checks);
   state::add_terminal_checks(checks);
   state::add_ipc_checks(checks);
+  state::add_fifo_checks(checks);
   state::add_memory_checks(checks);
   state::add_descriptor_checks(checks);
   state::add_lock_checks(checks);
