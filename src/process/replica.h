@@ -140,6 +140,7 @@ class Replica {
   absl::Status set_foreground(const resource::Terminal& terminal);
   absl::Status complete_terminals();
   absl::Status make_ipc();
+  absl::Status finish_under_way(const std::set<uint64_t>& finished);
   absl::Status run_step(const resource::TreeStep& step);
   absl::Status remove_ended(const std::set<int32_t>& wanted);
   int descriptor_of_object(uint64_t object) const;

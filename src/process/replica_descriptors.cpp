@@ -268,4 +268,21 @@ absl::Status Replica::add_finish_calls(Restoring& one, std::set<uint64_t>& done)
   return absl::OkStatus();
 }
 
+// Those that no process has open (SCM_RIGHTS): the queues that hold them have them by now, or get
+// them here.
+absl::Status Replica::finish_under_way(const std::set<uint64_t>& finished) {
+  for (const auto& [id, description] : descriptions_) {
+    if (!description.finishes || finished.contains(id)) continue;
+    tracee::Batch batch;
+    GW_ASSIGN_OR_RETURN(
+        const resource::FileKind::Check check,
+        description.of->finish(description.fd.get(), description.state, {}, -1, batch, *context_));
+    if (!batch.empty() || check)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "{} {} is under way in a unix socket, and needs a process that has it open",
+                        description.kind, description.of->describe(description.state));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace godwit::process

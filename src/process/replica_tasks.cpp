@@ -73,6 +73,7 @@ absl::Status Replica::restore_tasks() {
     GW_RETURN_IF_ERROR(annotate(add_finish_calls(one, finished), fmt::format("process {}", pid)));
     GW_RETURN_IF_ERROR(annotate(add_task_calls(one), fmt::format("process {}", pid)));
   }
+  GW_RETURN_IF_ERROR(finish_under_way(finished));
   context_->drop_stash();
   spans_.mark("build batches");
   // A process's own batch before those of its other threads: an action that ignores a signal takes

@@ -18,6 +18,7 @@
 #include "resource/shared_object/shared_object.h"
 #include "resource/signal_owner/signal_owner.h"
 #include "resource/tcp_socket/tcp_socket.h"
+#include "resource/unix_socket/unix_socket.h"
 
 namespace godwit::process {
 Source::Source(SourceHost host)
@@ -137,8 +138,14 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
     if (errno_of(checked) == ENOENT || errno_of(checked) == ESRCH) continue;
     GW_RETURN_IF_ERROR(checked);
   }
-  for (const auto& description : descriptors_->descriptions()) {
+  const auto& all = descriptors_->descriptions();
+  // What seems to have its other end outside may have it in a message: the freeze finds out.
+  const bool perhaps_under_way = std::any_of(all.begin(), all.end(), [](const auto& one) {
+    return one.kind == &resource::unix_socket_kind() && resource::unix_has_unread(one.file);
+  });
+  for (const auto& description : all) {
     const resource::OpenFile& file = description.file;
+    const size_t before = refusals.size();
     if (description.kind == nullptr)
       refusals.push_back({"fd.unknown",
                           fmt::format("process {}, descriptor {} -> {}", file.tgid.value,
@@ -147,6 +154,13 @@ absl::Status Source::precheck(std::vector<resource::Refusal>& refusals) {
                           "let the program close it before the move"});
     else
       GW_RETURN_IF_ERROR(description.kind->precheck(file, *context_, refusals));
+    if (perhaps_under_way)
+      refusals.erase(
+          std::remove_if(refusals.begin() + static_cast<std::ptrdiff_t>(before), refusals.end(),
+                         [](const resource::Refusal& one) {
+                           return one.code == "pipe.outside" || one.code == "unix.outside";
+                         }),
+          refusals.end());
     if ((file.status_flags & O_PATH) == 0)
       GW_RETURN_IF_ERROR(resource::refuse_signal_owner(file, *context_, refusals));
   }

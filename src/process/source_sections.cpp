@@ -316,6 +316,7 @@ absl::Status Source::capture_descriptions() {
         return make_error(absl::StatusCode::kUnavailable, "process {} ({}) has ended in the freeze",
                           pid, process.comm);
     GW_RETURN_IF_ERROR(take_what_is_not_seen());
+    GW_RETURN_IF_ERROR(descriptors_->add_under_way());
   }
   std::vector<absl::StatusOr<std::string>> states(all.size(), std::string());
   std::vector<bool> sent(all.size());

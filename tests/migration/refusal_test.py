@@ -65,16 +65,19 @@ def refused(lab, name, codes, *options):
     return seen["refusals"][0]
 
 
-# A descriptor that is under way stays there until it gets SIGUSR1; then what comes out is used.
+# An epoll set that is under way stays there until it gets SIGUSR1; then what comes out is used.
 UNDER_WAY = """
-import os, signal, socket, time
+import os, select, signal, socket, time
 one, other = socket.socketpair()
 read, write = os.pipe()
-socket.send_fds(one, [b"here"], [write])
+watch = select.epoll()
+watch.register(read, select.EPOLLIN)
+socket.send_fds(one, [b"here"], [watch.fileno()])
+watch.close()
 def take(*_):
     word, fds, _, _ = socket.recv_fds(other, 10, 4)
-    os.write(fds[0], word + b" it is")
-    print(os.read(read, 100).decode(), flush=True)
+    os.write(write, b"x")
+    print(word.decode(), select.epoll.fromfd(fds[0]).poll(1) == [(read, select.EPOLLIN)], flush=True)
 signal.signal(signal.SIGUSR1, take)
 print("ready", flush=True)
 while True:
@@ -83,14 +86,14 @@ while True:
 
 
 def under_way(lab):
-    """It cannot be read without being taken out, and may be gone in a moment: tried, and rolled back."""
+    """It needs somebody who has it open, and may be so in a moment: tried, and rolled back."""
     lab("run", "--name", "rights", "--node", "n1", "-d", "--", "/usr/bin/python3", "-c", UNDER_WAY)
     godwit_lab.wait_for("it to be ready", lambda: "ready" in lab("logs", "rights").stdout)
     seen = lab.migrate("rights", "n2")
     if seen["outcome"] != "rolled_back" or "SCM_RIGHTS" not in seen["error"] or "link" in seen["error"]:
         raise Failure("a descriptor under way: %s" % seen)
     lab("signal", "rights", "USR1")
-    godwit_lab.wait_for("the descriptor", lambda: "here it is" in lab("logs", "rights").stdout)
+    godwit_lab.wait_for("the descriptor", lambda: "here True" in lab("logs", "rights").stdout)
     lab.move("rights", "n2")
     lab("rm", "-f", "rights")
     print("rights: %s" % seen["error"])

@@ -97,6 +97,11 @@ absl::Status look_at(Descriptors::Description& description, const OwnFolders& fo
 
 }  // namespace
 
+absl::Status look_at_one(Descriptors::Description& description) {
+  GW_ASSIGN_OR_RETURN(const OwnFolders folders, OwnFolders::open());
+  return look_at(description, folders);
+}
+
 uint64_t id_of_socket(uint64_t inode) { return (uint64_t{1} << 62) | inode; }
 
 absl::StatusOr<OpenFile> file_of(const FdHolder& holder, int fd, int duplicate) {

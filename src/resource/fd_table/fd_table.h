@@ -102,6 +102,11 @@ class Descriptors {
 
   const std::vector<Description>& descriptions() const { return descriptions_; }
   const absl::flat_hash_map<ImagePid, FdTableState>& tables() const { return tables_; }
+  // In the freeze, when all have been looked at: descriptions that unread messages of unix sockets
+  // hold (SCM_RIGHTS), also those in such sockets' own queues, as long as there are new ones.
+  // kUnavailable: one of a kind that needs a descriptor of a process.
+  absl::Status add_under_way();
+
   // Empty for a process that had ended.
   const FdTableState& table(ImagePid tgid) const;
 
@@ -132,6 +137,7 @@ class Descriptors {
   absl::Status add(const FdHolder& holder, int fd);
   absl::StatusOr<size_t> find_or_add(const FdHolder& holder, int fd, UniqueFd duplicate);
   void add_entry(const FdHolder& holder, int fd, size_t index);
+  absl::StatusOr<bool> knows(int fd, const struct stat& stat) const;
   std::vector<Description> descriptions_;
   absl::flat_hash_map<ImagePid, FdTableState> tables_;
   struct SameInode {

@@ -12,6 +12,9 @@ uint64_t id_of_socket(uint64_t inode);
 // Descriptor `fd` of a process, as `duplicate` shows it.
 absl::StatusOr<OpenFile> file_of(const FdHolder& holder, int fd, int duplicate);
 
+// Link, kind and fdinfo of one.
+absl::Status look_at_one(Descriptors::Description& description);
+
 }  // namespace godwit::resource
 
 #endif  // GODWIT_RESOURCE_FD_TABLE_READING_H_

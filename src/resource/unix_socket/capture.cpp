@@ -105,17 +105,18 @@ absl::Status capture_peer(const OpenFile& file, const CaptureContext& context, c
   return absl::OkStatus();
 }
 
-// Closes descriptors that a peeked message put into our own table; true if it carried SCM_RIGHTS.
-bool drop_descriptors(msghdr& message) {
-  bool rights = false;
+// Takes the descriptors that a peeked message put into our own table: those that were passed, and
+// no others.
+std::vector<UniqueFd> take_descriptors(msghdr& message) {
+  std::vector<UniqueFd> rights;
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
     if (c->cmsg_level != SOL_SOCKET || (c->cmsg_type != SCM_RIGHTS && c->cmsg_type != kScmPidfd))
       continue;
-    rights = rights || c->cmsg_type == SCM_RIGHTS;
     for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
       int fd = -1;
       std::memcpy(&fd, reinterpret_cast<const char*>(c) + at, sizeof fd);
-      if (fd >= 0) ::close(fd);
+      UniqueFd own(fd);
+      if (c->cmsg_type == SCM_RIGHTS && own) rights.push_back(std::move(own));
     }
   }
   return rights;
@@ -136,8 +137,28 @@ absl::Status read_credentials(const msghdr& message, UnixMessage& out) {
   return absl::OkStatus();
 }
 
+// 0: none of the tree, nor any that was found under way (unix_rights_under_way()).
+absl::StatusOr<uint64_t> description_of(int fd, const CaptureContext& context) {
+  struct stat stat {};
+  if (::fstat(fd, &stat) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
+  const HostPid self{::getpid()};
+  for (const OpenFile* one : context.with_inode(stat.st_dev, stat.st_ino)) {
+    // A socket's inode belongs to one description.
+    bool same = S_ISSOCK(stat.st_mode);
+    if (!same && one->fd >= 0)
+      GW_RETURN_IF_ERROR(kernel::kcmp_same_file(self, fd, self, one->fd, same));
+    if (same) return one->id;
+  }
+  return 0;
+}
+
+// What is done with each message: its bytes, the receive call's header, what was passed in it.
+using EachMessage = absl::FunctionRef<absl::Status(std::string_view data, const msghdr& message,
+                                                   std::vector<UniqueFd> rights)>;
+
 // The queue, message by message. SO_PEEK_OFF is 0 when it is called and moves along.
-absl::Status peek_messages(const OpenFile& file, size_t bytes_queued, UnixSocketState& state) {
+absl::Status peek_messages(const OpenFile& file, size_t bytes_queued, const UnixSocketState& state,
+                           EachMessage each) {
   std::string buffer(std::max<size_t>(bytes_queued, size_t{256} << 10), '\0');
   size_t seen = 0;
   // A stream is read to its last byte and not beyond: asking for more takes a pending error away.
@@ -162,24 +183,51 @@ absl::Status peek_messages(const OpenFile& file, size_t bytes_queued, UnixSocket
         (state.type() == SOCK_STREAM ||
          (state.type() == SOCK_SEQPACKET && (state.shutdown() & 1) != 0 && seen >= bytes_queued)))
       return absl::OkStatus();
-    if (drop_descriptors(message)) return retry(file, "descriptors are under way (SCM_RIGHTS)");
+    std::vector<UniqueFd> rights = take_descriptors(message);
+    if ((message.msg_flags & MSG_CTRUNC) != 0)
+      return make_error(absl::StatusCode::kFailedPrecondition,
+                        "descriptors under way in socket {} of process {} could not be taken: this "
+                        "process may not open as many",
+                        file.remote_fd, file.tgid.value);
     if ((message.msg_flags & MSG_TRUNC) != 0 || static_cast<size_t>(got) > buffer.size())
       return make_error(absl::StatusCode::kInternal, "a message of {} bytes", got);
-    const std::string source(from.sun_path,
-                             message.msg_namelen > offsetof(sockaddr_un, sun_path)
-                                 ? message.msg_namelen - offsetof(sockaddr_un, sun_path)
-                                 : 0);
-    if (state.type() == SOCK_DGRAM && !state.peer_mutual() && !source.empty())
-      return retry(file, "a datagram of a named sender waits");
-    UnixMessage& out = *state.add_queue();
-    out.set_data(buffer.data(), static_cast<size_t>(got));
-    GW_RETURN_IF_ERROR(read_credentials(message, out));
+    GW_RETURN_IF_ERROR(each({buffer.data(), static_cast<size_t>(got)}, message, std::move(rights)));
     seen += static_cast<size_t>(got);
   }
   return absl::OkStatus();
 }
 
-absl::Status capture_queue(const OpenFile& file, UnixSocketState& state) {
+absl::Status add_message(const OpenFile& file, const CaptureContext& context, std::string_view data,
+                         const msghdr& message, std::span<const UniqueFd> rights,
+                         UnixSocketState& state) {
+  const auto* from = static_cast<const sockaddr_un*>(message.msg_name);
+  const bool named = message.msg_namelen > offsetof(sockaddr_un, sun_path) && from != nullptr;
+  if (state.type() == SOCK_DGRAM && !state.peer_mutual() && named)
+    return retry(file, "a datagram of a named sender waits");
+  UnixMessage& out = *state.add_queue();
+  out.set_data(data.data(), data.size());
+  for (const UniqueFd& one : rights) {
+    GW_ASSIGN_OR_RETURN(const uint64_t id, description_of(one.get(), context));
+    if (id == 0) return retry(file, "descriptors are under way (SCM_RIGHTS)");
+    out.add_rights(id);
+  }
+  return read_credentials(message, out);
+}
+
+// Calls `peek` with SO_PEEK_OFF at the queue's beginning, where something is in it.
+absl::Status with_queue(const OpenFile& file, absl::FunctionRef<absl::Status(size_t)> peek) {
+  int queued = 0;
+  if (::ioctl(file.fd, SIOCINQ, &queued) != 0)
+    return errno_status(errno, fmt::format("ioctl({}, SIOCINQ)", file.fd));
+  GW_ASSIGN_OR_RETURN(const int offset, get_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF));
+  GW_RETURN_IF_ERROR(set_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF, 0));
+  absl::Status peeked = peek(static_cast<size_t>(queued));
+  absl::Status restored = set_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF, offset);
+  return peeked.ok() ? restored : peeked;
+}
+
+absl::Status capture_queue(const OpenFile& file, const CaptureContext& context,
+                           UnixSocketState& state) {
   pollfd events{.fd = file.fd, .events = POLLIN | POLLPRI | POLLRDHUP, .revents = 0};
   if (::poll(&events, 1, 0) < 0) return errno_status(errno, "poll(unix socket)");
   if ((events.revents & POLLPRI) != 0) return retry(file, "urgent data wait to be read");
@@ -190,14 +238,13 @@ absl::Status capture_queue(const OpenFile& file, UnixSocketState& state) {
     state.set_reset(true);
   }
   if ((events.revents & POLLIN) == 0) return absl::OkStatus();
-  int queued = 0;
-  if (::ioctl(file.fd, SIOCINQ, &queued) != 0)
-    return errno_status(errno, fmt::format("ioctl({}, SIOCINQ)", file.fd));
-  GW_ASSIGN_OR_RETURN(const int offset, get_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF));
-  GW_RETURN_IF_ERROR(set_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF, 0));
-  absl::Status peeked = peek_messages(file, static_cast<size_t>(queued), state);
-  absl::Status restored = set_int_option(file.fd, SOL_SOCKET, SO_PEEK_OFF, offset);
-  return peeked.ok() ? restored : peeked;
+  return with_queue(file, [&](size_t queued) {
+    return peek_messages(
+        file, queued, state,
+        [&](std::string_view data, const msghdr& message, const std::vector<UniqueFd>& rights) {
+          return add_message(file, context, data, message, rights, state);
+        });
+  });
 }
 
 absl::Status find_listener(const OpenFile& file, const CaptureContext& context,
@@ -231,6 +278,37 @@ absl::Status unix_precheck(const OpenFile& file, const CaptureContext& context,
   return absl::OkStatus();
 }
 
+bool unix_has_unread(const OpenFile& file) {
+  pollfd events{.fd = file.fd, .events = POLLIN, .revents = 0};
+  const auto listening = get_int_option(file.fd, SOL_SOCKET, SO_ACCEPTCONN);
+  return ::poll(&events, 1, 0) == 1 && (events.revents & POLLIN) != 0 && listening.ok() &&
+         *listening == 0;
+}
+
+absl::StatusOr<std::vector<UniqueFd>> unix_rights_under_way(const OpenFile& file) {
+  std::vector<UniqueFd> all;
+  if (!file.socket) return all;
+  pollfd events{.fd = file.fd, .events = POLLIN | POLLRDHUP, .revents = 0};
+  if (::poll(&events, 1, 0) < 0) return errno_status(errno, "poll(unix socket)");
+  GW_ASSIGN_OR_RETURN(const int listening, get_int_option(file.fd, SOL_SOCKET, SO_ACCEPTCONN));
+  // Of an error, which a look would take away, capture tells.
+  if (listening != 0 || (events.revents & POLLIN) == 0 || (events.revents & POLLERR) != 0)
+    return all;
+  UnixSocketState state;
+  state.set_type(file.socket->type);
+  // Of packets, an empty message is the end then.
+  if ((events.revents & (POLLHUP | POLLRDHUP)) != 0) state.set_shutdown(1);
+  GW_RETURN_IF_ERROR(with_queue(file, [&](size_t queued) {
+    return peek_messages(
+        file, queued, state,
+        [&](std::string_view, const msghdr&, std::vector<UniqueFd> rights) -> absl::Status {
+          for (UniqueFd& one : rights) all.push_back(std::move(one));
+          return absl::OkStatus();
+        });
+  }));
+  return all;
+}
+
 absl::StatusOr<std::string> unix_capture(const OpenFile& file, const CaptureContext& context) {
   UnixSocketState state;
   GW_ASSIGN_OR_RETURN(const UnixDiag diag, unix_diag(file.stat.st_ino, context));
@@ -255,7 +333,7 @@ absl::StatusOr<std::string> unix_capture(const OpenFile& file, const CaptureCont
   if (is_path(state.name()) && state.listener() == 0)
     GW_RETURN_IF_ERROR(capture_file(file, context, state));
   GW_RETURN_IF_ERROR(capture_common(file, kUseUnix, AF_UNIX, true, *state.mutable_common()));
-  if (context.final() && !diag.listening) GW_RETURN_IF_ERROR(capture_queue(file, state));
+  if (context.final() && !diag.listening) GW_RETURN_IF_ERROR(capture_queue(file, context, state));
   return state.SerializeAsString();
 }
 

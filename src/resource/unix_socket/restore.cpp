@@ -199,6 +199,44 @@ absl::StatusOr<UniqueFd> make_connected(uint64_t id, const UnixSocketState& stat
   return std::move(ends.mine);
 }
 
+constexpr int kMostRights = 253;  // SCM_MAX_FD
+
+void add_control(int type, std::span<const std::byte> data, std::string& control) {
+  const size_t at = control.size();
+  control.resize(at + CMSG_SPACE(data.size()));
+  cmsghdr head{};
+  head.cmsg_level = SOL_SOCKET;
+  head.cmsg_type = type;
+  head.cmsg_len = CMSG_LEN(data.size());
+  std::memcpy(control.data() + at, &head, sizeof head);
+  std::memcpy(control.data() + at + CMSG_LEN(0), data.data(), data.size());
+}
+
+// The ancillary data of a message: who sent it, and what was passed with it.
+absl::StatusOr<std::string> control_of(const UnixMessage& message, RestoreContext& context) {
+  std::string control;
+  if (message.has_credentials()) {
+    ucred sender{.pid = 0, .uid = message.uid(), .gid = message.gid()};
+    if (message.pid() != 0) {
+      GW_ASSIGN_OR_RETURN(const HostPid pid, context.host_pid({message.pid()}));
+      sender.pid = pid.value;
+    }
+    add_control(SCM_CREDENTIALS, std::as_bytes(std::span(&sender, 1)), control);
+  }
+  if (message.rights_size() == 0) return control;
+  if (message.rights_size() > kMostRights)
+    return make_error(absl::StatusCode::kDataLoss, "a message with {} descriptors",
+                      message.rights_size());
+  std::vector<int> fds;
+  for (const uint64_t id : message.rights()) {
+    fds.push_back(context.description(id));
+    if (fds.back() < 0)
+      return make_error(absl::StatusCode::kDataLoss, "description {} under way has no section", id);
+  }
+  add_control(SCM_RIGHTS, std::as_bytes(std::span(fds)), control);
+  return control;
+}
+
 // The sender's own buffer may be too small for what lay in the queue; it is as before afterwards.
 absl::Status send_queue(int from, const UnixSocketState& state, const Address* to,
                         RestoreContext& context) {
@@ -221,21 +259,9 @@ absl::Status send_queue(int from, const UnixSocketState& state, const Address* t
       header.msg_name = const_cast<sockaddr_un*>(&to->address);
       header.msg_namelen = to->size;
     }
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(ucred))] = {};
-    if (message.has_credentials()) {
-      ucred sender{.pid = 0, .uid = message.uid(), .gid = message.gid()};
-      if (message.pid() != 0) {
-        GW_ASSIGN_OR_RETURN(const HostPid pid, context.host_pid({message.pid()}));
-        sender.pid = pid.value;
-      }
-      header.msg_control = control;
-      header.msg_controllen = sizeof control;
-      cmsghdr* c = CMSG_FIRSTHDR(&header);
-      c->cmsg_level = SOL_SOCKET;
-      c->cmsg_type = SCM_CREDENTIALS;
-      c->cmsg_len = CMSG_LEN(sizeof sender);
-      std::memcpy(CMSG_DATA(c), &sender, sizeof sender);
-    }
+    GW_ASSIGN_OR_RETURN(std::string control, control_of(message, context));
+    header.msg_control = control.empty() ? nullptr : control.data();
+    header.msg_controllen = control.size();
     const ssize_t sent = ::sendmsg(from, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0 || static_cast<size_t>(sent) != message.data().size())
       return errno_status(errno, fmt::format("sendmsg(unix), {} bytes", message.data().size()));

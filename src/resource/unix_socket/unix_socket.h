@@ -10,8 +10,8 @@
 // the file system must leave sockets (S_IFSOCK) out.
 //
 // In the final epoch capture() returns kUnavailable for what passes by itself in a moment:
-// connections not yet accepted, descriptors (SCM_RIGHTS) under way, datagrams of a sender that
-// cannot be told.
+// connections not yet accepted, datagrams of a sender that cannot be told. What was passed
+// (SCM_RIGHTS) and not received yet are descriptions of the tree, though no process has them open.
 #ifndef GODWIT_RESOURCE_UNIX_SOCKET_UNIX_SOCKET_H_
 #define GODWIT_RESOURCE_UNIX_SOCKET_UNIX_SOCKET_H_
 
@@ -20,6 +20,12 @@
 namespace godwit::resource {
 
 const FileKind& unix_socket_kind();
+
+// In the freeze: what was passed in messages that nobody has received yet (SCM_RIGHTS, unix(7)), as
+// duplicates of ours. It stays in the queue.
+absl::StatusOr<std::vector<UniqueFd>> unix_rights_under_way(const OpenFile& file);
+// While the program runs, whose queue is not to be looked into: is there anything in it?
+bool unix_has_unread(const OpenFile& file);
 
 }  // namespace godwit::resource
 

@@ -89,6 +89,7 @@ void add_signal_owner_checks(std::vector<Check>& checks);
 void add_seccomp_checks(std::vector<Check>& checks);
 void add_watch_checks(std::vector<Check>& checks);
 void add_fifo_checks(std::vector<Check>& checks);
+void add_rights_checks(std::vector<Check>& checks);
 void add_thread_checks(std::vector<Check>& checks);
 
 }  // namespace state
