@@ -96,6 +96,12 @@ def _stat(folder):
     return {name: fields[number - 3] for number, name in STAT.items()}
 
 
+def _worker(folder):
+    """Of the kernel's, for requests of io_uring: PF_IO_WORKER, PF_USER_WORKER (linux/sched.h)."""
+    text = _read(folder + "/stat")
+    return int(text[text.rindex(")") + 2:].split()[6]) & 0x4010 != 0
+
+
 def _task(folder):
     status = {k: v for k, v in _status(folder[len("/proc/"):]).items() if k not in EXCEPT}
     return {"status": status, "stat": _stat(folder), "comm": _read(folder + "/comm")}
@@ -166,8 +172,10 @@ def _process(pid, inodes):
     seen.update({name: os.readlink("%s/%s" % (folder, name)) for name in ("cwd", "root", "exe")})
     seen["mappings"] = _mappings(pid)
     seen["descriptors"] = _descriptors(pid, inodes)
-    seen["tasks"] = {tid: _task("%s/task/%s" % (folder, tid))
-                     for tid in os.listdir(folder + "/task")}
+    own = [tid for tid in os.listdir(folder + "/task") if not _worker("%s/task/%s" % (folder, tid))]
+    seen["tasks"] = {tid: _task("%s/task/%s" % (folder, tid)) for tid in own}
+    for task in seen["tasks"].values():
+        task["status"]["Threads"] = task["stat"]["threads"] = str(len(own))
     return seen
 
 

@@ -40,6 +40,10 @@ std::string_view kind_text(MappingState::Kind kind) {
       return "shared memory";
     case MappingState::KIND_KERNEL:
       return "kernel";
+    case MappingState::KIND_AIO_RING:
+      return "asynchronous I/O";
+    case MappingState::KIND_IO_URING:
+      return "io_uring";
     default:
       return "unknown";
   }

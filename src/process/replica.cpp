@@ -128,6 +128,8 @@ absl::Status Replica::apply_sections() {
   if (!final_) return learn_tasks();
   GW_RETURN_IF_ERROR(complete_terminals());
   GW_RETURN_IF_ERROR(make_ipc());
+  GW_RETURN_IF_ERROR(make_aio());
+  GW_RETURN_IF_ERROR(make_rings());
   GW_RETURN_IF_ERROR(restore_tasks());
   spans_.mark("tasks");
   GW_RETURN_IF_ERROR(complete_descriptions());

@@ -39,6 +39,7 @@
 #include "process/shared_objects.h"
 #include "process/spans.h"
 #include "process/verify.h"
+#include "resource/io_uring/io_uring.pb.h"
 #include "resource/process_tree/process_tree.h"
 #include "resource/resource.h"
 #include "resource/terminal/terminal.h"
@@ -140,7 +141,14 @@ class Replica {
   absl::Status set_foreground(const resource::Terminal& terminal);
   absl::Status complete_terminals();
   absl::Status make_ipc();
+  absl::Status make_aio();
+  absl::Status place_rings(Husk& husk, std::span<const Placement> rings);
+  absl::StatusOr<size_t> lend_own_table(Husk& husk, int lowest, tracee::Batch& batch);
+  absl::Status make_rings();
   absl::Status finish_under_way(const std::set<uint64_t>& finished);
+  absl::Status move_ring_on(const resource::IoUringState& state, uint64_t id, int fd);
+  absl::Status map_rings(Husk& husk, const std::map<uint64_t, int>& rings);
+  absl::Status make_aio_of(Husk& husk, const std::string& bytes);
   absl::Status run_step(const resource::TreeStep& step);
   absl::Status remove_ended(const std::set<int32_t>& wanted);
   int descriptor_of_object(uint64_t object) const;

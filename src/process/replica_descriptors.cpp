@@ -11,6 +11,7 @@
 #include "process/replica_context.h"
 #include "resource/fd_table/fd_table.h"
 #include "resource/file_locks/file_locks.h"
+#include "resource/io_uring/io_uring.h"
 #include "resource/registry.h"
 #include "resource/signal_owner/signal_owner.h"
 
@@ -228,10 +229,14 @@ absl::Status Replica::fill_table_of(Husk& husk) {
   GW_RETURN_IF_ERROR(husk.run(batch));
   GW_RETURN_IF_ERROR(batch.check_all());
   std::vector<Placement> placements;
-  for (const auto& entry : change.place)
-    placements.push_back(
-        {descriptions_.at(entry.description()).fd.get(), entry.fd(), entry.close_on_exec()});
+  std::vector<Placement> rings;
+  for (const auto& entry : change.place) {
+    const Description& description = descriptions_.at(entry.description());
+    (description.of == &resource::io_uring_kind() ? rings : placements)
+        .push_back({description.fd.get(), entry.fd(), entry.close_on_exec()});
+  }
   GW_RETURN_IF_ERROR(husk.place(channel_, std::move(placements)));
+  GW_RETURN_IF_ERROR(place_rings(husk, rings));
   *possible.mutable_locks() = state.locks();
   *possible.mutable_owners() = state.owners();
   husk.fd_table = std::move(possible);

@@ -120,8 +120,11 @@ absl::Status Replica::compare_maps(Husk& husk) {
     }
   // It is sealed when there is nothing left to do in it.
   resource::MemoryMapState unsealed = husk.memory_map;
-  for (MappingState& mapping : *unsealed.mutable_mappings())
+  for (MappingState& mapping : *unsealed.mutable_mappings()) {
     mapping.set_flags(mapping.flags() & ~uint32_t{resource::kMapSealed});
+    mapping.clear_ring();
+  }
+  for (MappingState& mapping : *shown.mutable_mappings()) mapping.clear_ring();
   const std::string differs = difference(unsealed, std::move(shown));
   if (differs.empty()) return absl::OkStatus();
   return make_error(absl::StatusCode::kDataLoss, "{}", differs);

@@ -204,6 +204,7 @@ absl::Status Source::precheck_process(const resource::TreeProcess& process,
   GW_RETURN_IF_ERROR(read_flags_of(known->second));
   for (const kernel::Mapping& mapping : known->second.maps)
     GW_RETURN_IF_ERROR(resource::precheck_mapping(process.host_pid, mapping, name, refusals));
+  GW_RETURN_IF_ERROR(precheck_aio(known->second, name, refusals));
   GW_ASSIGN_OR_RETURN(
       const std::string exe,
       kernel::readlinkat(AT_FDCWD, fmt::format("/proc/{}/exe", process.host_pid.value)));
@@ -259,7 +260,7 @@ absl::Status Source::begin_last_epoch(stream::Writer& writer) {
 absl::Status Source::final_state(stream::Writer& writer, const Extra& extra) {
   FAULT_POINT("source.final_state");
   begin_sections(true);
-  GW_RETURN_IF_ERROR(looked_.get_future().get());
+  GW_RETURN_IF_ERROR(has_looked_.get());
   spans_.mark("wait for maps");
   // Before the state, which may open what is new in it.
   note_open_files();

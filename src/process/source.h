@@ -23,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,7 @@
 #include "absl/status/statusor.h"
 #include "base/ids.h"
 #include "kernel/kernel_memory.h"
+#include "pages/pinned.h"
 #include "pages/work_pool.h"
 #include "process/background.h"
 #include "process/object_sender.h"
@@ -207,6 +209,16 @@ class Source {
   absl::Status terminal_sections(stream::Writer& writer);
   absl::Status precheck_terminals(std::vector<resource::Refusal>& refusals);
   absl::Status memory_sections(stream::Writer& writer);
+  absl::Status capture_aio();
+  absl::Status drain_io_uring();
+  bool has_ring(uint64_t inode) const;
+  bool uses_io_uring(HostPid pid) const;
+  absl::Status precheck_aio(const SourceProcess& process, std::string_view name,
+                            std::vector<resource::Refusal>& refusals) const;
+  void note_direct_io();
+  static void note_pins(SourceProcess& process);
+  static void note_io_uring(SourceProcess& process);
+  absl::Status keep_pinned(SourceProcess& process, const pages::ScanResult& found);
   static void forget_replaced(SourceProcess& process);
   absl::Status descriptor_sections(stream::Writer& writer);
   absl::Status task_sections(stream::Writer& writer);
@@ -292,6 +304,9 @@ class Source {
   bool reading_ = false;               // by the settler
   std::promise<absl::Status> read_;    // by it: tables, before it looks at each description
   std::promise<absl::Status> looked_;  // by the scanner: maps and files, before it scans
+  std::shared_future<absl::Status> has_looked_;
+  std::vector<std::pair<stream::SectionKey, std::string>> aio_states_;  // of the freeze
+  std::optional<pages::PinnedPages> pinned_;                            // since it was first needed
 };
 
 }  // namespace godwit::process

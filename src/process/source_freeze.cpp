@@ -40,13 +40,18 @@ absl::Status Source::freeze() {
   if (!hurry_) hurry();
   spans_.restart();
   GW_ASSIGN_OR_RETURN(tracee::FrozenTree stopped,
-                      tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout)));
+                      tracee::stop_tree(host_.members, Deadline::in(kTargetTimeout),
+                                        [this](HostPid pid, HostPid tid) {
+                                          return pid != tid && uses_io_uring(pid) &&
+                                                 kernel::is_kernel_worker(tid);
+                                        }));
   spans_.mark("stop");
   GW_RETURN_IF_ERROR(adopt_stopped(std::move(stopped)));
   spans_.mark("adopt");
   begin_reading();
   GW_RETURN_IF_ERROR(run_capture_batches());
   spans_.mark("batches");
+  GW_RETURN_IF_ERROR(drain_io_uring());
   holding_ = true;
   GW_RETURN_IF_ERROR(host_.hold());
   spans_.mark("hold");
@@ -99,6 +104,7 @@ absl::Status Source::adopt_stopped(tracee::FrozenTree tree) {
 // writes CPU numbers into rseq areas: the destination's does that anew.)
 void Source::start_last_scan() {
   looked_ = std::promise<absl::Status>();
+  has_looked_ = looked_.get_future().share();
   scanner_->start([this]() -> absl::Status {
     absl::Status captured;
     for (auto& [pid, process] : processes_) {
@@ -182,6 +188,7 @@ absl::Status Source::capture_memory_of(SourceProcess& process) {
 absl::Status Source::scan_frozen() {
   for (auto& [pid, process] : processes_) {
     pages::ScanResult found;
+    note_pins(process);
     GW_RETURN_IF_ERROR(
         annotate(process.tracker->scan(pages::private_mappings(process.maps),
                                        pages::ScanMode::kFrozen, found),

@@ -51,11 +51,14 @@ absl::Status Source::send_pages_of(SourceProcess& process, stream::Writer& write
   FAULT_POINT("source.send_pages");
   const int64_t begin = monotonic_ns();
   pages::ScanResult found;
-  if (frozen)
+  if (frozen) {
     found = std::exchange(process.last_scan, pages::ScanResult());
-  else
+  } else {
+    note_pins(process);
     GW_RETURN_IF_ERROR(process.tracker->scan(pages::private_mappings(process.maps),
                                              pages::ScanMode::kRunning, found));
+    GW_RETURN_IF_ERROR(keep_pinned(process, found));
+  }
   result.lead_ns += monotonic_ns() - begin;
   if (!found.guards.empty())
     return make_error(absl::StatusCode::kFailedPrecondition,

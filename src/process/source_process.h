@@ -46,6 +46,11 @@ struct SourceProcess {
   pages::ScanResult last_scan;          // of the freeze
   pages::PageSet left_behind;           // post-copy: what the replica will run without at first
   resource::MemoryMapState memory_map;  // as last sent
+  // Requests of its own may write into pages that were found written before (pages/pinned.h).
+  bool pins = false;
+  bool direct_io = false;       // it has a file open with O_DIRECT
+  bool io_uring = false;        // it had a ring mapped when its mappings were looked at last
+  pages::PageSet last_written;  // found by the last scan; empty while it pins
   // The same as of the section that was sent last.
   resource::MemoryMapState sent_map;
   // As numbered here, read before the tree was.

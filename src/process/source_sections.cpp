@@ -221,6 +221,7 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
       }
       GW_RETURN_IF_ERROR(read);
       forget_replaced(process);
+      note_io_uring(process);
       process.sent_map = process.memory_map;
     }
     // The capture knows the end of the heap's last page only; a round the value as of the start.
@@ -239,6 +240,9 @@ absl::Status Source::memory_sections(stream::Writer& writer) {
     GW_RETURN_IF_ERROR(section(writer, "memory_map", static_cast<uint64_t>(pid),
                                process.memory_map.SerializeAsString()));
   }
+  for (auto& [key, state] : aio_states_)
+    GW_RETURN_IF_ERROR(section(writer, key.kind, key.id, std::move(state)));
+  aio_states_.clear();
   return segment_sections(writer);
 }
 
@@ -276,6 +280,7 @@ absl::Status Source::read_descriptors() {
 // In a round.
 absl::Status Source::look_at_descriptors() {
   file_ranks_ = descriptors_->ranks();
+  note_direct_io();
   GW_RETURN_IF_ERROR(descriptors_->look(
       [this](size_t count, absl::FunctionRef<void(size_t)> item) { run_all(count, item); }));
   // To make them ready takes some milliseconds.
@@ -357,7 +362,8 @@ absl::Status Source::capture_descriptions() {
     }
     file_states_.push_back({{std::string(all[i].kind->name()), file.id}, *std::move(states[i])});
   }
-  return capture_terminals();
+  GW_RETURN_IF_ERROR(capture_terminals());
+  return final_ ? capture_aio() : absl::OkStatus();
 }
 
 // The gate is closed: what is seen now stays.

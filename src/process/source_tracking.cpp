@@ -118,7 +118,9 @@ absl::StatusOr<std::vector<tracee::StoppedTask>> Source::stop_for_calls(HostPid 
   }
   GW_ASSIGN_OR_RETURN(
       tracee::FrozenTree tree,
-      tracee::stop_tree([&] { return std::vector<HostPid>{pid}; }, Deadline::in(kTargetTimeout)));
+      tracee::stop_tree(
+          [&] { return std::vector<HostPid>{pid}; }, Deadline::in(kTargetTimeout),
+          [](HostPid of, HostPid tid) { return of != tid && kernel::is_kernel_worker(tid); }));
   if (tree.processes.empty()) return errno_status(ESRCH, fmt::format("stop process {}", pid.value));
   return std::move(tree.processes.front().tasks);
 }

@@ -8,6 +8,7 @@
 #include "resource/eventfd/eventfd.h"
 #include "resource/identity/identity.h"
 #include "resource/inotify/inotify.h"
+#include "resource/io_uring/io_uring.h"
 #include "resource/itimers/itimers.h"
 #include "resource/memfd/memfd.h"
 #include "resource/netlink_socket/netlink_socket.h"
@@ -68,7 +69,7 @@ std::span<const FileKind* const> file_kinds() {
       &pipe_kind(),       &named_pipe_kind(),     &eventfd_kind(),      &signalfd_kind(),
       &timerfd_kind(),    &memfd_kind(),          &unix_socket_kind(),  &tcp_socket_kind(),
       &udp_socket_kind(), &netlink_socket_kind(), &inotify_kind(),      &pidfd_kind(),
-      &epoll_kind(),
+      &io_uring_kind(),   &epoll_kind(),
   };
   return list;
 }

@@ -25,6 +25,8 @@ uint64_t data_offset(size_t calls) {
 
 // Beside the stub's own flags, which are in the first byte: argument k is a place in the data.
 constexpr uint64_t kDataFlag = uint64_t{1} << 8;
+// Or the place of an argument in the table.
+constexpr uint64_t kPlaceFlag = kDataFlag << Batch::kArguments;
 // A capture of a task has some hundred calls: no growing from one by doubling.
 constexpr size_t kFirstCalls = 64;
 constexpr size_t kFirstBytes = 1024;
@@ -62,14 +64,20 @@ size_t Batch::call(long number, std::initializer_list<Argument> arguments, bool 
                                          .result = -ECANCELED,
                                          .flags = must_succeed ? STUB_ENTRY_MUST_SUCCEED : 0u});
   size_t k = 0;
-  for (const Argument& argument : arguments) {
-    if (k == added.arguments.size()) break;
-    added.arguments[k] = argument.value;
-    if (argument.kind == Argument::Kind::kData) added.flags |= kDataFlag << k;
-    if (argument.kind == Argument::Kind::kResult) added.flags |= uint64_t{STUB_ENTRY_INDIRECT} << k;
-    ++k;
-  }
+  for (const Argument& argument : arguments)
+    if (k < added.arguments.size()) set_argument(calls_.size() - 1, k++, argument);
   return calls_.size() - 1;
+}
+
+void Batch::set_argument(size_t index, size_t argument, Argument value) {
+  Call& call = calls_.at(index);
+  call.arguments.at(argument) = value.value;
+  const uint64_t kinds = (kDataFlag | kPlaceFlag | uint64_t{STUB_ENTRY_INDIRECT}) << argument;
+  call.flags &= ~kinds;
+  if (value.kind == Argument::Kind::kData) call.flags |= kDataFlag << argument;
+  if (value.kind == Argument::Kind::kPlace) call.flags |= kPlaceFlag << argument;
+  if (value.kind == Argument::Kind::kResult)
+    call.flags |= uint64_t{STUB_ENTRY_INDIRECT} << argument;
 }
 
 int64_t Batch::result(size_t index) const { return calls_.at(index).result; }
@@ -81,7 +89,7 @@ std::span<const std::byte> Batch::bytes(Data d) const {
 absl::Status Batch::check(size_t index) const {
   const Call& made = calls_.at(index);
   if (!is_error(made.result)) return absl::OkStatus();
-  std::array<uint64_t, 6> arguments = made.arguments;
+  std::array<uint64_t, kArguments> arguments = made.arguments;
   for (size_t k = 0; k < arguments.size(); ++k)
     if ((made.flags & (uint64_t{STUB_ENTRY_INDIRECT} << k)) != 0)
       arguments[k] = static_cast<uint64_t>(calls_.at(arguments[k]).result);
@@ -111,6 +119,10 @@ void Batch::make_image(RemoteAddress frame, std::vector<std::byte>& image) const
       const uint64_t at = entry + STUB_ENTRY_ARGUMENTS + 8 * k;
       if ((made.flags & (kDataFlag << k)) != 0)
         put(image, at, frame.value + data + made.arguments[k]);
+      else if ((made.flags & (kPlaceFlag << k)) != 0)
+        put(image, at,
+            frame.value + STUB_FRAME_SIZE + made.arguments[k] / kArguments * STUB_ENTRY_SIZE +
+                STUB_ENTRY_ARGUMENTS + 8 * (made.arguments[k] % kArguments));
       else if ((made.flags & (uint64_t{STUB_ENTRY_INDIRECT} << k)) != 0)
         put(image, at,
             frame.value + STUB_FRAME_SIZE + made.arguments[k] * STUB_ENTRY_SIZE +

@@ -33,6 +33,7 @@ struct SignalSets;
 
 class Batch {
  public:
+  static constexpr size_t kArguments = 6;
   // A place in the batch's data area; becomes an address when the batch runs.
   struct Data {
     uint32_t offset = 0;
@@ -42,16 +43,22 @@ class Batch {
   struct ResultOf {
     size_t call = 0;
   };
+  // The place of an argument of a later call: what an earlier one writes there is that argument.
+  struct PlaceOf {
+    size_t call = 0;
+    size_t argument = 0;
+  };
   struct Argument {
-    enum class Kind : uint8_t { kValue, kData, kResult } kind = Kind::kValue;
-    uint64_t value = 0;                                            // value, offset or call index
-    Argument(uint64_t v) : value(v) {}                             // NOLINT: implicit on purpose
-    Argument(int v) : value(static_cast<uint64_t>(int64_t{v})) {}  // NOLINT
-    Argument(long v) : value(static_cast<uint64_t>(v)) {}          // NOLINT
-    Argument(unsigned v) : value(v) {}                             // NOLINT
-    Argument(RemoteAddress a) : value(a.value) {}                  // NOLINT
-    Argument(Data d) : kind(Kind::kData), value(d.offset) {}       // NOLINT
-    Argument(ResultOf r) : kind(Kind::kResult), value(r.call) {}   // NOLINT
+    enum class Kind : uint8_t { kValue, kData, kResult, kPlace } kind = Kind::kValue;
+    uint64_t value = 0;                 // value, offset, call index, or place in the table
+    Argument(uint64_t v) : value(v) {}  // NOLINT: implicit on purpose
+    Argument(int v) : value(static_cast<uint64_t>(int64_t{v})) {}                         // NOLINT
+    Argument(long v) : value(static_cast<uint64_t>(v)) {}                                 // NOLINT
+    Argument(unsigned v) : value(v) {}                                                    // NOLINT
+    Argument(RemoteAddress a) : value(a.value) {}                                         // NOLINT
+    Argument(Data d) : kind(Kind::kData), value(d.offset) {}                              // NOLINT
+    Argument(ResultOf r) : kind(Kind::kResult), value(r.call) {}                          // NOLINT
+    Argument(PlaceOf p) : kind(Kind::kPlace), value(p.call * kArguments + p.argument) {}  // NOLINT
   };
 
   Data data(std::span<const std::byte> bytes);  // 16-byte aligned
@@ -63,6 +70,9 @@ class Batch {
   // Adds a call; the index is for result(). With must_succeed an error result (-4095..-1) ends
   // the batch there: later calls give -ECANCELED.
   size_t call(long number, std::initializer_list<Argument> arguments, bool must_succeed = false);
+
+  // For what is known only later: PlaceOf a call that was added after it.
+  void set_argument(size_t index, size_t argument, Argument value);
 
   // Work of ours that neither needs ptrace nor the batch's results: done while the task runs the
   // batch, when we would only wait for it. What it fails with is what the run fails with.
@@ -87,7 +97,7 @@ class Batch {
   // As it stands in the table (stub_layout.h), but for arguments that become addresses.
   struct Call {
     uint64_t number;
-    std::array<uint64_t, 6> arguments;
+    std::array<uint64_t, kArguments> arguments;
     int64_t result;
     uint64_t flags;
   };

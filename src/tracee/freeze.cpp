@@ -57,7 +57,8 @@ size_t threads_of(HostPid pid) {
 
 class TreeStopper {
  public:
-  explicit TreeStopper(Deadline deadline) : deadline_(deadline) {}
+  TreeStopper(Deadline deadline, PassedBy passed_by)
+      : deadline_(deadline), passed_by_(std::move(passed_by)) {}
 
   // One reading: false when it showed no task that is not stopped already.
   absl::StatusOr<bool> pass(const std::vector<HostPid>& pids) {
@@ -69,6 +70,7 @@ class TreeStopper {
       GW_ASSIGN_OR_RETURN(const std::vector<HostPid> tids, internal::tasks_of(pid));
       for (const HostPid tid : tids) {
         if (!seen_.insert(tid).second) continue;
+        if (passed_by_ && passed_by_(pid, tid)) continue;
         auto task = SeizedTask::seize(tid);
         if (!task.ok() && gone(task.status())) continue;
         GW_RETURN_IF_ERROR(task.status());
@@ -163,6 +165,7 @@ class TreeStopper {
   }
 
   Deadline deadline_;
+  PassedBy passed_by_;
   std::set<HostPid> seen_;
   TasksByProcess stopped_;
 };
@@ -170,8 +173,8 @@ class TreeStopper {
 }  // namespace
 
 absl::StatusOr<FrozenTree> stop_tree(absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list,
-                                     Deadline deadline) {
-  TreeStopper stopper(deadline);
+                                     Deadline deadline, PassedBy passed_by) {
+  TreeStopper stopper(deadline, std::move(passed_by));
   for (;;) {
     GW_ASSIGN_OR_RETURN(const std::vector<HostPid> pids, list());
     GW_ASSIGN_OR_RETURN(const bool more, stopper.pass(pids));

@@ -25,9 +25,10 @@ struct FrozenTree {
 
 // Seizes every task of the processes that `list` names (tgids, read again until two readings agree
 // and every task is stopped: tasks may be born meanwhile), interrupts them all before it waits for
-// any. Zombies are skipped. On error everything runs on.
+// any. Zombies are skipped, and tasks that `passed_by` says so of. On error everything runs on.
+using PassedBy = std::function<bool(HostPid pid, HostPid tid)>;
 absl::StatusOr<FrozenTree> stop_tree(absl::FunctionRef<absl::StatusOr<std::vector<HostPid>>()> list,
-                                     Deadline deadline);
+                                     Deadline deadline, PassedBy passed_by = {});
 
 // Lets all run: detaches every task.
 void release_tree(FrozenTree tree);

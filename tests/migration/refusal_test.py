@@ -20,13 +20,13 @@ HOLD = ('python3 -c "import ctypes, fcntl, os, time; {}; open(\'/tmp/held\', \'w
 CASES = {
     "locks": ("exec 9>>{shared}/file; flock 9", ["--bind", "{shared}"], ["fd.lock"]),
     "fanotify": (HOLD.format("ctypes.CDLL(None).fanotify_init(0, 0)"), [], ["fd.unknown"]),
-    # io_setup(2), of 128 requests.
-    "aio": (HOLD.format("[c := ctypes.c_ulong(0), ctypes.CDLL(None).syscall(206, 128, "
-                        "ctypes.byref(c))]"), [], ["mapping.aio"]),
-    # io_uring_setup(2), of 8 entries: its rings mapped, as liburing does it.
-    "uring": (HOLD.format("[p := ctypes.create_string_buffer(120), f := ctypes.CDLL(None).syscall("
-                          "425, 8, p), setattr(time, 'kept', __import__('mmap').mmap(f, 4096))]"), [],
-              ["mapping.kernel_object", "fd.unknown"]),
+    # io_setup(2), of 300 requests, and the second page of its ring unmapped.
+    "aio": (HOLD.format("[c := ctypes.c_ulong(0), l := ctypes.CDLL(None), l.syscall(206, 300, "
+                        "ctypes.byref(c)), l.munmap(ctypes.c_void_p(c.value + 4096), 4096)]"), [],
+            ["aio.ring"]),
+    # io_uring_setup(2), of 8 entries, with a thread of the kernel (IORING_SETUP_SQPOLL).
+    "uring": (HOLD.format("[p := (ctypes.c_uint * 30)(0, 0, 2), setattr(time, 'kept', "
+                          "ctypes.CDLL(None).syscall(425, 8, p))]"), [], ["io_uring.sqpoll"]),
     # F_NOTIFY makes its process the owner of the folder's signals.
     "dnotify": (HOLD.format("fcntl.fcntl(os.open('/etc', os.O_RDONLY), fcntl.F_NOTIFY, "
                             "fcntl.DN_CREATE | fcntl.DN_MULTISHOT)"), [], ["fd.async"]),

@@ -93,4 +93,13 @@ absl::StatusOr<TaskStat> read_task_stat(HostPid task) {
   return parse_task_stat(text);
 }
 
+bool is_kernel_worker(HostPid task) {
+  constexpr uint64_t kWorker = 0x10 | 0x4000;  // PF_IO_WORKER, PF_USER_WORKER, <linux/sched.h>
+  // The name first, which is cheaper; a program can give itself one like it.
+  const auto name = read_file(fmt::format("/proc/{}/comm", task.value), 64);
+  if (!name.ok() || !name->starts_with("iou-")) return false;
+  const auto stat = read_task_stat(task);
+  return stat.ok() && (stat->flags & kWorker) != 0;
+}
+
 }  // namespace godwit::kernel

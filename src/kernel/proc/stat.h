@@ -44,6 +44,9 @@ struct TaskStat {
 
 absl::StatusOr<TaskStat> parse_task_stat(std::string_view text);
 absl::StatusOr<TaskStat> read_task_stat(HostPid task);
+// A thread that the kernel has made in a process for requests of io_uring: it is among its tasks
+// (iou-wrk-N, iou-sqp-N), and runs none of its code.
+bool is_kernel_worker(HostPid task);
 
 }  // namespace godwit::kernel
 

@@ -9,6 +9,7 @@
 #include "kernel/huge_pages.h"
 #include "kernel/proc/stat.h"
 #include "kernel/syscalls.h"
+#include "resource/io_uring/io_uring.h"
 #include "resource/memory_map/memory_map.h"
 #include "resource/shared_object/shared_object.h"
 #include "resource/sysv_ipc/sysv_ipc.h"
@@ -46,13 +47,8 @@ bool is_segment(const kernel::Mapping& mapping) {
          major(mapping.dev) == 0;
 }
 
-// Of io_setup(2): a file of the kernel's own that has no other name (fs/aio.c).
-bool is_aio_ring(const kernel::Mapping& mapping) {
-  return mapping.shared && mapping.path == "/[aio] (deleted)" && major(mapping.dev) == 0;
-}
-
 bool is_kernel_object(const kernel::Mapping& mapping) {
-  return is_aio_ring(mapping) || mapping.path.starts_with("anon_inode:") ||
+  return (mapping.path.starts_with("anon_inode:") && !is_io_uring(mapping)) ||
          mapping.path.starts_with("/anon_inode:") || mapping.path.starts_with("socket:");
 }
 
@@ -72,6 +68,8 @@ uint32_t flags_of(const kernel::Mapping& mapping) {
 
 MappingState::Kind kind_of(const kernel::Mapping& mapping) {
   if (mapping.of_kernel()) return MappingState::KIND_KERNEL;
+  if (is_aio_ring(mapping)) return MappingState::KIND_AIO_RING;
+  if (is_io_uring(mapping)) return MappingState::KIND_IO_URING;
   if (is_memory_object(mapping) || is_segment(mapping)) return MappingState::KIND_SHARED_OBJECT;
   if (mapping.anonymous() || is_private_huge(mapping)) return MappingState::KIND_ANONYMOUS;
   return mapping.shared ? MappingState::KIND_SHARED_FILE : MappingState::KIND_PRIVATE_FILE;
@@ -107,6 +105,15 @@ std::optional<uint32_t> flags_before(const MemoryMapState& before, const Mapping
 }
 
 }  // namespace
+
+bool is_aio_ring(const kernel::Mapping& mapping) {
+  return mapping.shared && mapping.path == "/[aio] (deleted)" && major(mapping.dev) == 0;
+}
+
+bool is_io_uring(const kernel::Mapping& mapping) {
+  return mapping.shared && major(mapping.dev) == 0 &&
+         (mapping.path == kIoUringLink || mapping.path == "/anon_inode:[io_uring]");
+}
 
 absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
   MappingState state;
@@ -144,6 +151,7 @@ absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping) {
     default:
       state.set_offset(mapping.offset);
       state.set_path(mapping.path);
+      if (state.kind() == MappingState::KIND_IO_URING) state.set_ring(mapping.inode);
   }
   return state;
 }
@@ -186,11 +194,9 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
   else if (mapping.has_flag("um") || mapping.has_flag("ui"))
     refuse("mapping.userfaultfd", "the program handles its own page faults (userfaultfd)",
            "move it when it has stopped doing so");
-  else if (is_aio_ring(mapping))
-    refuse("mapping.aio",
-           "what the kernel has of this queue (io_setup), requests under way among it, is not "
-           "carried",
-           "switch asynchronous I/O off in the program (innodb_use_native_aio=0, aio threads)");
+  else if (kind == MappingState::KIND_AIO_RING && !(mapping.read && mapping.write))
+    refuse("mapping.aio", "the memory of this queue (io_setup) is protected",
+           "leave it as io_setup made it");
   else if ((kind == MappingState::KIND_PRIVATE_FILE || kind == MappingState::KIND_SHARED_FILE) &&
            mapping.path.ends_with(kDeletedMark) && has_a_name(pid, mapping))
     refuse("mapping.deleted",
@@ -198,7 +204,7 @@ absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::
            "restart the program, so that it maps the file by a name that it has");
   else if (is_kernel_object(mapping))
     refuse("mapping.kernel_object", "rings and buffers shared with the kernel are not carried",
-           "configure the program without them (io_uring, perf, packet rings)");
+           "configure the program without them (perf, packet rings)");
   return absl::OkStatus();
 }
 

@@ -46,6 +46,10 @@ void leave_out(AddressRange own, std::vector<kernel::Mapping>& maps);
 // that has been made, as the stub's. `maps` of smaps; nullopt: they do not show it.
 std::optional<uint32_t> future_locks(AddressRange own, std::span<const kernel::Mapping> maps);
 
+// Of io_setup(2): a file of the kernel's own that has no other name (fs/aio.c).
+bool is_aio_ring(const kernel::Mapping& mapping);
+// Of io_uring(7): each ring's file has an inode of its own.
+bool is_io_uring(const kernel::Mapping& mapping);
 absl::StatusOr<MappingState> mapping_state(const kernel::Mapping& mapping);
 absl::Status precheck_mapping(HostPid pid, const kernel::Mapping& mapping, std::string_view process,
                               std::vector<Refusal>& refusals);

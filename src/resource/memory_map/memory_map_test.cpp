@@ -180,19 +180,27 @@ TEST(MemoryMapTest, HugePagesAreCaptured) {
   for (void* at : {own, shared, file, copied}) ::munmap(at, kHuge);
 }
 
-TEST(MemoryMapTest, AQueueOfAsynchronousIoIsRefused) {
+TEST(MemoryMapTest, AQueueOfAsynchronousIoIsOfItsOwnKind) {
   unsigned long context = 0;
   ASSERT_EQ(::syscall(SYS_io_setup, 16, &context), 0);
   const HostPid self{::getpid()};
-  const auto maps = kernel::read_smaps(self);
-  ASSERT_TRUE(maps.ok());
   std::vector<Refusal> refusals;
-  for (const kernel::Mapping& one : *maps)
-    if (one.start == context) {
-      EXPECT_TRUE(precheck_mapping(self, one, "test", refusals).ok());
-      // One that was made after the precheck.
-      EXPECT_EQ(mapping_state(one).status().code(), absl::StatusCode::kFailedPrecondition);
-    }
+  const auto look = [&] {
+    const auto maps = kernel::read_smaps(self);
+    ASSERT_TRUE(maps.ok()) << maps.status();
+    for (const kernel::Mapping& one : *maps)
+      if (one.start == context) {
+        EXPECT_TRUE(precheck_mapping(self, one, "test", refusals).ok());
+        const auto state = mapping_state(one);
+        ASSERT_TRUE(state.ok()) << state.status();
+        EXPECT_EQ(state->kind(), MappingState::KIND_AIO_RING);
+        EXPECT_EQ(state->object(), 0U);
+      }
+  };
+  look();
+  EXPECT_TRUE(refusals.empty());
+  ASSERT_EQ(::mprotect(reinterpret_cast<void*>(context), 4096, PROT_READ), 0);
+  look();
   ::syscall(SYS_io_destroy, context);
   ASSERT_EQ(refusals.size(), 1U);
   EXPECT_EQ(refusals[0].code, "mapping.aio");

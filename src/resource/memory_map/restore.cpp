@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "kernel/huge_pages.h"
+#include "resource/aio/aio.h"
 #include "resource/memory_map/memory_map.h"
 
 namespace godwit::resource {
@@ -229,6 +230,9 @@ absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapStat
                                   BackingOf backing, tracee::Batch& batch) {
   GW_RETURN_IF_ERROR(check_seals(wanted));
   GW_RETURN_IF_ERROR(check_huge_pages(wanted));
+  for (const MappingState& mapping : wanted.mappings())
+    if (mapping.kind() == MappingState::KIND_AIO_RING)
+      GW_RETURN_IF_ERROR(check_aio_size(mapping.end() - mapping.start()));
   const Difference difference = compare(now, wanted);
   for (const AddressRange& range : difference.unmap)
     batch.call(SYS_munmap, {range.start, range.end - range.start}, true);
@@ -241,6 +245,10 @@ absl::Status add_memory_map_calls(const MemoryMapState& now, const MemoryMapStat
       vdso_done = true;
       continue;
     }
+    // Made at the end, when nothing else is left to map.
+    if (piece.mapping->kind() == MappingState::KIND_AIO_RING ||
+        piece.mapping->kind() == MappingState::KIND_IO_URING)
+      continue;
     if (piece.action == Action::kMap) GW_RETURN_IF_ERROR(add_map(piece, backing, batch));
     if (piece.action == Action::kProtect)
       batch.call(SYS_mprotect, {piece.start, piece.end - piece.start, piece.mapping->protection()},

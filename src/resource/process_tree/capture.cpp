@@ -103,6 +103,7 @@ struct Builder {
       const auto terminal = terminal_of_device(static_cast<uint32_t>(stat.tty_nr));
       if (terminal) state.set_terminal(*terminal + 1);
       for (HostPid tid : tasks) {
+        if (tid != pid && kernel::is_kernel_worker(tid)) continue;
         GW_ASSIGN_OR_RETURN(const ImagePid image, translate(tid));
         if (image.value == 0) {  // has just ended
           // Gone and reaped, since a leader stays for its threads.

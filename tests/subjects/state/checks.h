@@ -89,6 +89,8 @@ void add_signal_owner_checks(std::vector<Check>& checks);
 void add_seccomp_checks(std::vector<Check>& checks);
 void add_watch_checks(std::vector<Check>& checks);
 void add_fifo_checks(std::vector<Check>& checks);
+void add_aio_checks(std::vector<Check>& checks);
+void add_ring_checks(std::vector<Check>& checks);
 void add_rights_checks(std::vector<Check>& checks);
 void add_thread_checks(std::vector<Check>& checks);
 

@@ -59,6 +59,8 @@ int main(int argc, char** argv) {
   state::add_segment_checks(checks);
   state::add_signal_checks(checks);
   state::add_rights_checks(checks);
+  state::add_aio_checks(checks);
+  state::add_ring_checks(checks);
   const int listener = static_cast<int>(state::must(::socket(AF_INET, SOCK_STREAM, 0), "socket"));
   sockaddr_in address{};
   address.sin_family = AF_INET;
