@@ -192,6 +192,7 @@ absl::Status ServiceSource::prepare() {
   GW_RETURN_IF_ERROR(port.prepare_hold());
   on_hold_(port.hold_fd());
   GW_RETURN_IF_ERROR(port.prepare_announce());
+  announces_ = true;
   GW_RETURN_IF_ERROR(source_->start_tracking());
   return files_->warm(uses_of(source_->files_in_use()));
 }
@@ -336,7 +337,7 @@ absl::Status ServiceSource::thaw() {
     taken_.clear();
   }
   // Announces itself and gives it what came meanwhile.
-  first.Update(port_->port.set_phase(network::PortPhase::kRolledBack));
+  if (announces_) first.Update(port_->port.set_phase(network::PortPhase::kRolledBack));
   return first;
 }
 

@@ -95,6 +95,7 @@ class ServiceSource final : public migration::SourceWorkload {
 
   capsule::Capsule capsule_;
   capsule::StdioEnds stdio_;
+  bool announces_ = false;   // the port can: before that nothing has been stopped
   bool input_held_ = false;  // what users send stays with them
   capsule::LayerSource layer_;
   std::optional<capsule::FileOffers> files_;

@@ -66,6 +66,13 @@ def damaged_files_create_nothing(lab, path, folder):
         expect("%s shown" % what, lab("image", "show", bad, check=False).returncode == 1)
 
 
+def what_cannot_be_written_says_why(lab, address, folder):
+    done = lab("checkpoint", "store", "-o", os.path.join(folder, "no", "such"), check=False)
+    expect("no folder: %s" % done.stderr,
+           done.returncode == 4 and "No such file" in done.stdout + done.stderr)
+    expect("it does not run on", redis(lab, address, "ping") == "PONG")
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="godwit-test-") as folder, \
             godwit_lab.Lab(sys.argv[1]) as lab:
@@ -73,6 +80,7 @@ def main():
         address = lab.start("store", "/usr/bin/redis-server", "--port", PORT, "--bind", "0.0.0.0",
                             "--save", "", "--protected-mode", "no", port=PORT)
         redis(lab, address, "set", "key", "value")
+        what_cannot_be_written_says_why(lab, address, folder)
         save_and_show(lab, address, path)
         redis(lab, address, "set", "key", "later")
         before = uptime(lab)
