@@ -12,7 +12,7 @@ namespace godwit::cli {
 namespace {
 
 struct CheckpointOptions {
-  std::string name, file, node, compress = "none", bandwidth;
+  std::string name, file, key_file, node, compress = "none", bandwidth;
   bool leave_running = false, lazy = false, with_files = false, verify = false, json = false,
        verbose = false, quiet = false;
 };
@@ -37,6 +37,7 @@ int checkpoint(const Context& context, const CheckpointOptions& options) {
   request.set_with_files(options.with_files);
   request.set_verify(options.verify);
   request.set_compress(options.compress);
+  if (!options.key_file.empty()) request.set_key_file(absolute(options.key_file));
   return follow_move(context.socket, output_of(options),
                      [&](api::Godwit::Stub& stub, grpc::ClientContext& call) {
                        return stub.Checkpoint(&call, request);
@@ -46,6 +47,7 @@ int checkpoint(const Context& context, const CheckpointOptions& options) {
 int restore(const Context& context, const CheckpointOptions& options) {
   api::RestoreRequest request;
   request.set_file(absolute(options.file));
+  if (!options.key_file.empty()) request.set_key_file(absolute(options.key_file));
   request.set_node(options.node);
   request.set_name(options.name);
   request.set_lazy(options.lazy);
@@ -93,6 +95,11 @@ void add_checkpoint(CLI::App& app, Context& context) {
                    "the disk is slower than compressing; none")
       ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}))
       ->capture_default_str();
+  command->add_option(
+      "--encrypt", options->key_file,
+      "encrypt the file, and prove that it is ours, by the bytes of this KEYFILE on the node that "
+      "runs it: 32 to 4096 random ones, for its owner alone: (umask 077; head -c 32 "
+      "/dev/urandom > KEYFILE)");
   add_output_flags(command, *options);
   command->footer(
       "A virtual machine's memory and disks are those of one moment. With --leave-running it "
@@ -123,6 +130,11 @@ void add_restore(CLI::App& app, Context& context) {
                    "with --lazy: limit of what nobody waits for, a second: 100MiB, 1Gbit (default: "
                    "none)")
       ->needs(lazy);
+  command
+      ->add_option("--decrypt", options->key_file,
+                   "the KEYFILE that it was encrypted with, on the node that restores; a file that "
+                   "is not encrypted by it is refused")
+      ->excludes(lazy);
   add_output_flags(command, *options);
   command->callback([&context, options] { context.exit_code = restore(context, *options); });
 }

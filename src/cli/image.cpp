@@ -8,20 +8,22 @@
 #include "base/unique_fd.h"
 #include "cli/command.h"
 #include "cli/image_render.h"
+#include "stream/sealed.h"
 
 namespace godwit::cli {
 namespace {
 
 struct ImageOptions {
-  std::string file;
+  std::string file, key_file;
   bool json = false, verbose = false;
 };
 
 int show(const ImageOptions& options) {
   UniqueFd fd(::open(options.file.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return complain(errno_status(errno, fmt::format("open({})", options.file)));
-  const auto feed = stream::fd_feed(fd.get());
-  const absl::StatusOr<Image> image = read_image(*feed);
+  const auto feed = stream::image_feed(fd.get(), options.key_file);
+  if (!feed.ok()) return complain(annotate(feed.status(), options.file));
+  const absl::StatusOr<Image> image = read_image(**feed);
   if (!image.ok()) return complain(annotate(image.status(), options.file));
   if (!options.json) {
     fmt::print("{}", image_text(*image, options.verbose));
@@ -41,6 +43,7 @@ void add_image(CLI::App& app, Context& context) {
   command->require_subcommand(1);
   CLI::App* sub = command->add_subcommand("show", "print what is in a checkpoint file");
   sub->add_option("FILE", options->file, "made by checkpoint; no daemon is asked")->required();
+  sub->add_option("--decrypt", options->key_file, "the key file that it was encrypted with");
   sub->add_flag("--json", options->json, "one object");
   sub->add_flag("-v,--verbose", options->verbose, "every thread and every mapping");
   sub->footer(

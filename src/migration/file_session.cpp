@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "migration/image_file.h"
 #include "migration/session.h"
+#include "stream/sealed.h"
 
 namespace godwit::migration {
 namespace {
@@ -27,7 +28,7 @@ absl::Status write_image(const MoverStart& start, SourceWorkload& workload,
                          const DaemonLink& daemon, const std::string& partial,
                          Statistics& statistics) {
   GW_ASSIGN_OR_RETURN(const UniqueFd fd, create_image(partial));
-  const auto sink = stream::fd_sink(fd.get());
+  GW_ASSIGN_OR_RETURN(const auto sink, stream::image_sink(fd.get(), start.key_file()));
   stream::Writer writer(*sink);
   GW_RETURN_IF_ERROR(writer.preamble(preamble_of(start)));
   GW_RETURN_IF_ERROR(workload.prepare());

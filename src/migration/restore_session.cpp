@@ -12,6 +12,7 @@
 #include "base/fault_point.h"
 #include "base/status.h"
 #include "migration/session.h"
+#include "stream/sealed.h"
 
 namespace godwit::migration {
 namespace {
@@ -73,7 +74,7 @@ class RestoreSession {
   absl::Status read() {
     UniqueFd fd(::open(start_.file().c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd) return errno_status(errno, fmt::format("open({})", start_.file()));
-    const auto feed = stream::fd_feed(fd.get());
+    GW_ASSIGN_OR_RETURN(const auto feed, stream::image_feed(fd.get(), start_.key_file()));
     stream::Reader reader(
         *feed, later_ == nullptr ? stream::PageData::kBuffered : stream::PageData::kSkipped);
     for (bool final = false;;) {

@@ -163,7 +163,7 @@ grpc::Status ApiService::Restore(grpc::ServerContext* context, const api::Restor
     return relay(*(*peer)->user->Restore(call.get(), *request), *out, **peer);
   }
   const auto cancelled = [context] { return context->IsCancelled(); };
-  return send_result(is_vm_image(request->file())
+  return send_result(is_vm_image(request->file(), request->key_file())
                          ? VmRestore(node_, to_stream(*out), cancelled).restore(*request)
                          : restore(node_, *request, to_stream(*out), cancelled),
                      *out);

@@ -13,6 +13,7 @@
 #include "node/new_service.h"
 #include "node/node.h"
 #include "node/replica_session.h"
+#include "stream/sealed.h"
 #include "stream/stream.h"
 
 namespace godwit::node {
@@ -92,9 +93,12 @@ static absl::Status localise(capsule::CapsuleSpec& spec) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file) {
+absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file,
+                                                       const std::string& key_file) {
   GW_ASSIGN_OR_RETURN(const UniqueFd fd, kernel::open(file, O_RDONLY | O_CLOEXEC));
-  const auto feed = stream::fd_feed(fd.get());
+  auto opened = stream::image_feed(fd.get(), key_file);
+  if (!opened.ok()) return annotate(opened.status(), file);
+  const auto feed = *std::move(opened);
   stream::Reader reader(*feed);
   while (true) {
     auto frame = reader.next();
@@ -115,7 +119,12 @@ absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file) 
 absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest& request,
                                            const SourceMigration::OnProgress& on_progress,
                                            const SourceMigration::Cancelled& cancelled) {
-  GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec, read_capsule_spec(request.file()));
+  if (request.lazy() && !request.key_file().empty())
+    return make_error(absl::StatusCode::kInvalidArgument,
+                      "{}: an encrypted file is read in order; restore it without --lazy",
+                      request.file());
+  GW_ASSIGN_OR_RETURN(capsule::CapsuleSpec spec,
+                      read_capsule_spec(request.file(), request.key_file()));
   GW_RETURN_IF_ERROR(localise(spec));
   if (!request.name().empty()) spec.set_name(request.name());
   GW_RETURN_IF_ERROR(capsule::check_name(spec.name()));
@@ -160,6 +169,7 @@ absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest
   start.set_node(node.config().local());
   start.set_state_dir(node.config().state_dir);
   start.set_file(request.file());
+  start.set_key_file(request.key_file());
   start.set_lazy(request.lazy());
   start.set_bandwidth_bytes_per_s(request.bandwidth_bytes_per_s());
   const SpareMover::Pause pause(node.spare_mover());

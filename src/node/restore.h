@@ -19,7 +19,8 @@ constexpr char kCapsuleSection[] = "capsule_spec";
 // In a file a capsule's clocks are offsets to the wall clock, the one thing that machines and boots
 // have in common: a restored capsule's clocks have gone on by the time that it was a file.
 capsule::CapsuleSpec portable_spec(capsule::CapsuleSpec spec);
-absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file);
+absl::StatusOr<capsule::CapsuleSpec> read_capsule_spec(const std::string& file,
+                                                       const std::string& key_file);
 
 // Blocks until it runs or has failed; then nothing is left.
 absl::StatusOr<api::MigrateResult> restore(Node& node, const api::RestoreRequest& request,

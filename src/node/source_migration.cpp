@@ -456,6 +456,7 @@ absl::StatusOr<api::MigrateResult> SourceMigration::checkpoint(
   };
   migration::MoverStart start = describe(migration::ROLE_CHECKPOINT);
   start.set_file(request.file());
+  start.set_key_file(request.key_file());
   start.set_leave_running(request.leave_running());
   start.set_with_files(request.with_files());
   start.set_verify(request.verify());

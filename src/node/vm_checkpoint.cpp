@@ -17,6 +17,7 @@
 #include "node/node.h"
 #include "node/vm_precheck.h"
 #include "node/vms.h"
+#include "stream/sealed.h"
 
 namespace godwit::node {
 namespace {
@@ -166,6 +167,8 @@ absl::Status VmCheckpoint::prepare() {
     GW_ASSIGN_OR_RETURN(*each.mutable_hash(), hash_file(*hypervisor_, each.path()));
   }
   GW_ASSIGN_OR_RETURN(file_, migration::create_image(migration::partial_image(request_.file())));
+  // Now, so that a key that is none stops nothing.
+  GW_ASSIGN_OR_RETURN(sink_, stream::image_sink(file_.get(), request_.key_file()));
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return errno_status(errno, "pipe2()");
   memory_.reset(ends[0]);
@@ -202,8 +205,7 @@ absl::Status VmCheckpoint::prepare() {
 }
 
 absl::Status VmCheckpoint::write() {
-  const auto sink = stream::fd_sink(file_.get());
-  stream::Writer writer(*sink);
+  stream::Writer writer(*sink_);
   stream::Preamble preamble;
   const bool compressed = !request_.compress().empty() && request_.compress() != "none";
   preamble.version = compressed ? stream::kVersionCompressed : stream::kVersion;

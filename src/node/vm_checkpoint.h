@@ -83,6 +83,7 @@ class VmCheckpoint {
   UniqueFd memory_;  // the pipe's reading end
   VmDrain drain_;
   UniqueFd file_;
+  std::unique_ptr<stream::Sink> sink_;  // into file_
   std::unique_ptr<vm::Hypervisor::Subscription> watch_;
   api::MigrationStatistics statistics_;
   int64_t begun_ns_ = 0;

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "capsule/content_hash.h"
 #include "kernel/syscalls.h"
+#include "stream/sealed.h"
 
 namespace godwit::node {
 namespace {
@@ -166,11 +167,12 @@ absl::StatusOr<std::string> hash_file(vm::Hypervisor& hypervisor, const std::str
   return hasher.value();
 }
 
-bool is_vm_image(const std::string& file) {
+bool is_vm_image(const std::string& file, const std::string& key_file) {
   const auto fd = kernel::open(file, O_RDONLY | O_CLOEXEC);
   if (!fd.ok()) return false;
-  const auto feed = stream::fd_feed(fd->get());
-  stream::Reader reader(*feed);
+  const auto feed = stream::image_feed(fd->get(), key_file);
+  if (!feed.ok()) return false;
+  stream::Reader reader(**feed);
   for (;;) {
     const auto frame = reader.next();
     if (!frame.ok()) return false;

@@ -71,7 +71,7 @@ absl::StatusOr<std::string> hash_file(vm::Hypervisor& hypervisor, const std::str
 
 // Whether a checkpoint's first section says so. An error of what is no checkpoint is left to
 // whoever reads it.
-bool is_vm_image(const std::string& file);
+bool is_vm_image(const std::string& file, const std::string& key_file);
 
 }  // namespace godwit::node
 

@@ -22,6 +22,7 @@
 #include "node/vm_precheck.h"
 #include "node/vm_relay.h"
 #include "node/vms.h"
+#include "stream/sealed.h"
 #include "vm/domain_change.h"
 #include "vm/saved_domain.h"
 
@@ -102,12 +103,20 @@ absl::StatusOr<api::MigrateResult> VmRestore::restore(const api::RestoreRequest&
   return conclude(restored);
 }
 
+// From the beginning, for each pass anew.
+absl::StatusOr<std::unique_ptr<stream::Feed>> VmRestore::open_stream() {
+  if (::lseek(file_.get(), 0, SEEK_SET) != 0) return errno_status(errno, "lseek()");
+  auto feed = stream::image_feed(file_.get(), request_.key_file());
+  if (!feed.ok()) return annotate(feed.status(), request_.file());
+  return feed;
+}
+
 absl::Status VmRestore::read_image() {
   GW_ASSIGN_OR_RETURN(file_, kernel::open(request_.file(), O_RDONLY | O_CLOEXEC));
   struct stat status {};
   if (::fstat(file_.get(), &status) != 0) return errno_status(errno, "fstat()");
   file_bytes_ = static_cast<uint64_t>(status.st_size);
-  const auto feed = stream::fd_feed(file_.get());
+  GW_ASSIGN_OR_RETURN(const auto feed, open_stream());
   bool found = false;
   VmImageReader reader;
   reader.on_image = [&](const VmImage& image) {
@@ -218,9 +227,7 @@ absl::Status VmRestore::claim() {
 
 // All of the file is read, so that nothing runs that is not whole.
 absl::Status VmRestore::make_disks() {
-  // Its own description of what is read: that begins anew.
-  if (::lseek(file_.get(), 0, SEEK_SET) != 0) return errno_status(errno, "lseek()");
-  const auto feed = stream::fd_feed(file_.get());
+  GW_ASSIGN_OR_RETURN(const auto feed, open_stream());
   VmImageReader reader;
   reader.on_image = [](const VmImage&) { return absl::OkStatus(); };
   reader.on_space = [&](uint64_t number, const VmSpace& told) { return begin_space(number, told); };
@@ -370,8 +377,7 @@ absl::Status VmRestore::feed_memory(int fifo) {
   };
   const std::string head = vm::saved_domain_head(image_.xml());
   GW_RETURN_IF_ERROR(write_all(std::as_bytes(std::span(head))));
-  if (::lseek(file_.get(), 0, SEEK_SET) != 0) return errno_status(errno, "lseek()");
-  const auto feed = stream::fd_feed(file_.get());
+  GW_ASSIGN_OR_RETURN(const auto feed, open_stream());
   const uint64_t end = spaces_[kVmMemory].told.bytes();
   const std::vector<std::byte> zeros(size_t{1} << 20);
   uint64_t at = 0;

@@ -44,6 +44,7 @@ class VmRestore {
     VmSpace told;
     std::unique_ptr<vm::Hypervisor::FileWriter> writer;  // none: memory
   };
+  absl::StatusOr<std::unique_ptr<stream::Feed>> open_stream();
   absl::Status read_image();
   absl::Status become();
   absl::Status judge(api::MigrateResult& result);

@@ -73,6 +73,49 @@ def what_cannot_be_written_says_why(lab, address, folder):
     expect("it does not run on", redis(lab, address, "ping") == "PONG")
 
 
+def key_file(folder, name):
+    path = os.path.join(folder, name)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(os.urandom(32))
+    return path
+
+
+def a_sealed_file_opens_with_its_key_alone(lab, address, plain, folder):
+    key, other = key_file(folder, "key"), key_file(folder, "other")
+    path = os.path.join(folder, "sealed.gw")
+    redis(lab, address, "set", "key", "a secret of sixteen letters")
+    os.chmod(key, 0o644)
+    done = lab("checkpoint", "store", "-o", path, "--encrypt", key, check=False)
+    expect("a key that all can read: %s" % done.stderr,
+           done.returncode != 0 and "chmod 600" in done.stdout + done.stderr)
+    expect("a file for no key", not os.path.exists(path))
+    expect("it does not run on", redis(lab, address, "ping") == "PONG")
+    os.chmod(key, 0o600)
+    lab("checkpoint", "store", "-o", path, "--encrypt", key, "--compress", "lz4")
+    with open(path, "rb") as file:
+        stored = file.read()
+    expect("it can be read", b"a secret of sixteen letters" not in stored)
+    bad = os.path.join(folder, "changed")
+    with open(bad, "wb") as file:
+        file.write(stored[:5000] + bytes([stored[5000] ^ 1]) + stored[5001:])
+    for what, said, words in (
+            ("no key", "it is encrypted", (path,)),
+            ("another key", "the key is another one", (path, "--decrypt", other)),
+            ("a changed file", "offset", (bad, "--decrypt", key)),
+            ("a plain file", "it is not encrypted", (plain, "--decrypt", key))):
+        for command in (("restore",), ("image", "show")):
+            done = lab(*command, *words, check=False)
+            expect("%s: %s" % (what, done.stdout + done.stderr),
+                   done.returncode != 0 and said in done.stdout + done.stderr)
+        expect("%s: services %s" % (what, names(lab)), names(lab) == [])
+    done = lab("restore", path, "--lazy", "--decrypt", key, check=False)
+    expect("read in any order: %s" % done.stderr, done.returncode != 0 and names(lab) == [])
+    image = json.loads(lab("image", "show", path, "--decrypt", key, "--json").stdout)
+    expect("not complete", image["complete"])
+    lab("restore", path, "--decrypt", key)
+    expect("data", redis(lab, address, "get", "key") == "a secret of sixteen letters")
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="godwit-test-") as folder, \
             godwit_lab.Lab(sys.argv[1]) as lab:
@@ -95,6 +138,7 @@ def main():
         expect("clock went back", uptime(lab) >= before)
         lab.move("store", "n1")
         expect("data after a move", redis(lab, address, "get", "key") == "later")
+        a_sealed_file_opens_with_its_key_alone(lab, address, path, folder)
     return 0
 
 

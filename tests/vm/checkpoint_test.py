@@ -147,11 +147,15 @@ class Checkpoint:
                0 < result["freeze_ns"] < result["total_ns"] / 2)
         expect("no answer was wrong: %s" % mark, mark["wrong"] == mark["lost"] == 0)
         self.runs_as_before("n1")
-        self.save("small", "--leave-running", "--compress", "zstd", "--with-files")
+        with open(os.open(self.file("key"), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as key:
+            key.write(os.urandom(32))
+        self.save("small", "--leave-running", "--compress", "zstd", "--with-files",
+                  "--encrypt", self.file("key"))
         expect("it is smaller", os.path.getsize(self.file("small")) <
                os.path.getsize(self.file("one")) * 0.7)
         expect("mode 0600", os.stat(self.file("one")).st_mode & 0o777 == 0o600)
-        shown = json.loads(self.lab("image", "show", self.file("small"), "--json").stdout)
+        shown = json.loads(self.lab("image", "show", self.file("small"), "--decrypt", self.file("key"),
+                                    "--json").stdout)
         expect("image show: %s" % shown, shown["complete"] and shown["vm"]["memory_bytes"] ==
                256 << 20 and [(each["target"], each["carried"]) for each in shown["vm"]["disks"]] ==
                [("vda", True), ("vdb", True), ("hda", True)])
@@ -208,7 +212,10 @@ class Checkpoint:
 
     def beside(self):
         os.unlink(os.path.join(self.lab.disk_folder("n2"), "medium.iso"))
-        result = self.restore("small", "--node", "n2", "--name", "copy")
+        no_key = self.restore("small", "--node", "n2", "--name", "copy", check=False)
+        expect("it takes a key: %s" % no_key, "it is encrypted" in no_key["error"])
+        result = self.restore("small", "--node", "n2", "--name", "copy",
+                              "--decrypt", self.file("key"))
         expect("it says that it is not connected: %s" % result,
                [each["code"] for each in result["warnings"]] == ["vm.unplugged"])
         expect("it has disks of its own: %s" % self.disks("n2"),
