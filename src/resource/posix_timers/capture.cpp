@@ -2,6 +2,7 @@
 // timer_gettime(2) by the process itself.
 #include <signal.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <string>
@@ -106,7 +107,9 @@ absl::Status PosixTimersResource::precheck(const TaskView& view,
   const std::string object = fmt::format("process {}", view.tgid.value);
   const absl::StatusOr<std::vector<kernel::PosixTimer>> timers =
       kernel::read_timers(view.host_tgid);
-  if (errno_of(timers.status()) == ENOENT) {
+  // Else it has ended, which is its caller's to know.
+  if (errno_of(timers.status()) == ENOENT &&
+      errno_of(kernel::read_timers(HostPid{::getpid()}).status()) == ENOENT) {
     refusals.push_back({.code = "posix_timers.unreadable",
                         .object = object,
                         .reason = "its POSIX timers cannot be read: no /proc/PID/timers",

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <thread>
 
@@ -141,6 +142,19 @@ TEST(PosixTimersTest, AThreadsClockAmongSeveralThreadsIsRefused) {
   EXPECT_EQ(refusals[0].code, "posix_timers.thread_clock");
   EXPECT_EQ(source.capture(posix_timers_resource()).status().code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(PosixTimersTest, AProcessThatHasEndedIsNotTakenForAnotherKernel) {
+  StoppedChild source;
+  TaskView view = source.view();
+  const pid_t ended = ::fork();
+  if (ended == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(ended, nullptr, 0), ended);
+  view.host_tgid = HostPid{ended};
+  std::vector<Refusal> refusals;
+  const absl::Status checked = posix_timers_resource().precheck(view, refusals);
+  EXPECT_EQ(errno_of(checked), ENOENT) << checked;
+  EXPECT_TRUE(refusals.empty());
 }
 
 TEST(PosixTimersTest, NonsenseIsRefused) {
