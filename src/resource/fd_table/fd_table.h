@@ -137,7 +137,6 @@ class Descriptors {
   absl::Status add(const FdHolder& holder, int fd);
   absl::StatusOr<size_t> find_or_add(const FdHolder& holder, int fd, UniqueFd duplicate);
   void add_entry(const FdHolder& holder, int fd, size_t index);
-  absl::StatusOr<bool> knows(int fd, const struct stat& stat) const;
   std::vector<Description> descriptions_;
   absl::flat_hash_map<ImagePid, FdTableState> tables_;
   struct SameInode {

@@ -1,13 +1,12 @@
 // Descriptions that no process has open: they are in messages that nobody has received yet.
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 
 #include "base/status.h"
-#include "kernel/syscalls.h"
 #include "resource/fd_table/fd_table.h"
 #include "resource/fd_table/reading.h"
+#include "resource/same_description.h"
 #include "resource/unix_socket/unix_socket.h"
 
 namespace godwit::resource {
@@ -21,25 +20,16 @@ constexpr uint64_t kUnderWay = uint64_t{1} << 61;
 
 }  // namespace
 
-absl::StatusOr<bool> Descriptors::knows(int fd, const struct stat& stat) const {
-  const HostPid self{::getpid()};
-  for (const OpenFile* one : with_inode(stat.st_dev, stat.st_ino)) {
-    bool same = S_ISSOCK(stat.st_mode);
-    if (!same && one->fd >= 0)
-      GW_RETURN_IF_ERROR(kernel::kcmp_same_file(self, fd, self, one->fd, same));
-    if (same) return true;
-  }
-  return false;
-}
-
 absl::Status Descriptors::add_under_way() {
   for (size_t i = 0; i < descriptions_.size(); ++i) {
     if (descriptions_[i].kind != &unix_socket_kind() || descriptions_[i].file.fd < 0) continue;
     GW_ASSIGN_OR_RETURN(std::vector<UniqueFd> rights, unix_rights_under_way(descriptions_[i].file));
     for (UniqueFd& fd : rights) {
       GW_ASSIGN_OR_RETURN(OpenFile file, file_of({}, -1, fd.get()));
-      GW_ASSIGN_OR_RETURN(const bool known, knows(fd.get(), file.stat));
-      if (known) continue;
+      GW_ASSIGN_OR_RETURN(
+          const uint64_t known,
+          same_description(fd.get(), file.stat, with_inode(file.stat.st_dev, file.stat.st_ino)));
+      if (known != 0) continue;
       if (!S_ISSOCK(file.stat.st_mode)) file.id = kUnderWay | (descriptions_.size() + 1);
       by_inode_[{file.stat.st_dev, file.stat.st_ino}].indexes.push_back(descriptions_.size());
       descriptions_.push_back({std::move(file), std::move(fd), nullptr, std::nullopt, nullptr});

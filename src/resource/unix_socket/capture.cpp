@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "kernel/syscalls.h"
+#include "resource/same_description.h"
 #include "resource/signal_owner/signal_owner.h"
 #include "resource/socket_options/options.h"
 #include "resource/unix_socket/diag.h"
@@ -141,15 +142,7 @@ absl::Status read_credentials(const msghdr& message, UnixMessage& out) {
 absl::StatusOr<uint64_t> description_of(int fd, const CaptureContext& context) {
   struct stat stat {};
   if (::fstat(fd, &stat) != 0) return errno_status(errno, fmt::format("fstat({})", fd));
-  const HostPid self{::getpid()};
-  for (const OpenFile* one : context.with_inode(stat.st_dev, stat.st_ino)) {
-    // A socket's inode belongs to one description.
-    bool same = S_ISSOCK(stat.st_mode);
-    if (!same && one->fd >= 0)
-      GW_RETURN_IF_ERROR(kernel::kcmp_same_file(self, fd, self, one->fd, same));
-    if (same) return one->id;
-  }
-  return 0;
+  return same_description(fd, stat, context.with_inode(stat.st_dev, stat.st_ino));
 }
 
 // What is done with each message: its bytes, the receive call's header, what was passed in it.
