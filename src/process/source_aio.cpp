@@ -152,7 +152,8 @@ absl::Status Source::capture_aio() {
 void Source::note_direct_io() {
   for (auto& [pid, process] : processes_) process.direct_io = false;
   for (const auto& description : descriptors_->descriptions()) {
-    if (description.kind == nullptr || description.kind->name() == "pipe" ||
+    // Of pipes, named or not, it says that each write is a packet (pipe(2)).
+    if (description.kind == nullptr || S_ISFIFO(description.file.stat.st_mode) ||
         (description.file.status_flags & O_DIRECT) == 0)
       continue;
     for (const auto& [tgid, table] : descriptors_->tables())
